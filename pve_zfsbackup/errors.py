@@ -1,0 +1,132 @@
+"""One tree of faults.
+
+Expected obstacles (a diverged replica, a guest that is locked) are values, see `model.Conflict`; what is
+raised is a fault. Each fault carries what to do next (`hint`) and whether trying again may help (`transient`);
+it is classified once, in `host/`, and nobody else reads error texts.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line, a contract: cron jobs and monitoring read them."""
+
+    OK = 0
+    PARTIAL = 1
+    FAILED = 2
+    CONFIG = 3
+    LOCKED = 4
+
+
+class BackupError(Exception):
+    """Anything that went wrong: what happened, on which object; `hint` says what to do next."""
+
+    exit_code: ExitCode = ExitCode.FAILED
+    transient: bool = False
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(BackupError):
+    """The configuration, or a file it names, cannot be used. Carries every problem found, not the first."""
+
+    exit_code = ExitCode.CONFIG
+
+    def __init__(self, problems: list[str], *, hint: str = "") -> None:
+        super().__init__("\n".join(problems), hint=hint)
+        self.problems = problems
+
+
+class LockedError(BackupError):
+    """Another run of pve-zfsbackup holds the lock."""
+
+    exit_code = ExitCode.LOCKED
+
+
+class CommandError(BackupError):
+    """A program failed. The message holds program, object and the last lines of its stderr."""
+
+    def __init__(self, message: str, *, hint: str = "", stderr: str = "", returncode: int = 1) -> None:
+        super().__init__(message, hint=hint)
+        self.stderr = stderr
+        self.returncode = returncode
+
+
+class CommandTimeoutError(CommandError):
+    """A program did not end within its time; whether its work was done is unknown."""
+
+    transient = True
+
+
+class HostUnreachableError(CommandError):
+    """ssh could not reach the host, or the connection broke (ssh exit status 255)."""
+
+    transient = True
+
+
+class HostKeyError(CommandError):
+    """The host's key is unknown or changed: never connect, a person must look."""
+
+
+class ZfsError(CommandError):
+    """`zfs` or `zpool` failed for a reason that has no class of its own."""
+
+
+class DatasetNotFoundError(ZfsError):
+    """The dataset or snapshot does not exist: the only answer that means absence."""
+
+
+class SnapshotHeldError(ZfsError):
+    """A snapshot cannot be destroyed because somebody holds it."""
+
+
+class SnapshotBusyError(ZfsError):
+    """Dataset is busy or has dependent clones; may pass by itself."""
+
+    transient = True
+
+
+class DestinationModifiedError(ZfsError):
+    """The target was written, or has snapshots the source does not know. Never forced."""
+
+
+class OutOfSpaceError(ZfsError):
+    """No space or quota exceeded. Nothing is deleted to make room."""
+
+
+class FeatureMissingError(ZfsError):
+    """The target's ZFS or pool lacks a feature the stream needs."""
+
+
+class PveError(BackupError):
+    """The Proxmox API refused or failed. `status` is the HTTP status, 0 when there was none."""
+
+    def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class PveUnreachableError(PveError):
+    """No answer from the API (connection, TLS, time-out, 595-599). Whether the call took effect is unknown."""
+
+    transient = True
+
+
+class AgentError(PveError):
+    """The guest agent answered with an error inside HTTP 200 (pve-facts §d), or is not there."""
+
+
+class FreezeError(BackupError):
+    """The guest could not be frozen and the policy requires it."""
+
+
+class VerificationError(BackupError):
+    """What was read back is not what was done."""
