@@ -95,6 +95,118 @@ class Guest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RawGuest:
+    """A guest as the Proxmox API answers, before anybody judged its disks (`plan.discovery` does).
+
+    `config` is what runs (`current=1`), every value as text; `pending` holds what the next start changes:
+    key -> new value, or None where the key is deleted (pve-facts §a).
+    """
+
+    vmid: Vmid
+    kind: GuestKind
+    node: str
+    name: str = ""
+    status: str = "stopped"
+    config: Mapping[str, str] = field(default_factory=dict)
+    pending: Mapping[str, str | None] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    pool: str = ""
+    lock: str = ""
+    template: bool = False
+    qmp_status: str = ""  # "" when unknown; a paused VM has the status "running"
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """An entry of storage.cfg (pve-facts §c). `nodes` empty means every node; `pool` only for zfspool."""
+
+    id: str
+    type: str
+    pool: str = ""
+    nodes: frozenset[str] = frozenset()
+    disabled: bool = False
+    mountpoint: str = ""
+    content: frozenset[str] = frozenset()
+
+
+class SelectorKind(StrEnum):
+    ALL = "all"
+    VMID = "vmid"
+    NAME = "name"
+    TAG = "tag"
+    POOL = "pool"
+    STORAGE = "storage"
+    NODE = "node"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selector:
+    """Which guests: one word of a job's list or of the command line, see `parse_selector`."""
+
+    kind: SelectorKind
+    text: str  # as written
+    low: int = 0
+    high: int = 0
+    pattern: str = ""
+    negated: bool = False
+
+    @property
+    def explicit(self) -> bool:
+        """Names one guest, so that its absence is worth telling."""
+        if self.kind is SelectorKind.NAME:
+            return not set("*?[") & set(self.pattern)
+        return self.kind is SelectorKind.VMID and self.low == self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskPattern:
+    """Which disks: a key with wildcards, of one guest or of all."""
+
+    text: str
+    key: str
+    vmid: Vmid | None = None
+
+
+SELECTOR_FORMS: Final = (
+    "all, a vmid (100), a range (100-199), or name:web*, tag:prod, pool:production, storage:fast, node:pve1"
+)
+DISK_FORMS: Final = "a disk key (scsi1, mp*) or VMID:key (101:scsi1)"
+_VMID: Final = re.compile(r"([1-9][0-9]{2,8})(?:-([1-9][0-9]{2,8}))?\Z")
+_DISK: Final = re.compile(r"(?:([1-9][0-9]{2,8}):)?([a-z*?][a-z0-9*?\[\]-]*)\Z")
+
+
+def parse_selector(text: str) -> Selector:
+    """Read one selector; a leading `!` excludes. Raises ValueError naming the forms that are understood."""
+    negated = text.startswith("!")
+    word = text[1:].strip() if negated else text.strip()
+    if word == SelectorKind.ALL:
+        return Selector(kind=SelectorKind.ALL, text=text, negated=negated)
+    if match := _VMID.match(word):
+        low, high = int(match[1]), int(match[2] or match[1])
+        if low > high:
+            raise ValueError(f"{text!r} is an empty range")
+        return Selector(kind=SelectorKind.VMID, text=text, low=low, high=high, negated=negated)
+    kind, colon, pattern = word.partition(":")
+    if colon and pattern and kind in set(SelectorKind) - {SelectorKind.ALL, SelectorKind.VMID}:
+        return Selector(kind=SelectorKind(kind), text=text, pattern=pattern, negated=negated)
+    raise ValueError(f"expected {SELECTOR_FORMS}")
+
+
+def parse_disk_pattern(text: str) -> DiskPattern:
+    """Read `scsi1`, `mp*` or `101:scsi1`. Raises ValueError naming the forms that are understood."""
+    match = _DISK.match(text)
+    if not match:
+        raise ValueError(f"expected {DISK_FORMS}")
+    return DiskPattern(text=text, key=match[2], vmid=Vmid(int(match[1])) if match[1] else None)
+
+
+def printable(text: str) -> str:
+    """Names are hostile text: line breaks, escapes and direction marks become visible, the rest stays."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A ZFS snapshot. `point` is set only when it is ours: our name and our property, agreeing."""
 
@@ -203,14 +315,17 @@ def decode_disks(text: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep:
-    """Proxmox's `keep-*` (pve-facts; same meaning). All zero keeps everything."""
+    """Proxmox's `keep-*` (pve-facts; same meaning). All zero keeps everything.
 
-    last: int = 0
-    hourly: int = 0
-    daily: int = 0
-    weekly: int = 0
-    monthly: int = 0
-    yearly: int = 0
+    The help texts are here because the configuration's reference is made from them.
+    """
+
+    last: int = field(default=0, metadata={"help": "the newest N points"})
+    hourly: int = field(default=0, metadata={"help": "the newest point of each of the last N hours with one"})
+    daily: int = field(default=0, metadata={"help": "the newest point of each of the last N days with one"})
+    weekly: int = field(default=0, metadata={"help": "the newest point of each of the last N weeks with one"})
+    monthly: int = field(default=0, metadata={"help": "the newest point of each of the last N months with one"})
+    yearly: int = field(default=0, metadata={"help": "the newest point of each of the last N years with one"})
 
     @property
     def everything(self) -> bool:
