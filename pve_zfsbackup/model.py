@@ -6,7 +6,7 @@ Identity of a snapshot is its guid; order is createtxg within one pool; names ar
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Literal, NewType
@@ -222,6 +222,7 @@ class Snapshot:
     point: PointId | None = None
     disks: str = ""  # the point's disks, see `encode_disks`
     consistency: str = ""
+    volume: Guid = Guid("")  # on a target: guid of the source dataset it was taken of, set when it is marked
 
     @property
     def full_name(self) -> str:
@@ -285,6 +286,8 @@ class Point:
     """A recovery point as found on one host: one guest at one instant.
 
     `disks` are those the point was made of; `snapshots` those present here. Complete means all of them are.
+    `gone` are disks whose dataset no longer exists on the source: nothing failed, an administrator removed it.
+    A snapshot that fits no disk (never seen but after tampering) stands under its dataset's name.
     """
 
     id: PointId
@@ -293,24 +296,44 @@ class Point:
     consistency: str
     disks: Mapping[str, str]  # key -> volid
     snapshots: Mapping[str, Snapshot]  # key -> snapshot
+    gone: frozenset[str] = frozenset()
 
     @property
     def complete(self) -> bool:
-        return bool(self.disks) and set(self.snapshots) == set(self.disks)
+        return bool(self.disks) and self.disks.keys() <= self.snapshots.keys()
 
     @property
     def stamp(self) -> str:
         return self.id.partition("/")[2]
 
 
-def encode_disks(disks: Mapping[str, str]) -> str:
-    """The value of the `disks` property: `scsi0=local-zfs:vm-100-disk-0,scsi1=fast:vm-100-disk-0`."""
-    return ",".join(f"{key}={volid}" for key, volid in sorted(disks.items()))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointDisk:
+    """A disk of a point: the key in the guest's configuration, its volid and its source dataset's guid then."""
+
+    key: str
+    volid: str
+    guid: Guid
 
 
-def decode_disks(text: str) -> dict[str, str]:
-    pairs = (item.partition("=") for item in text.split(",") if item)
-    return {key: volid for key, _, volid in pairs}
+def encode_disks(disks: Iterable[PointDisk]) -> str:
+    """The value of the `disks` property: `scsi0=local-zfs:vm-100-disk-0#17,scsi1=fast:vm-100-disk-0#23`.
+
+    All disks of a point carry the same value (one `zfs snapshot -o`); the guid after `#` tells which is which,
+    also after a rename. Neither `,` nor `=` nor `#` occurs in keys or in volids of ZFS storages.
+    """
+    return ",".join(f"{disk.key}={disk.volid}#{disk.guid}" for disk in sorted(disks, key=lambda disk: disk.key))
+
+
+def decode_disks(text: str) -> tuple[PointDisk, ...]:
+    """The disks of a point, in the order of the text; what cannot be read is left out."""
+    found = []
+    for item in text.split(","):
+        key, _, rest = item.partition("=")
+        volid, _, guid = rest.rpartition("#")
+        if key and volid:
+            found.append(PointDisk(key=key, volid=volid, guid=Guid(guid)))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -411,11 +434,15 @@ class AbortReceive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """Give received snapshots the properties of their source: only now they are points on the target."""
+    """Give a received snapshot the properties of its source: only now it is part of a point on the target.
+
+    Sets what the source snapshot has (point, disks, consistency, configuration) and `volume`, the source dataset's guid.
+    """
 
     host: str
     source: Snapshot
     dataset: Dataset
+    volume: Guid  # of the source dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
