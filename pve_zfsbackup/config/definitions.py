@@ -1,0 +1,205 @@
+"""Every option there is: type, default, limits and help, in one place.
+
+Loading, the example file, the reference page and the completion are all made from these classes. The YAML key
+of an option is its field's name with `-` for `_`.
+"""
+# ruff: noqa: RUF009 - `option` makes a field, as `dataclasses.field` does
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from pve_zfsbackup.config import kinds
+from pve_zfsbackup.config.kinds import Kind
+from pve_zfsbackup.model import Dataset, DiskPattern, Keep, Quiesce, Selector, SelectorKind
+
+DEFAULT_KEEP: Final = Keep(hourly=24, daily=7, weekly=4, monthly=12)
+ALL_GUESTS: Final = Selector(kind=SelectorKind.ALL, text="all")
+_KEEP_HELP: Final = (
+    "Without this section: 24 hourly, 7 daily, 4 weekly, 12 monthly. With it, only what it names counts; "
+    "an empty one ({}) or only zeros keeps everything."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """What is known about one option besides its type and default. `kind` is that of the value, of each item
+    of a list, or (for a mapping) of each key."""
+
+    help: str
+    kind: Kind | None = None
+    example: str = ""  # YAML, where the default would not be one
+    prefix: str = ""  # put before the keys of the section below
+    refers: str = ""  # the top-level section whose names the values must be
+
+
+def option(text: str, kind: Kind | None = None, *, default: object = MISSING, **about: str) -> Any:
+    """A dataclass field that carries its `Option`. Without a default the key is required; `dict` makes an empty
+    one."""
+    metadata = {"option": Option(help=text, kind=kind, **about)}
+    if default is dict:
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """How to reach the Proxmox API."""
+
+    url: str = option(
+        "Address of the API. The node itself is best: nothing leaves it.",
+        kinds.URL,
+        default="https://127.0.0.1:8006",
+    )
+    token_file: Path = option(
+        "File with the API token (USER@REALM!NAME=SECRET), readable by root only. Without the file, "
+        "pvesh is used: no token is needed then, but every call takes about a second.",
+        kinds.PATH,
+        default=Path("/etc/pve-zfsbackup/api.token"),
+    )
+    ca_file: Path = option(
+        "CA certificate that signed the certificate of the API.",
+        kinds.PATH,
+        default=Path("/etc/pve/pve-root-ca.pem"),
+    )
+    fingerprint: str | None = option(
+        "SHA-256 fingerprint of the certificate of the API; used instead of the CA.",
+        kinds.FINGERPRINT,
+        default=None,
+        example=":".join(["AB"] * 32),
+    )
+    timeout: float = option("How long to wait for an answer.", kinds.seconds(1, 600), default=30.0)
+    node: str | None = option(
+        "The node whose guests are handled. Without it: this host.", kinds.NODE, default=None, example="pve1"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A host with ZFS that receives replicas over ssh."""
+
+    name: str = ""  # its key under `targets`
+    host: str = option("Name or address of the host.", kinds.HOST, example="backup1.example.org")
+    root: Dataset = option(
+        "Dataset below which the replicas are kept. Not a pool alone, and not the dataset of a Proxmox storage.",
+        kinds.ROOT,
+        example="tank/pve-zfsbackup",
+    )
+    user: str = option("Account on the target.", kinds.USER, default="pve-zfsbackup")
+    port: int = option("Port of its ssh server.", kinds.whole(1, 65535), default=22)
+    identity_file: Path = option(
+        "Private ssh key of this node, readable by root only.",
+        kinds.PATH,
+        default=Path("/etc/pve-zfsbackup/id_ed25519"),
+    )
+    known_hosts_file: Path = option(
+        "File with the target's ssh host key. A target whose key is not in it is refused.",
+        kinds.PATH,
+        default=Path("/etc/pve-zfsbackup/known_hosts"),
+    )
+    parallel: int = option("How many disks are sent at the same time.", kinds.whole(1, 8), default=2)
+    connect_timeout: float = option("How long to wait for the connection.", kinds.seconds(1, 300), default=15.0)
+    keep: Keep = option(
+        f"History kept on the target. {_KEEP_HELP}", kinds.whole(0, 100_000), default=DEFAULT_KEEP, prefix="keep-"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Which guests are protected, how, and where they are replicated to."""
+
+    name: str = ""  # its key under `jobs`
+    guests: tuple[Selector, ...] = option(
+        f"Guests of this job: a list of {kinds.SELECTOR.expects}. '!' in front leaves guests out (in quotes). "
+        "name and tag do not mind upper and lower case; * ? [ab] are wildcards.",
+        kinds.SELECTOR,
+        example="[all]",
+    )
+    exclude: tuple[Selector, ...] = option(
+        "Guests to leave out, written the same way.",
+        kinds.SELECTOR,
+        default=(),
+        example="['tag:scratch', '900-999']",
+    )
+    exclude_disks: tuple[DiskPattern, ...] = option(
+        f"Disks to leave out: a list of {kinds.DISK.expects}. Disks with backup=0 are left out anyway.",
+        kinds.DISK,
+        default=(),
+        example="['101:scsi1']",
+    )
+    quiesce: Quiesce = option(
+        "Freeze the file systems in the guest for the moment of the snapshot. prefer: when the guest agent "
+        "answers, otherwise the point is crash-consistent and says so; require: no freeze, no point; off: never.",
+        kinds.QUIESCE,
+        default=Quiesce.PREFER,
+    )
+    freeze_limit: float = option(
+        "How long a guest may stay frozen. Windows gives up after 10 by itself.",
+        kinds.seconds(1, 120),
+        default=10.0,
+    )
+    targets: tuple[str, ...] = option(
+        "Targets the points are replicated to, by their names above. Without: snapshots on this node only.",
+        kinds.TARGET_NAME,
+        default=(),
+        example="[backup1]",
+        refers="targets",
+    )
+    keep: Keep = option(
+        f"History kept on this node. {_KEEP_HELP}", kinds.whole(0, 100_000), default=DEFAULT_KEEP, prefix="keep-"
+    )
+
+    def __post_init__(self) -> None:
+        if self.guests and all(selector.negated for selector in self.guests):
+            raise ValueError("'guests' only leaves guests out and so selects none: begin with all")
+        if any(selector.negated for selector in self.exclude):
+            raise ValueError("'exclude' leaves out what it names: no '!' here")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole file."""
+
+    api: Api = option("How to reach the Proxmox API.", default=Api())
+    targets: Mapping[str, Target] = option(
+        "Hosts with ZFS that receive replicas over ssh, by a name of your choice.",
+        kinds.TARGET_NAME,
+        default=dict,
+        example="backup1",
+    )
+    jobs: Mapping[str, Job] = option(
+        "Which guests are protected, how, and where they are replicated to, by a name of your choice.",
+        kinds.NAME,
+        default=dict,
+        example="all",
+    )
+    timezone: ZoneInfo | None = option(
+        "Time zone in which days, weeks and months of the history begin. Without it: the system's.",
+        kinds.TIMEZONE,
+        default=None,
+        example="Europe/Berlin",
+    )
+    journal_dir: Path = option(
+        "Where each run writes its journal (JSON lines).", kinds.PATH, default=Path("/var/log/pve-zfsbackup")
+    )
+    runtime_dir: Path = option(
+        "For the lock and the ssh connection; emptied by a reboot.",
+        kinds.PATH,
+        default=Path("/run/pve-zfsbackup"),
+    )
+    state_dir: Path = option(
+        "For what outlives a run, such as guests that may be frozen.",
+        kinds.PATH,
+        default=Path("/var/lib/pve-zfsbackup"),
+    )
+
+    def __post_init__(self) -> None:
+        places: dict[tuple[str, int, str], str] = {}
+        for name, target in self.targets.items():
+            other = places.setdefault((target.host.lower(), target.port, target.root), name)
+            if other != name:
+                raise ValueError(f"targets {other!r} and {name!r} are the same place: one root takes one target")

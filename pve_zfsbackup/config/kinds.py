@@ -1,0 +1,170 @@
+"""What a single value may be: one `Kind` per sort, used for loading, for the example and for the reference.
+
+A kind reads the text as it stands in the file, so YAML's own guesses (`off` is false, `1:30` is 90, `010` is 8)
+never change what an administrator wrote.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pve_zfsbackup.model import (
+    DISK_FORMS,
+    SELECTOR_FORMS,
+    SOURCE,
+    Dataset,
+    Quiesce,
+    parse_disk_pattern,
+    parse_selector,
+)
+
+RESERVED_TARGETS: Final = (SOURCE, "local")
+_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
+_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:%-]{0,252}[A-Za-z0-9])?\Z|::1\Z")
+_USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}\Z")
+_NODE: Final = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\Z")  # pve-facts §b
+_COMPONENT: Final = re.compile(r"[A-Za-z0-9_.:][A-Za-z0-9_.:-]*\Z")
+_POOL: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*\Z")
+_FINGERPRINT: Final = re.compile(r"(?:[0-9A-Fa-f]{2}:){31}[0-9A-Fa-f]{2}\Z")
+_WHOLE: Final = re.compile(r"(?:0|[1-9][0-9]{0,9})\Z")
+_DECIMAL: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?\Z")
+# ZFS allows 255 bytes in all; a replica adds storage, volume, generation and snapshot name below the root.
+_ROOT_LIMIT: Final = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """`parse` turns the text of one scalar into the value; it raises ValueError saying what was expected."""
+
+    expects: str  # for people: "a whole number from 1 to 8"
+    parse: Callable[[str], Any]
+    number: bool = False  # a quoted number is text, and reported
+    unit: str = ""
+
+
+def _matching(pattern: re.Pattern[str], expects: str) -> Kind:
+    def parse(text: str) -> str:
+        if not pattern.match(text):
+            raise ValueError(f"expected {expects}")
+        return text
+
+    return Kind(expects=expects, parse=parse)
+
+
+def whole(low: int, high: int) -> Kind:
+    """A whole number in decimal, both ends included."""
+    expects = f"a whole number from {low} to {high}"
+
+    def parse(text: str) -> int:
+        if not _WHOLE.match(text) or not low <= int(text) <= high:
+            raise ValueError(f"expected {expects}")
+        return int(text)
+
+    return Kind(expects=expects, parse=parse, number=True)
+
+
+def seconds(low: float, high: float) -> Kind:
+    """A duration in seconds, both ends included."""
+    expects = f"seconds, from {low:g} to {high:g}"
+
+    def parse(text: str) -> float:
+        if not _DECIMAL.match(text) or not low <= float(text) <= high:
+            raise ValueError(f"expected {expects}")
+        return float(text)
+
+    return Kind(expects=expects, parse=parse, number=True, unit="s")
+
+
+EnumT = TypeVar("EnumT", bound=StrEnum)
+
+
+def _choice(values: type[EnumT], aliases: dict[str, EnumT]) -> Kind:
+    *others, last = [member.value for member in values]
+    expects = f"{', '.join(others)} or {last}"
+    known = {member.value: member for member in values} | aliases
+
+    def parse(text: str) -> EnumT:
+        value = known.get(text.lower())
+        if value is None:
+            raise ValueError(f"expected {expects}")
+        return value
+
+    return Kind(expects=expects, parse=parse)
+
+
+def _path(text: str) -> Path:
+    if not text.startswith("/") or "\0" in text or ".." in text.split("/"):
+        raise ValueError("expected an absolute path without '..'")
+    return Path(text)
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        good = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or parts.scheme != "https" or parts.username is not None:
+        raise ValueError("expected https://HOST[:PORT] (never http: the token would be readable on the way)")
+    if parts.path not in {"", "/"} or parts.query or parts.fragment or not text.isprintable() or " " in text:
+        raise ValueError("expected https://HOST[:PORT] with nothing behind it")
+    return text.rstrip("/")
+
+
+def _fingerprint(text: str) -> str:
+    if not _FINGERPRINT.match(text):
+        raise ValueError("expected a SHA-256 fingerprint: 32 pairs of hexadecimal digits joined by ':'")
+    return text.upper()
+
+
+def _root(text: str) -> Dataset:
+    pool, *rest = text.split("/")
+    if len(text) > _ROOT_LIMIT:
+        raise ValueError(f"expected at most {_ROOT_LIMIT} characters: replicas get their own names below it")
+    if bad := sorted(set(text) & set("@#%")):
+        raise ValueError(f"expected a dataset, not a snapshot, bookmark or token: {bad[0]!r} is not allowed")
+    if not _POOL.match(pool) or not all(_COMPONENT.match(part) and part.strip(".") for part in rest):
+        raise ValueError("expected a dataset such as tank/pve-zfsbackup: letters, digits and _ . : - only")
+    if not rest:
+        raise ValueError(
+            f"expected a dataset below the pool, such as {pool}/pve-zfsbackup: the pool itself keeps other data"
+        )
+    return Dataset(text)
+
+
+def _timezone(text: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(text)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("expected the name of a time zone, such as Europe/Berlin") from None
+
+
+def _target_name(text: str) -> str:
+    if text in RESERVED_TARGETS:
+        raise ValueError(f"{text!r} means this node and cannot name a target")
+    if not _NAME.match(text):
+        raise ValueError(f"expected {NAME.expects}")
+    return text
+
+
+NAME: Final = _matching(_NAME, "a name of a-z, 0-9 and -, starting with a letter, at most 32 characters")
+TARGET_NAME: Final = Kind(expects=NAME.expects, parse=_target_name)
+HOST: Final = _matching(_HOST, "a host name or address")
+USER: Final = _matching(_USER, "a user name")
+NODE: Final = _matching(_NODE, "the name of a node")
+URL: Final = Kind(expects="https://HOST[:PORT]", parse=_url)
+PATH: Final = Kind(expects="an absolute path", parse=_path)
+FINGERPRINT: Final = Kind(expects="a SHA-256 fingerprint (AA:BB:…)", parse=_fingerprint)
+ROOT: Final = Kind(expects="a dataset below a pool", parse=_root)
+TIMEZONE: Final = Kind(expects="a time zone", parse=_timezone)
+SELECTOR: Final = Kind(expects=SELECTOR_FORMS, parse=parse_selector)
+DISK: Final = Kind(expects=DISK_FORMS, parse=parse_disk_pattern)
+# YAML reads a bare `off` or `no` as false; both mean what they look like.
+QUIESCE: Final = _choice(Quiesce, {"no": Quiesce.OFF, "false": Quiesce.OFF})
