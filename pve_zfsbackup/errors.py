@@ -120,6 +120,16 @@ class PveUnreachableError(PveError):
     transient = True
 
 
+class PveTrustError(PveUnreachableError):
+    """The server's certificate is not the expected one: nothing was sent, a person must look."""
+
+    transient = False
+
+
+class GuestMissingError(PveError):
+    """The guest has no configuration on that node: gone, moved, or of the other kind. PVE says 500, never 404."""
+
+
 class AgentError(PveError):
     """The guest agent answered with an error inside HTTP 200 (pve-facts §d), or is not there."""
 

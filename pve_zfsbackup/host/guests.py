@@ -1,0 +1,138 @@
+"""The guests and storages of a node as the API tells them, unjudged, and the guest's configuration file.
+
+One call per guest: `/pending` gives for every key what runs now and what the next start changes, and the
+digest among the keys (pve-facts §a).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from pve_zfsbackup.errors import GuestMissingError, PveError
+from pve_zfsbackup.host.api import Api
+from pve_zfsbackup.model import GuestKind, RawGuest, Storage, Vmid
+
+_log: Final = logging.getLogger(__name__)
+Note = Callable[[str], None]
+
+
+def node_name(configured: str = "", *, root: Path = Path("/etc/pve")) -> str:
+    """The node's name: as configured, else where `/etc/pve/local` points, else the host's short name."""
+    if configured:
+        return configured
+    try:
+        return os.readlink(root / "local").rpartition("/")[2]
+    except OSError:  # pmxcfs is not mounted, or this is no Proxmox node
+        return socket.gethostname().partition(".")[0]
+
+
+def read_version(api: Api) -> tuple[int, str]:
+    """Major version and version of Proxmox VE: `(9, "9.2.11")`."""
+    version = str(api.get("/version")["version"])
+    return int(version.partition(".")[0]), version
+
+
+def read_guests(api: Api, node: str, *, concurrency: int = 8, note: Note = _log.warning) -> tuple[RawGuest, ...]:
+    """Every guest the node owns now, by vmid. `note` is told of guests that vanished meanwhile.
+
+    Raises `PveError` when the token may see nothing: Proxmox answers that with empty lists (pve-observed 4).
+    """
+    with ThreadPoolExecutor(max(1, min(concurrency, api.parallel))) as threads:
+        lists = [
+            threads.submit(api.get, f"/nodes/{node}/qemu", full=1),  # full: tells a paused VM from a running one
+            threads.submit(api.get, f"/nodes/{node}/lxc"),
+            threads.submit(api.get, "/cluster/resources", type="vm"),
+        ]
+        vms, containers, resources = (future.result() or [] for future in lists)
+        if not vms and not containers:
+            _demand_permissions(api)
+        pools = {int(entry["vmid"]): str(entry.get("pool") or "") for entry in resources if entry.get("vmid")}
+        entries = [(GuestKind.VM, entry) for entry in vms] + [(GuestKind.CT, entry) for entry in containers]
+        items = [
+            threads.submit(_pending, api, f"/nodes/{node}/{kind}/{int(entry['vmid'])}") for kind, entry in entries
+        ]
+        guests = []
+        for (kind, entry), item in zip(entries, items, strict=True):
+            try:
+                keys = item.result()
+            except GuestMissingError:
+                note(f"{kind} {int(entry['vmid'])}: left the node while its guests were read")
+                continue
+            guests.append(_guest(kind, node, entry, keys, pools))
+    return tuple(sorted(guests, key=lambda guest: guest.vmid))
+
+
+def _demand_permissions(api: Api) -> None:
+    if not api.get("/access/permissions"):
+        raise PveError(
+            f"{api.describe()}: has no permissions at all, so no guest can be seen", hint="run pve-zfsbackup setup"
+        )
+
+
+def _pending(api: Api, guest: str) -> Sequence[Mapping[str, Any]]:
+    keys: list[Mapping[str, Any]] = list(api.get(f"{guest}/pending"))
+    if not any(item.get("key") == "digest" for item in keys):
+        config = api.get(f"{guest}/config", current=1)
+        keys.append({"key": "digest", "value": config.get("digest", "")})
+    return keys
+
+
+def _guest(
+    kind: GuestKind,
+    node: str,
+    entry: Mapping[str, Any],
+    keys: Sequence[Mapping[str, Any]],
+    pools: Mapping[int, str],
+) -> RawGuest:
+    vmid = int(entry["vmid"])
+    config = {str(item["key"]): str(item["value"]) for item in keys if item.get("value") is not None}
+    pending: dict[str, str | None] = {}
+    for item in keys:
+        if item.get("delete"):
+            pending[str(item["key"])] = None
+        elif item.get("pending") is not None:
+            pending[str(item["key"])] = str(item["pending"])
+    digest = config.pop("digest", "")
+    tags = config.get("tags", "").replace(",", ";").replace(" ", ";").split(";")
+    return RawGuest(
+        vmid=Vmid(vmid),
+        kind=kind,
+        node=node,
+        name=config.get("name") or config.get("hostname") or str(entry.get("name") or ""),
+        status=str(entry.get("status") or "unknown"),
+        config=config,
+        pending=pending,
+        tags=tuple(tag for tag in tags if tag),
+        pool=pools.get(vmid, ""),
+        lock=config.get("lock") or str(entry.get("lock") or ""),
+        template=config.get("template") == "1",
+        qmp_status=str(entry.get("qmpstatus") or ""),
+        digest=digest,
+    )
+
+
+def read_storages(api: Api) -> dict[str, Storage]:
+    """The storages by id. `/storage/{id}` needs more privileges than the list (pve-facts §a)."""
+    return {str(entry["storage"]): _storage(entry) for entry in api.get("/storage")}
+
+
+def _storage(entry: Mapping[str, Any]) -> Storage:
+    return Storage(
+        id=str(entry["storage"]),
+        type=str(entry["type"]),
+        pool=str(entry.get("pool") or "") if entry["type"] == "zfspool" else "",
+        nodes=frozenset(_words(entry.get("nodes"))),
+        disabled=bool(int(entry.get("disable") or 0)),
+        mountpoint=str(entry.get("mountpoint") or ""),
+        content=frozenset(_words(entry.get("content"))),
+    )
+
+
+def _words(text: Any) -> list[str]:
+    return [word.strip() for word in str(text or "").split(",") if word.strip()]
