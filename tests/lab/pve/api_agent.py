@@ -1,0 +1,106 @@
+"""The guest agent: QMP over the agent's unix socket, with PVE's checks, limits and texts (pve-facts §d)."""
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from fakepve.model import PveError
+
+from .node import Node, Values, api, parameter_error
+from .values import agent_enabled
+
+# Seconds, from QS/QMPClient.pm (pve-facts §d): freeze 1 h, thaw 3 min, others 5 s, the ping before each 3 s.
+LIMITS = {"guest-fsfreeze-freeze": 3600.0, "guest-fsfreeze-thaw": 180.0, "guest-fstrim": 600.0}
+PING_LIMIT = 3.0
+PLAIN_LIMIT = 5.0
+POSTS = ("ping", "fsfreeze-freeze", "fsfreeze-status", "fsfreeze-thaw", "fstrim")
+GETS = ("info", "get-fsinfo", "get-osinfo", "get-host-name", "get-time", "get-timezone", "get-users", "get-vcpus",
+        "network-get-interfaces")
+# pvedaemon has three workers and each serves one request at a time (pve-facts §a).
+WORKERS = 3
+_workers: dict[int, asyncio.Semaphore] = {}
+
+
+def _daemon() -> asyncio.Semaphore:
+    loop = id(asyncio.get_running_loop())
+    return _workers.setdefault(loop, asyncio.Semaphore(WORKERS))
+
+
+async def _exchange(socket: Path, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """One connection: synchronise, send one command, read its answer. A socket serves one client at a time."""
+    reader, writer = await asyncio.open_unix_connection(str(socket), limit=2**22)
+    try:
+        token = random.randrange(2**31)
+        sync = {"execute": "guest-sync-delimited", "arguments": {"id": token}}
+        writer.write(b"\xff" + json.dumps(sync).encode() + b"\n")
+        answer: dict[str, Any] = {}
+        while answer.get("return") != token:
+            # The agent marks its answer with 0xFF: everything before is left over from an earlier client.
+            line = await reader.readline()
+            if not line:
+                raise ConnectionResetError("the agent closed the connection")
+            answer = json.loads(line.rpartition(b"\xff")[2])
+        writer.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        line = await reader.readline()
+        if not line:
+            raise ConnectionResetError("the agent closed the connection")
+        found: dict[str, Any] = json.loads(line)
+        return found
+    finally:
+        writer.close()
+
+
+async def _ping(socket: Path) -> bool:
+    try:
+        await asyncio.wait_for(_exchange(socket, "guest-ping", {}), PING_LIMIT)
+    except TimeoutError:
+        return False
+    except (OSError, ValueError):
+        await asyncio.sleep(PING_LIMIT)  # PVE goes on trying to connect for as long
+        return False
+    return True
+
+
+async def call(node: Node, vmid: int, command: str) -> dict[str, Any]:
+    """One agent command with PVE's checks before it; returns `{"result": R}`."""
+    conf = node.etc.conf("qemu", vmid)
+    if "agent" not in conf.main:
+        raise PveError(500, "No QEMU guest agent configured")
+    if node.pid(vmid) is None:
+        raise PveError(500, f"VM {vmid} is not running")
+    if not agent_enabled(conf.main["agent"]) or not await _ping(node.qga(vmid)):
+        raise PveError(500, "QEMU guest agent is not running")
+    name = f"guest-{command}"
+    try:
+        answer = await asyncio.wait_for(_exchange(node.qga(vmid), name, {}), LIMITS.get(name, PLAIN_LIMIT))
+    except TimeoutError:
+        word = "qga" if node.major >= 9 else "qmp"
+        raise PveError(500, f"VM {vmid} {word} command '{name}' failed - got timeout") from None
+    except (OSError, ValueError):
+        raise PveError(500, f"VM {vmid} qga command '{name}' failed - client closed connection") from None
+    return {"result": answer["return"] if "return" in answer else {"error": answer["error"]}}
+
+
+def _register(method: str, command: str) -> None:
+    @api(method, f"/nodes/{{node}}/qemu/{{vmid}}/agent/{command}")
+    async def agent(node: Node, v: Values, who: str) -> Any:
+        async with _daemon():
+            return await call(node, int(v["vmid"]), command)
+
+
+for _command in POSTS:
+    _register("POST", _command)
+for _command in GETS:
+    _register("GET", _command)
+
+
+@api("POST", "/nodes/{node}/qemu/{vmid}/agent")
+async def agent_by_name(node: Node, v: Values, who: str) -> Any:
+    """The old form: the command as a parameter."""
+    if v["command"] not in POSTS + GETS:
+        raise parameter_error(command=f"value '{v['command']}' does not have a value in the enumeration "
+                                      f"'{', '.join(sorted(POSTS + GETS))}'")
+    async with _daemon():
+        return await call(node, int(v["vmid"]), v["command"])
