@@ -1,0 +1,180 @@
+"""The `zfs` commands that change something, one function each, on whichever host.
+
+Never `-F`, never `-R` or `-r` on a destroy, never a name where an identity is meant: what is destroyed is
+looked up by guid first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pve_zfsbackup.errors import DatasetNotFoundError, VerificationError
+from pve_zfsbackup.host.runner import Completed, Progress
+from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.host.zfs_errors import classified
+from pve_zfsbackup.model import Bookmark, Dataset, Guid, Resume, Send, Snapshot
+
+STALL_SECONDS = 3600.0  # a sparse increment may read for long before its first byte
+# Inert replicas: nothing mounts, shares or scans them (DESIGN §3.5). `canmount` does not inherit.
+PARENT = {"readonly": "on", "mountpoint": "none", "canmount": "off", "volmode": "none", "snapdir": "hidden"}
+
+
+def zfs(host: Host, *argv: str, timeout: float = 300.0) -> Completed:
+    """Run `zfs …` on the host; raises the classified error when it fails."""
+    done = host.run(("zfs", *argv), check=False, timeout=timeout)
+    if done.returncode:
+        raise classified(done)
+    return done
+
+
+def snapshot(host: Host, datasets: Sequence[Dataset], name: str, properties: Mapping[str, str]) -> None:
+    """All datasets of one pool at one instant, properties included: one command, one transaction group."""
+    options = [part for key, value in properties.items() for part in ("-o", f"{key}={value}")]
+    zfs(host, "snapshot", *options, "--", *(f"{dataset}@{name}" for dataset in datasets))
+
+
+def set_properties(host: Host, names: Sequence[str], properties: Mapping[str, str]) -> None:
+    zfs(host, "set", *(f"{key}={value}" for key, value in properties.items()), *names)
+
+
+def create_parent(host: Host, dataset: Dataset) -> None:
+    """Make a container for replicas; one that exists is left as it is."""
+    options = [part for key, value in PARENT.items() for part in ("-o", f"{key}={value}")]
+    done = host.run(("zfs", "create", *options, "--", dataset), check=False)
+    if done.returncode and "dataset already exists" not in done.stderr:
+        raise classified(done)
+
+
+def send_argv(step: Send | Resume, *, estimate: bool = False) -> tuple[str, ...]:
+    """The sending command. Encrypted data leaves only raw; plain data as it lies on disk (`-L -c`)."""
+    head = ("zfs", "send", *(("-nvP",) if estimate else ()))
+    if isinstance(step, Resume):
+        return (*head, "-t", step.token)
+    flags = ("-w",) if step.raw else ("-L", "-c")
+    if step.base is None:
+        return (*head, *flags, "--", step.snapshot.full_name)
+    return (*head, *flags, "-I" if step.through else "-i", step.base.full_name, "--", step.snapshot.full_name)
+
+
+def estimate(host: Host, step: Send | Resume) -> int:
+    """Bytes the stream will have, as `zfs send -nvP` reckons; 0 when it does not say."""
+    done = zfs(host, *send_argv(step, estimate=True)[1:])
+    sizes = [line.split("\t")[-1] for line in (done.stdout + done.stderr).splitlines() if line.startswith("size")]
+    return int(sizes[-1]) if sizes else 0
+
+
+def transfer(source: Host, target: Host, step: Send | Resume, progress: Progress) -> int:
+    """Move one stream; returns its bytes. What was received must be read back by the caller.
+
+    When both ends fail, the end that failed first by cause is reported: a receiver that refuses breaks the
+    sender's pipe, a sender that dies leaves the receiver an incomplete stream.
+    """
+    receive = target.argv(("zfs", "receive", "-s", "-u", "--", step.dataset))
+    sent, received, moved = source.runner.pipe(
+        source.argv(send_argv(step)), receive, progress=progress, stall=STALL_SECONDS
+    )
+    broken_pipe = sent.returncode and ("Broken pipe" in sent.stderr or sent.returncode < 0)
+    if sent.returncode and not (broken_pipe and received.returncode):
+        raise classified(sent)
+    if received.returncode:
+        if target.destination and received.returncode == 255:
+            raise target.unreachable(received)
+        raise classified(_named(received, step.dataset))
+    return moved
+
+
+def _named(received: Completed, dataset: Dataset) -> Completed:
+    return Completed(
+        argv=("zfs", "receive", dataset),
+        returncode=received.returncode,
+        stdout=received.stdout,
+        stderr=received.stderr,
+    )
+
+
+def abort_receive(host: Host, dataset: Dataset) -> None:
+    zfs(host, "receive", "-A", "--", dataset)
+
+
+def hold(host: Host, tag: str, snapshots: Sequence[Snapshot]) -> None:
+    """Hold all; those that carry the tag already are fine."""
+    _each(host, "hold", tag, snapshots, tolerated="tag already exists")
+
+
+def release(host: Host, tag: str, snapshots: Sequence[Snapshot]) -> None:
+    """Release all; those without the tag are fine."""
+    _each(host, "release", tag, snapshots, tolerated="no such tag")
+
+
+def _each(host: Host, verb: str, tag: str, snapshots: Sequence[Snapshot], *, tolerated: str) -> None:
+    names = [snapshot.full_name for snapshot in snapshots]
+    done = host.run(("zfs", verb, tag, *names), check=False)
+    if not done.returncode:
+        return
+    for name in names:  # the batch is all or nothing: one by one tells which, and does the others
+        single = host.run(("zfs", verb, tag, name), check=False)
+        if single.returncode and tolerated not in single.stderr:
+            raise classified(single)
+
+
+def create_bookmark(host: Host, snapshot: Snapshot, name: str) -> None:
+    done = host.run(("zfs", "bookmark", snapshot.full_name, f"{snapshot.dataset}#{name}"), check=False)
+    if done.returncode and "bookmark exists" not in done.stderr:
+        raise classified(done)
+
+
+def destroy_bookmark(host: Host, bookmark: Bookmark) -> None:
+    try:
+        zfs(host, "destroy", bookmark.full_name)
+    except DatasetNotFoundError:
+        return  # gone is what was wanted
+
+
+def current_guids(host: Host, names: Iterable[str]) -> dict[str, Guid]:
+    """The guids these snapshots have now; those that no longer exist are left out."""
+    wanted = list(names)
+    done = host.run(("zfs", "get", "-Hp", "-o", "name,value", "guid", *wanted), check=False)
+    if done.returncode:
+        error = classified(done)
+        if not isinstance(error, DatasetNotFoundError):
+            raise error
+    return {name: Guid(guid) for name, guid in (line.split("\t") for line in done.stdout.splitlines())}
+
+
+def destroy(host: Host, snapshots: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
+    """Destroy snapshots of one dataset after checking each guid; returns those that could not be, and why.
+
+    The batch is all or nothing (one held member stalls all), so after a failure they go one by one.
+    """
+    guids = current_guids(host, (snapshot.full_name for snapshot in snapshots))
+    failed: list[tuple[Snapshot, Exception]] = []
+    present = []
+    for snap in snapshots:
+        if snap.point is None:
+            raise VerificationError(f"{snap.full_name} is not ours and will not be destroyed")
+        found = guids.get(snap.full_name)
+        if found == snap.guid:
+            present.append(snap)
+        elif found is not None:
+            failed.append((snap, VerificationError(f"{snap.full_name}: guid is {found}, planned was {snap.guid}")))
+    if not present:
+        return failed
+    batch = f"{present[0].dataset}@{','.join(snap.name for snap in present)}"
+    done = host.run(("zfs", "destroy", batch), check=False)
+    if not done.returncode:
+        return failed
+    for snap in present:
+        single = host.run(("zfs", "destroy", snap.full_name), check=False)
+        if single.returncode:
+            error = classified(single)
+            if not isinstance(error, DatasetNotFoundError):
+                failed.append((snap, error))
+    return failed
+
+
+def freed(host: Host, snapshots: Sequence[Snapshot]) -> int:
+    """Bytes that destroying these snapshots of one dataset together would free (`zfs destroy -nvp`)."""
+    batch = f"{snapshots[0].dataset}@{','.join(snap.name for snap in snapshots)}"
+    done = zfs(host, "destroy", "-nvp", batch)
+    sizes = [line.split("\t")[-1] for line in done.stdout.splitlines() if line.startswith("reclaim")]
+    return int(sizes[-1]) if sizes else 0

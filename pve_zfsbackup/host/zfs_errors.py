@@ -1,0 +1,49 @@
+"""What `zfs` meant: one table from its messages to our errors. Tested with captured stderr."""
+
+from __future__ import annotations
+
+import re
+
+from pve_zfsbackup.errors import (
+    CommandError,
+    DatasetNotFoundError,
+    DestinationModifiedError,
+    FeatureMissingError,
+    OutOfSpaceError,
+    SnapshotBusyError,
+    SnapshotHeldError,
+    ZfsError,
+)
+from pve_zfsbackup.host.runner import Completed, failure
+
+_TABLE: tuple[tuple[str, type[ZfsError], str], ...] = (
+    (r"it's being held", SnapshotHeldError, "see `zfs holds` for who holds it"),
+    (
+        r"destination .* has been modified|cannot restore to .*: destination|local origin for clone",
+        DestinationModifiedError,
+        "the replica was written; nothing is forced: look at it, then roll it back or rename it yourself",
+    ),
+    (
+        r"destination .* exists|most recent snapshot .* does not\s+match incremental source|"
+        r"does not match incremental source",
+        DestinationModifiedError,
+        "the replica is not at the expected base; the next run plans anew",
+    ),
+    (r"out of space|No space left|quota exceeded|Disk quota", OutOfSpaceError, "free space on the pool"),
+    (
+        r"stream has unsupported feature|pool must be upgraded|feature .* (?:not enabled|must be enabled)",
+        FeatureMissingError,
+        "upgrade OpenZFS or the pool on the receiving host",
+    ),
+    (r"dataset is busy|has dependent clones|currently being received", SnapshotBusyError, ""),
+    (r"dataset does not exist|could not find any snapshots to destroy|no such pool", DatasetNotFoundError, ""),
+)
+
+
+def classified(done: Completed) -> CommandError:
+    """The error for a `zfs` command that failed, by its message."""
+    plain = failure(done)
+    for pattern, kind, hint in _TABLE:
+        if re.search(pattern, done.stderr, re.IGNORECASE | re.DOTALL):
+            return kind(plain.message, hint=hint, stderr=plain.stderr, returncode=plain.returncode)
+    return ZfsError(plain.message, stderr=plain.stderr, returncode=plain.returncode)
