@@ -344,11 +344,11 @@ class Keep:
     """
 
     last: int = field(default=0, metadata={"help": "the newest N points"})
-    hourly: int = field(default=0, metadata={"help": "the newest point of each of the last N hours with one"})
-    daily: int = field(default=0, metadata={"help": "the newest point of each of the last N days with one"})
-    weekly: int = field(default=0, metadata={"help": "the newest point of each of the last N weeks with one"})
-    monthly: int = field(default=0, metadata={"help": "the newest point of each of the last N months with one"})
-    yearly: int = field(default=0, metadata={"help": "the newest point of each of the last N years with one"})
+    hourly: int = field(default=0, metadata={"help": "the newest point of each of the last N hours that have one"})
+    daily: int = field(default=0, metadata={"help": "the newest point of each of the last N days that have one"})
+    weekly: int = field(default=0, metadata={"help": "the newest point of each of the last N weeks that have one"})
+    monthly: int = field(default=0, metadata={"help": "the newest point of each of the last N months that have one"})
+    yearly: int = field(default=0, metadata={"help": "the newest point of each of the last N years that have one"})
 
     @property
     def everything(self) -> bool:
@@ -436,7 +436,7 @@ class AbortReceive:
 class Mark:
     """Give a received snapshot the properties of its source: only now it is part of a point on the target.
 
-    Sets what the source snapshot has (point, disks, consistency, configuration) and `volume`, the source dataset's guid.
+    Sets what the source snapshot has (point, disks, consistency, configuration), and `volume`.
     """
 
     host: str

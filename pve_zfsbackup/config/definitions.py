@@ -114,19 +114,19 @@ class Job:
 
     name: str = ""  # its key under `jobs`
     guests: tuple[Selector, ...] = option(
-        f"Guests of this job: a list of {kinds.SELECTOR.expects}. '!' in front leaves guests out (in quotes). "
-        "name and tag do not mind upper and lower case; * ? [ab] are wildcards.",
+        "Guests of this job, as a list. '!' in front leaves guests out (needs quotes: '!tag:scratch'). "
+        "* ? [ab] are wildcards; names and tags do not mind upper and lower case.",
         kinds.SELECTOR,
         example="[all]",
     )
     exclude: tuple[Selector, ...] = option(
-        "Guests to leave out, written the same way.",
+        "Guests to leave out, as a list of the same words.",
         kinds.SELECTOR,
         default=(),
         example="['tag:scratch', '900-999']",
     )
     exclude_disks: tuple[DiskPattern, ...] = option(
-        f"Disks to leave out: a list of {kinds.DISK.expects}. Disks with backup=0 are left out anyway.",
+        "Disks to leave out, as a list; * ? [ab] are wildcards. Those with backup=0 are left out anyway.",
         kinds.DISK,
         default=(),
         example="['101:scsi1']",
@@ -143,7 +143,7 @@ class Job:
         default=10.0,
     )
     targets: tuple[str, ...] = option(
-        "Targets the points are replicated to, by their names above. Without: snapshots on this node only.",
+        "Names of the targets the points are replicated to. Without: snapshots on this node only.",
         kinds.TARGET_NAME,
         default=(),
         example="[backup1]",

@@ -47,6 +47,7 @@ class Kind:
     parse: Callable[[str], Any]
     number: bool = False  # a quoted number is text, and reported
     unit: str = ""
+    listed: bool = False  # the words are worth telling where the option is explained
 
 
 def _matching(pattern: re.Pattern[str], expects: str) -> Kind:
@@ -164,7 +165,7 @@ PATH: Final = Kind(expects="an absolute path", parse=_path)
 FINGERPRINT: Final = Kind(expects="a SHA-256 fingerprint (AA:BB:…)", parse=_fingerprint)
 ROOT: Final = Kind(expects="a dataset below a pool", parse=_root)
 TIMEZONE: Final = Kind(expects="a time zone", parse=_timezone)
-SELECTOR: Final = Kind(expects=SELECTOR_FORMS, parse=parse_selector)
-DISK: Final = Kind(expects=DISK_FORMS, parse=parse_disk_pattern)
+SELECTOR: Final = Kind(expects=SELECTOR_FORMS, parse=parse_selector, listed=True)
+DISK: Final = Kind(expects=DISK_FORMS, parse=parse_disk_pattern, listed=True)
 # YAML reads a bare `off` or `no` as false; both mean what they look like.
 QUIESCE: Final = _choice(Quiesce, {"no": Quiesce.OFF, "false": Quiesce.OFF})

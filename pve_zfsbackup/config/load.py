@@ -80,9 +80,7 @@ def _compose(text: str, problems: Problems) -> Node | None:
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         column = len(before) - (before.rfind("\n") + 1)
-        problems.add_at(
-            before.count("\n"), column, f"the character {chr(error.character)!r} is not allowed in YAML"
-        )
+        problems.add_at(before.count("\n"), column, f"the character {chr(error.character)!r} is not allowed in YAML")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         told = printable(error.problem or error.context or "cannot be read").strip()
@@ -218,7 +216,10 @@ class _Loader:
         origin = typing.get_origin(wanted)
         if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
             return self._named_sections(node, typing.get_args(wanted)[1], about)
+        if _empty(node) and is_section(wanted) and not about.prefix:
+            return wanted()  # everything below it is commented out
         if _empty(node):
+            # For `keep` in particular, none and the default are opposites: never guess.
             value = "an empty section is written {}" if is_section(wanted) else "give a value"
             self._problems.add(node, f"nothing is set here: {value}, or leave the line out for the default")
             return BAD

@@ -174,7 +174,7 @@ def _notes(raw: RawGuest) -> list[str]:
     for key in sorted(raw.config):
         if re.fullmatch(r"virtiofs[0-9]", key):
             notes.append(f"{key} shares a directory of the host, which is not protected")
-        elif key == "lxc.mount.entry":
+        elif key == "lxc" and "lxc.mount.entry" in raw.config[key]:  # the raw lines come as one list
             notes.append("lxc.mount.entry mounts paths of the host, which are not protected")
     return notes
 
