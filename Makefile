@@ -1,0 +1,45 @@
+# `make test` and `make demo` do all their own set-up on a fresh Debian 12 or 13 as root.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export PZB_VENV ?= build/venv
+export PZB_LAB_CACHE ?= /var/cache/pve-zfsbackup-lab
+
+PYTHON ?= python3
+PHASES := $(PYTHON) tools/phases.py
+IN_VENV := $(abspath $(PZB_VENV))/bin/python
+
+.PHONY: help deb test check test-package test-lab lab demo setup clean distclean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+deb: ## build the Debian packages into build/deb/ and check them with lintian
+	@tools/build-deb
+
+test: ## everything: ruff, mypy, unit tests, package tests, lab tests (virtual machines with ZFS)
+	@$(PHASES) set-up ruff mypy unit deb package lab
+
+check: ## ruff, mypy and the unit tests: no root, no virtual machines
+	@$(PHASES) set-up ruff mypy unit
+
+test-package: ## install, use and purge the package on bookworm and trixie
+	@$(PHASES) set-up deb package
+
+test-lab: ## the tests on real ZFS
+	@$(PHASES) set-up deb lab
+
+setup: ## only the set-up: the virtual environment of the tests
+	@$(PYTHON) tools/venv.py $(PZB_VENV)
+
+lab: setup deb ## the lab's hosts, left running with a prompt
+	@$(IN_VENV) -m tests.lab up
+
+demo: setup deb ## install, set up, back up and restore on the lab's hosts
+	@$(IN_VENV) -m tests.lab.demo
+
+clean: ## remove what builds and tests left here (the lab's cached images stay)
+	rm -rf build/deb build/deb-src build/reports .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -not -path './build/*' -prune -exec rm -rf {} +
+
+distclean: clean ## and the virtual environment
+	rm -rf build
