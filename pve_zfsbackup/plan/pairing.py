@@ -1,0 +1,103 @@
+"""Which dataset of a target is the replica of which source volume, and what both have in common.
+
+Identity is the snapshot guid, never a name (DESIGN §2): renamed datasets and generations are followed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pve_zfsbackup.model import Bookmark, Dataset, Guid, Listing, PointId, Snapshot, Volume
+from pve_zfsbackup.plan.points import GENERATION, complete_points
+
+Base = Snapshot | Bookmark
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """Source and one target, indexed once for all disks; see `compare`."""
+
+    source: Listing
+    target: Listing
+    complete: frozenset[PointId]  # on the source
+    alive: frozenset[Guid]  # guids of the datasets on the source
+    holders: Mapping[Guid, tuple[Dataset, ...]]  # snapshot guid -> datasets of the target that have it
+    owned: Mapping[Guid, tuple[Dataset, ...]]  # source dataset guid -> datasets of the target received from it
+    siblings: Mapping[Dataset, tuple[Dataset, ...]]  # path without generation -> all generations there
+
+
+def compare(source: Listing, target: Listing) -> Sides:
+    """Index both listings, in one pass over each."""
+    holders: dict[Guid, list[Dataset]] = defaultdict(list)
+    owned: dict[Guid, list[Dataset]] = defaultdict(list)
+    siblings: dict[Dataset, list[Dataset]] = defaultdict(list)
+    for name in sorted(target.volumes):
+        volume = target.volumes[name]
+        for snapshot in volume.snapshots:
+            holders[snapshot.guid].append(name)
+        owned[owner(volume)].append(name)
+        siblings[usual_path(name)].append(name)
+    return Sides(
+        source=source,
+        target=target,
+        complete=complete_points(source),
+        alive=frozenset(volume.guid for volume in source.volumes.values()),
+        holders={guid: tuple(names) for guid, names in holders.items()},
+        owned={guid: tuple(names) for guid, names in owned.items() if guid},
+        siblings={path: tuple(names) for path, names in siblings.items()},
+    )
+
+
+def owner(replica: Volume) -> Guid:
+    """Guid of the source dataset the newest marked snapshot was taken of; empty when none is marked."""
+    for snapshot in sorted(replica.snapshots, key=lambda snapshot: snapshot.createtxg, reverse=True):
+        if snapshot.volume:
+            return snapshot.volume
+    return Guid("")
+
+
+def bases(source: Volume) -> tuple[Base, ...]:
+    """All a send of this volume may start from."""
+    return source.snapshots + source.bookmarks
+
+
+def common_base(source: Volume, replica: Volume) -> Base | None:
+    """The newest of the source, by its createtxg, that the replica has; a snapshot rather than its bookmark."""
+    there = {snapshot.guid for snapshot in replica.snapshots}
+    common = [base for base in bases(source) if base.guid in there]
+    return max(common, key=lambda base: (base.createtxg, isinstance(base, Snapshot), base.name), default=None)
+
+
+def find_replica(source: Volume, sides: Sides, root: Dataset, prefer: Dataset) -> Volume | None:
+    """The volume under `root` with the newest common base; among equals `prefer`, then by name.
+
+    One that was received from another dataset which still exists is that one's, even when guids are shared
+    (a disk copied with its snapshots): two sources must never feed one replica.
+    """
+    guids = {base.guid for base in bases(source)}
+    names = {name for guid in guids for name in sides.holders.get(guid, ()) if name.startswith(f"{root}/")}
+    found = []
+    for name in names:
+        replica = sides.target.volumes[name]
+        base = common_base(source, replica)
+        if base is not None and not foreign_owner(source, replica, sides):
+            found.append((base.createtxg, owner(replica) == source.guid, name == prefer, name))
+    return sides.target.volumes[max(found)[-1]] if found else None
+
+
+def foreign_owner(source: Volume, replica: Volume, sides: Sides) -> bool:
+    """Whether the replica belongs to another dataset that still exists on the source."""
+    other = owner(replica)
+    return bool(other) and other != source.guid and other in sides.alive
+
+
+def generation_path(default: Dataset, source: Volume) -> Dataset:
+    """Where a dataset with a new identity goes when its replica's usual path is taken (DESIGN §3.5)."""
+    return Dataset(f"{default}-g{f'{int(source.guid):016x}'[:8]}")
+
+
+def usual_path(path: Dataset) -> Dataset:
+    """The path without the mark of a generation."""
+    return Dataset(GENERATION.sub("", path))

@@ -1,0 +1,230 @@
+"""What has to be done to bring one disk's newest complete point to one target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from pve_zfsbackup.model import (
+    Conflict,
+    CreateBookmark,
+    CreateParent,
+    Dataset,
+    DestroyBookmark,
+    Disk,
+    Hold,
+    Mark,
+    Plan,
+    Release,
+    Send,
+    Snapshot,
+    Step,
+    Volume,
+)
+from pve_zfsbackup.plan.pairing import Base, Sides, common_base, compare, find_replica, foreign_owner, usual_path
+from pve_zfsbackup.plan.points import bookmark_name, bookmark_target, stamp_of
+from pve_zfsbackup.plan.route import ReplicationPolicy, Route, default_path, received, route
+
+__all__ = [
+    "ReplicationPolicy",
+    "Sides",
+    "common_base",
+    "compare",
+    "default_path",
+    "find_replica",
+    "plan_replication",
+]
+
+
+def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Plan:
+    """Bring the newest complete point of one disk, and ours since the common base, to the target.
+
+    `CreateParent` steps of several disks may name the same dataset: the caller drops repetitions.
+    The new hold comes before the old release, the new bookmark before the old one goes (DESIGN §3.3).
+    """
+    source = sides.source.volumes.get(disk.dataset) if disk.dataset else None
+    if source is None:
+        message = f"{disk.dataset or disk.volid} does not exist on the source"
+        return _blocked(Conflict(kind="missing-dataset", object=disk.volid, message=message))
+    ordered = sorted(source.snapshots, key=lambda snapshot: snapshot.createtxg)
+    wanted = [snapshot for snapshot in ordered if snapshot.point in sides.complete]
+    if not wanted:
+        return Plan(reasons=(f"{source.name} has no snapshot of a complete recovery point",))
+    way = route(disk, source, sides, policy)
+    if isinstance(way, Conflict):
+        return _blocked(way)
+    sends = _sends(source, ordered, wanted, way, policy)
+    top = sends[-1].snapshot if sends else way.base
+    assert top is not None  # there is something wanted: it is sent, or there is a base
+    there = (*way.snapshots, *(received(sent, way.path) for send in sends for sent in _sent(send)))
+    steps: list[Step] = [*way.steps]
+    if way.base is None:
+        steps += _parents(way.path, sides, policy)
+    steps += _marks(source, way, policy)
+    for send in sends:
+        marks = (Mark(host=policy.host, source=s, dataset=way.path, volume=source.guid) for s in _sent(send))
+        steps += [send, *marks]
+    steps += _holds(source, top, there, way.path, sides, policy)
+    steps += _bookmarks(source, top, policy)
+    warnings = (*way.warnings, *_overtaken(wanted[-1], top, there, policy))
+    return Plan(
+        steps=tuple(steps), warnings=warnings, reasons=(*way.reasons, *_explain(ordered, sends, top, policy))
+    )
+
+
+def _sends(
+    source: Volume, ordered: list[Snapshot], wanted: list[Snapshot], way: Route, policy: ReplicationPolicy
+) -> list[Send]:
+    """A full stream of the newest alone; or all wanted since the base, together where nothing else is between."""
+    base = way.base
+    groups = [[wanted[-1]]] if base is None else _groups(ordered, wanted, base, minimal=policy.minimal)
+    sends = []
+    for group in groups:
+        *through, goal = group
+        sends.append(
+            Send(
+                host=policy.host,
+                snapshot=goal,
+                base=base,
+                dataset=way.path,
+                raw=source.encrypted,
+                through=tuple(through),
+            )
+        )
+        base = goal
+    return sends
+
+
+def _groups(
+    ordered: list[Snapshot], wanted: list[Snapshot], base: Base, *, minimal: bool
+) -> list[list[Snapshot]]:
+    """Runs of wanted snapshots after the base that one `-I` can send: it takes everything in between along.
+
+    A run may grow only when its base is a snapshot (`-I` takes no bookmark) and nothing unwanted follows it.
+    """
+    groups: list[list[Snapshot]] = []
+    growing = False
+    adjacent = isinstance(base, Snapshot)  # nothing unwanted since the last one, or since the base
+    guids = {snapshot.guid for snapshot in wanted}
+    for snapshot in (snapshot for snapshot in ordered if snapshot.createtxg > base.createtxg):
+        if snapshot.guid not in guids:
+            adjacent = False
+            continue
+        if growing and adjacent:
+            groups[-1].append(snapshot)
+        else:
+            groups.append([snapshot])
+            growing = adjacent and not minimal
+        adjacent = True
+    return groups
+
+
+def _sent(send: Send) -> tuple[Snapshot, ...]:
+    return (*send.through, send.snapshot)
+
+
+def _parents(path: Dataset, sides: Sides, policy: ReplicationPolicy) -> Iterator[Step]:
+    """The root and what lies between it and the replica, where missing, outermost first."""
+    between = path.rpartition("/")[0].removeprefix(policy.root).split("/")
+    name: str = policy.root
+    for part in between:
+        name = f"{name}/{part}" if part else name
+        if name not in sides.target.volumes and name not in sides.target.roots:
+            yield CreateParent(host=policy.host, dataset=Dataset(name))
+
+
+def _marks(source: Volume, way: Route, policy: ReplicationPolicy) -> Iterator[Step]:
+    """Received, but a kill came before the mark: known by guid. A renamed one is no longer ours."""
+    ours = {snapshot.guid: snapshot for snapshot in source.snapshots if snapshot.point}
+    for snapshot in sorted(way.snapshots, key=lambda snapshot: (snapshot.createtxg == 0, snapshot.createtxg)):
+        origin = ours.get(snapshot.guid)
+        if snapshot.point is None and origin is not None and origin.name == snapshot.name:
+            yield Mark(host=policy.host, source=origin, dataset=way.path, volume=source.guid)
+
+
+def _holds(
+    source: Volume,
+    top: Base,
+    there: Iterable[Snapshot],
+    path: Dataset,
+    sides: Sides,
+    policy: ReplicationPolicy,
+) -> Iterator[Step]:
+    """Hold the newest common snapshot, then release what our tag may still hold.
+
+    A listing counts holds but does not name them: a count on the newest is taken to be ours, and one on
+    any older snapshot of ours may be. `execute` takes the release of a tag that is not there for done.
+    """
+    newest = next(snapshot for snapshot in there if snapshot.guid == top.guid)
+    if not policy.hold_tag or stamp_of(newest) is None:
+        return
+    if newest.userrefs == 0:
+        yield Hold(host=policy.host, snapshot=newest, tag=policy.hold_tag)
+    others = [snapshot for snapshot in there if snapshot.guid != top.guid]
+    for name in _old_generations(source, path, sides):
+        others += sides.target.volumes[name].snapshots
+    for snapshot in others:
+        if snapshot.userrefs and stamp_of(snapshot) is not None:
+            yield Release(host=policy.host, snapshot=snapshot, tag=policy.hold_tag)
+
+
+def _old_generations(source: Volume, path: Dataset, sides: Sides) -> list[Dataset]:
+    """Other datasets received from this source, or lying where this replica's earlier generations do.
+
+    Their newest need no hold any more: they age out by policy.
+    """
+    names = {*sides.owned.get(source.guid, ()), *sides.siblings.get(usual_path(path), ())}
+    volumes = (sides.target.volumes[name] for name in sorted(names - {path}))
+    return [volume.name for volume in volumes if not foreign_owner(source, volume, sides)]
+
+
+def _bookmarks(source: Volume, top: Base, policy: ReplicationPolicy) -> Iterator[Step]:
+    """A bookmark beside the newest common snapshot stays when that is destroyed; older ones of this target go."""
+    ours = [bookmark for bookmark in source.bookmarks if bookmark_target(bookmark) == policy.host]
+    if isinstance(top, Snapshot):
+        if top.point is None:
+            return
+        name = bookmark_name(top, policy.host)
+        same = [bookmark for bookmark in ours if bookmark.name == name]
+        for bookmark in same:
+            if bookmark.guid != top.guid:  # of a destroyed snapshot whose name was used again
+                yield DestroyBookmark(bookmark=bookmark)
+        if not any(bookmark.guid == top.guid for bookmark in same):
+            yield CreateBookmark(snapshot=top, name=name)
+        ours = [bookmark for bookmark in ours if bookmark.name != name]
+    for bookmark in sorted(ours, key=lambda bookmark: bookmark.createtxg):
+        if bookmark.createtxg < top.createtxg:
+            yield DestroyBookmark(bookmark=bookmark)
+
+
+def _overtaken(
+    goal: Snapshot, top: Base, there: Iterable[Snapshot], policy: ReplicationPolicy
+) -> Iterator[str]:
+    if top.createtxg > goal.createtxg and all(snapshot.guid != goal.guid for snapshot in there):
+        yield (
+            f"{goal.full_name} cannot be sent: {policy.host} already has {top.full_name}, which is newer; "
+            "the next point will be"
+        )
+
+
+def _explain(
+    ordered: list[Snapshot], sends: list[Send], top: Base, policy: ReplicationPolicy
+) -> Iterator[str]:
+    if not sends:
+        yield f"nothing to send: {policy.host} has {top.full_name}"
+        return
+    start = sends[0].base
+    for send in sends:
+        how = "full" if send.base is None else f"from {send.base.full_name}"
+        with_ = f", with {len(send.through)} in between" if send.through else ""
+        yield f"send {send.snapshot.full_name} {how}{with_}"
+    if start is None:
+        return
+    guids = {snapshot.guid for send in sends for snapshot in _sent(send)}
+    since = [s for s in ordered if s.createtxg > start.createtxg and s.guid not in guids]
+    for snapshot in since:
+        why = "its point is not complete here" if snapshot.point else "it is not ours"
+        yield f"{snapshot.full_name} is not sent: {why}"
+
+
+def _blocked(conflict: Conflict) -> Plan:
+    return Plan(conflicts=(conflict,), reasons=(conflict.message,))

@@ -1,0 +1,106 @@
+"""Which points stay: Proxmox's keep rules propose, protections veto, every verdict has its reasons.
+
+The rules mark as `prune_mark_backup_group` of pve-storage does (src/PVE/Storage.pm): rules in the order last,
+hourly, daily, weekly, monthly, yearly; points newest first; a period that already has a kept point is skipped;
+the newest point of a new period takes a slot, the others of that period are marked and never looked at again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, tzinfo
+
+from pve_zfsbackup.model import Guid, Keep, Point, Verdict
+
+
+def _rules(keep: Keep, tz: tzinfo) -> tuple[tuple[str, int, Callable[[int], str]], ...]:
+    """Name, count and period of each rule. Periods are of local time: the hour that DST repeats is one hour."""
+
+    def period(form: str) -> Callable[[int], str]:
+        return lambda creation: datetime.fromtimestamp(creation, tz).strftime(form)
+
+    return (
+        ("keep-last", keep.last, str),
+        ("keep-hourly", keep.hourly, period("%Y-%m-%d %H:00")),
+        ("keep-daily", keep.daily, period("%Y-%m-%d")),
+        ("keep-weekly", keep.weekly, period("%G-W%V")),
+        ("keep-monthly", keep.monthly, period("%Y-%m")),
+        ("keep-yearly", keep.yearly, period("%Y")),
+    )
+
+
+def marks(creations: Sequence[int], keep: Keep, tz: tzinfo) -> tuple[str, ...]:
+    """For each creation time, in any order, the rule that keeps it ("keep-daily 2026-11-22"), or ""."""
+    if keep.everything:
+        return ("no keep rule: all are kept",) * len(creations)
+    newest_first = sorted(range(len(creations)), key=lambda index: -creations[index])
+    marked: dict[int, str] = {}
+    for name, count, period in _rules(keep, tz):
+        if count:
+            _mark(marked, [(index, period(creations[index])) for index in newest_first], name, count)
+    return tuple(marked.get(index, "") for index in range(len(creations)))
+
+
+def _mark(marked: dict[int, str], entries: list[tuple[int, str]], name: str, count: int) -> None:
+    covered = {period for index, period in entries if marked.get(index)}
+    new: set[str] = set()
+    for index, period in entries:
+        if index in marked or period in covered:
+            continue
+        if period in new:
+            marked[index] = ""  # not kept, and no later rule looks at it
+            continue
+        if len(new) >= count:
+            return
+        new.add(period)
+        marked[index] = name if name == "keep-last" else f"{name} {period}"
+
+
+def decide_retention(
+    points: Sequence[Point],
+    keep: Sequence[Keep],
+    protections: Mapping[Guid, str],
+    *,
+    host: str,
+    tz: tzinfo,
+    now: int,
+) -> tuple[Verdict, ...]:
+    """A verdict for each point of one guest on one host, oldest first.
+
+    `keep` are the policies of all jobs that have the guest: what one of them keeps stays; none keeps all.
+    `protections` say for a snapshot's guid why it must stay. Incomplete points take no slot: they stay while
+    no complete one is newer. A point whose disk was since removed from the source counts as complete.
+    """
+    ordered = sorted(points, key=lambda point: (point.creation, point.stamp, point.id))
+    usable = [point for point in ordered if _usable(point)]
+    reasons: dict[str, list[str]] = {point.id: [] for point in ordered}
+    for rule in keep:
+        for point, mark in zip(usable, marks([point.creation for point in usable], rule, tz), strict=True):
+            if mark and mark not in reasons[point.id]:
+                reasons[point.id].append(mark)
+    for point in ordered:
+        own = reasons[point.id]
+        if not keep:
+            own.append("no policy for this host")
+        if any(rule.everything for rule in keep) and not own:
+            own.append("no keep rule: all are kept")
+        if usable and point is usable[-1]:
+            own.append("newest complete point")
+        if not _usable(point) and (not usable or point.creation >= usable[-1].creation):
+            own.append("incomplete, but newer than the newest complete point")
+        found = (protections.get(snapshot.guid) for _, snapshot in sorted(point.snapshots.items()))
+        own.extend(dict.fromkeys(reason for reason in found if reason))
+        if ordered[-1].creation > now:
+            own.append("clock: the newest point is in the future, nothing is removed")
+    return tuple(_verdict(point, host, reasons[point.id]) for point in ordered)
+
+
+def _usable(point: Point) -> bool:
+    return bool(point.disks) and point.disks.keys() <= point.snapshots.keys() | point.gone
+
+
+def _verdict(point: Point, host: str, reasons: list[str]) -> Verdict:
+    if reasons:
+        return Verdict(host=host, point=point, keep=True, reasons=tuple(reasons))
+    why = "not kept by any rule" if _usable(point) else "incomplete"
+    return Verdict(host=host, point=point, keep=False, reasons=(why,))

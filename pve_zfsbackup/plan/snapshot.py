@@ -1,0 +1,104 @@
+"""What a new recovery point is made of, and whether the guest can be frozen for it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import UTC, datetime
+
+from pve_zfsbackup.model import (
+    PREFIX,
+    Conflict,
+    Dataset,
+    Guest,
+    GuestKind,
+    Guid,
+    Listing,
+    Plan,
+    PointDisk,
+    PointId,
+    Quiesce,
+    SnapshotGuest,
+    encode_disks,
+)
+
+
+def freezable(guest: Guest, quiesce: Quiesce) -> tuple[bool, str]:
+    """Whether a freeze is to be tried, and if not, why: the text recorded with the point."""
+    if guest.kind is GuestKind.CT:
+        reason = "container: ZFS has no freeze"
+    elif not guest.running:
+        reason = "guest is not running"
+    elif guest.paused:
+        reason = "guest is paused: its agent cannot answer"
+    elif not guest.agent.enabled:
+        reason = "guest agent is not configured"
+    elif not guest.agent.freeze:
+        reason = "agent option freeze-fs=0"
+    elif quiesce is Quiesce.OFF:
+        reason = "quiesce is off"
+    else:
+        return True, ""
+    return False, reason
+
+
+def plan_snapshot(guest: Guest, source: Listing, *, now: datetime, suffix: str, quiesce: Quiesce) -> Plan:
+    """One `SnapshotGuest` for all protected disks. `now` is aware; `suffix` are four random hex digits.
+
+    `source` needs the volumes of the guest's disks, their snapshots do not matter.
+    """
+    label = f"{guest.kind.value}/{guest.vmid}"
+    if guest.lock:
+        message = f"guest is locked ({guest.lock})"
+        hint = f"wait until the task has ended; if it is dead: {_tool(guest)} unlock {guest.vmid}"
+        return _blocked(Conflict(kind="locked", object=label, message=message, resolve=hint))
+    if not guest.protected_disks:
+        evidence = tuple(f"{disk.key} {disk.volid}: {disk.reason}" for disk in guest.disks)
+        message = "guest has no disk that can be protected"
+        return _blocked(Conflict(kind="no-protected-disk", object=label, message=message, evidence=evidence))
+    can_freeze, reason = freezable(guest, quiesce)
+    if quiesce is Quiesce.REQUIRE and guest.running and not can_freeze:
+        message = f"quiescing is required but impossible: {reason}"
+        hint = "make the guest agent work, or set quiesce: prefer for this guest"
+        return _blocked(Conflict(kind="not-freezable", object=label, message=message, resolve=hint))
+    disks = _disks(guest, source)
+    missing = tuple(sorted(name for name in disks if name not in source.volumes))
+    if missing:
+        message = "datasets of the guest's disks do not exist"
+        return _blocked(Conflict(kind="missing-dataset", object=label, message=message, evidence=missing))
+    stamp = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{suffix}"
+    step = SnapshotGuest(
+        guest=guest,
+        point=PointId(f"{guest.vmid}/{stamp}"),
+        name=f"{PREFIX}{stamp}",
+        pools=_pools(disks),
+        disks=encode_disks(disks.values()),
+        quiesce=quiesce,
+    )
+    how = "frozen by its agent" if can_freeze else f"not frozen: {reason}"
+    return Plan(steps=(step,), reasons=(f"{len(disks)} disks in {len(step.pools)} pools, {how}",))
+
+
+def _disks(guest: Guest, source: Listing) -> dict[Dataset, PointDisk]:
+    """By dataset: a volume that is listed twice (also as `unused0`) is one disk under its first key."""
+    found: dict[Dataset, PointDisk] = {}
+    for disk in sorted(guest.protected_disks, key=lambda disk: disk.key):
+        if disk.dataset is not None and disk.dataset not in found:
+            volume = source.volumes.get(disk.dataset)
+            guid = volume.guid if volume else Guid("")
+            found[disk.dataset] = PointDisk(key=disk.key, volid=disk.volid, guid=guid)
+    return found
+
+
+def _pools(disks: dict[Dataset, PointDisk]) -> tuple[tuple[Dataset, ...], ...]:
+    pools: dict[str, list[Dataset]] = defaultdict(list)
+    for name in sorted(disks):
+        pools[name.partition("/")[0]].append(name)
+    return tuple(tuple(names) for _, names in sorted(pools.items()))
+
+
+def _tool(guest: Guest) -> str:
+    return "qm" if guest.kind is GuestKind.VM else "pct"
+
+
+def _blocked(conflict: Conflict) -> Plan:
+    return Plan(conflicts=(conflict,), reasons=(conflict.message,))
