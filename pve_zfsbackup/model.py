@@ -389,7 +389,8 @@ class SnapshotGuest:
     pools: tuple[tuple[Dataset, ...], ...]
     disks: str
     quiesce: Quiesce
-    freeze_limit: float = 10.0
+    freeze: bool  # whether to try
+    reason: str = ""  # why not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

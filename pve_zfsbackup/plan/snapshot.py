@@ -73,6 +73,8 @@ def plan_snapshot(guest: Guest, source: Listing, *, now: datetime, suffix: str, 
         pools=_pools(disks),
         disks=encode_disks(disks.values()),
         quiesce=quiesce,
+        freeze=can_freeze,
+        reason=reason,
     )
     how = "frozen by its agent" if can_freeze else f"not frozen: {reason}"
     return Plan(steps=(step,), reasons=(f"{len(disks)} disks in {len(step.pools)} pools, {how}",))

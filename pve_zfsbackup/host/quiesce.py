@@ -1,0 +1,170 @@
+"""Freeze a guest for the moment of its snapshot, and thaw it whatever happens.
+
+Before the freeze a watchdog outside this process is armed and a marker is written; both go only when the guest
+has said that it thawed. So a killed process, a hung API and a lost answer all end with a thawed guest:
+by `finally`, by the watchdog (a systemd timer that runs `qm`), or by the sweep at the next start (DESIGN §3.9).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from pve_zfsbackup.errors import BackupError, FreezeError, PveError, PveUnreachableError
+from pve_zfsbackup.host import agent as guest_agent
+from pve_zfsbackup.host.agent import Agent
+from pve_zfsbackup.host.runner import Runner
+from pve_zfsbackup.model import Consistency, SnapshotGuest, Vmid
+
+THAW_WITHIN: Final = 60.0  # seconds of trying before it is left to the watchdog
+WATCHDOG_SLACK: Final = 10.0  # seconds the watchdog waits longer than a freeze may take
+UNIT: Final = "pve-zfsbackup-thaw"
+
+
+class Watchdog(Protocol):
+    """Thaws a guest later, from outside this process, unless disarmed."""
+
+    def arm(self, vmid: Vmid, token: str, after: float) -> None: ...
+    def disarm(self, vmid: Vmid) -> None: ...
+
+
+class SystemdWatchdog:
+    """A transient timer that runs `qm guest cmd … fsfreeze-thaw` until it succeeds."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def arm(self, vmid: Vmid, token: str, after: float) -> None:
+        """Raises `CommandError` when the timer cannot be set: then there must be no freeze."""
+        restart = ("Restart=on-failure", "RestartSec=2", "StartLimitIntervalSec=3600", "StartLimitBurst=300")
+        self._runner.run(
+            (
+                "systemd-run", "--quiet", "--collect", f"--unit={UNIT}-{vmid}-{token}",
+                f"--description=Thaw guest {vmid} if pve-zfsbackup did not",
+                f"--on-active={after:.0f}s", "--timer-property=AccuracySec=1s",
+                *(f"--property={item}" for item in restart),
+                "--", "qm", "guest", "cmd", str(vmid), "fsfreeze-thaw",
+            ),
+            timeout=30,
+        )  # fmt: skip
+
+    def disarm(self, vmid: Vmid) -> None:
+        pattern = f"{UNIT}-{vmid}-*"
+        self._runner.run(("systemctl", "stop", f"{pattern}.timer", f"{pattern}.service"), timeout=60)
+
+
+@dataclass(slots=True, kw_only=True)
+class Window:
+    """What became of the freeze. `consistency` and `reason` are what may truthfully be recorded."""
+
+    consistency: Consistency
+    reason: str = ""
+    seconds: float = 0.0  # from the freeze command until the guest said thawed
+
+    @property
+    def label(self) -> str:
+        return f"{self.consistency}: {self.reason}" if self.reason else self.consistency.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quiescer:
+    """Freezes guests of one node. `markers` is a directory that survives a crash of this process."""
+
+    agent: Agent
+    watchdog: Watchdog
+    markers: Path
+
+    @contextlib.contextmanager
+    def window(self, step: SnapshotGuest, limit: float) -> Iterator[Window]:
+        """The guest is frozen inside, when it can be. Nothing but the snapshot belongs inside.
+
+        `limit` is how many seconds a freeze may take. Raises `FreezeError` when the policy requires a freeze
+        that did not come about, before anything was snapshotted, and the thaw's error when the guest does not
+        confirm it: then the watchdog goes on trying.
+        """
+        if not step.freeze:
+            kind = Consistency.CRASH if step.guest.running else Consistency.OFFLINE
+            yield Window(consistency=kind, reason=step.reason)
+            return
+        vmid = step.guest.vmid
+        with self._freeze(step, limit) as window:
+            yield window
+            if window.consistency is Consistency.QUIESCED and not self._still_frozen(vmid):
+                # PVE 8 thaws without asking whose freeze it was (pve-facts §d).
+                window.consistency = Consistency.CRASH
+                window.reason = "somebody else thawed the guest before the snapshot was done"
+
+    @contextlib.contextmanager
+    def _freeze(self, step: SnapshotGuest, limit: float) -> Iterator[Window]:
+        vmid = step.guest.vmid
+        try:
+            if guest_agent.status(self.agent, vmid) == "frozen":
+                yield self._unfrozen(step, "the guest is already frozen by somebody else")
+                return
+        except PveError as error:
+            yield self._unfrozen(step, f"the guest agent does not answer: {error.message}")
+            return
+        marker = self.markers / str(vmid)
+        self._write(marker)
+        self.watchdog.arm(vmid, step.name.rpartition("-")[2], limit + WATCHDOG_SLACK)
+        started = time.monotonic()
+        unknown = True
+        window = Window(consistency=Consistency.QUIESCED)
+        try:
+            try:
+                guest_agent.freeze(self.agent, vmid, timeout=limit)
+            except PveUnreachableError as error:
+                window = self._unfrozen(step, f"freezing was given up: {error.message}")
+            except PveError as error:
+                unknown = False  # the agent refused: certainly not frozen by us
+                window = self._unfrozen(step, error.message)
+            yield window
+        finally:
+            if unknown:
+                guest_agent.thaw(self.agent, vmid, within=THAW_WITHIN)
+            window.seconds = time.monotonic() - started
+            self._done(vmid, marker)
+
+    def _unfrozen(self, step: SnapshotGuest, reason: str) -> Window:
+        if step.quiesce == "require":
+            raise FreezeError(
+                f"guest {step.guest.vmid}: quiescing is required, but {reason}",
+                hint="make the guest agent work, or set quiesce: prefer",
+            )
+        return Window(consistency=Consistency.CRASH, reason=reason)
+
+    def _still_frozen(self, vmid: Vmid) -> bool:
+        try:
+            return guest_agent.status(self.agent, vmid) == "frozen"
+        except PveError:
+            return False  # not known is not proven
+
+    def sweep(self) -> list[str]:
+        """Thaw what an earlier run may have left frozen; returns what was done. Call it under the lock."""
+        told = []
+        for marker in sorted(self.markers.glob("[0-9]*")):
+            vmid = Vmid(int(marker.name))
+            try:
+                guest_agent.thaw(self.agent, vmid, within=THAW_WITHIN)
+            except BackupError as error:
+                told.append(f"guest {vmid}: may still be frozen by an interrupted run: {error}")
+                continue
+            self._done(vmid, marker)
+            told.append(f"guest {vmid}: thawed after an interrupted run")
+        return told
+
+    def _done(self, vmid: Vmid, marker: Path) -> None:
+        self.watchdog.disarm(vmid)
+        marker.unlink(missing_ok=True)
+
+    def _write(self, marker: Path) -> None:
+        self.markers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(marker, "w", encoding="ascii") as file:
+            file.write(f"{int(time.time())}\n")
+            file.flush()
+            os.fsync(file.fileno())
