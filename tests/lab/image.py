@@ -1,0 +1,188 @@
+"""The root image of the lab's hosts: built once, cached outside the tree under the hash of what defines it.
+
+A build happens in a temporary directory beside the cache entry and is renamed into place at its very end, so an
+interrupted build is never taken for a good one; a lock keeps two builds apart.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFINITION = Path(__file__).with_name("image")
+CACHE_VARIABLE = "PZB_LAB_CACHE"
+DEFAULT_CACHE = Path("/var/cache/pve-zfsbackup-lab")
+
+GUEST_PYTHON = "3.13"
+"""Python of Debian trixie, for which the simulator's wheels are fetched."""
+
+TOOLS = {
+    "debootstrap": "debootstrap",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+    "mke2fs": "e2fsprogs",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "sftp": "openssh-client",
+    "zstd": "zstd",
+}
+"""Programs the lab needs on this machine, and the Debian packages that bring them."""
+
+
+class ImageError(Exception):
+    """The image cannot be built; the message names the log to read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """One finished image: everything a host boots from, and the key that opens its root account."""
+
+    directory: Path
+
+    @property
+    def root(self) -> Path:
+        """Raw ext4 root file system without a partition table; hosts write to overlays of it only."""
+        return self.directory / "base.raw"
+
+    @property
+    def kernel(self) -> Path:
+        return self.directory / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        return self.directory / "initrd.img"
+
+    @property
+    def key(self) -> Path:
+        """Private ssh key accepted by root on every host."""
+        return self.directory / "id"
+
+
+def say(text: str) -> None:
+    """One line of progress, where a person sees it and no test parses it."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def cache_root() -> Path:
+    return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
+
+
+def definition_hash() -> str:
+    """Hash over every file of `tests/lab/image/`: names, contents and the guest's Python version."""
+    digest = hashlib.sha256(GUEST_PYTHON.encode())
+    for path in sorted(p for p in DEFINITION.rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(DEFINITION)}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def install_tools() -> None:
+    """Install the Debian packages that are missing on this machine; needs root then.
+
+    Raises ImageError where apt cannot help.
+    """
+    missing = sorted({package for tool, package in TOOLS.items() if _which(tool) is None})
+    if not missing:
+        return
+    say(f"lab: installing {' '.join(missing)}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    install = ("apt-get", "-qy", "install", "--no-install-recommends", *missing)
+    for command in (("apt-get", "-q", "update"), install):
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            raise ImageError(f"{' '.join(command)} failed:\n{done.stdout}")
+
+
+def _which(tool: str) -> str | None:
+    return shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def ensure() -> Image:
+    """The image for the present definition; built (about six minutes) when the cache has none.
+
+    Raises ImageError when it cannot be built.
+    """
+    install_tools()
+    entry = cache_root() / definition_hash()
+    if not entry.is_dir():
+        cache_root().mkdir(parents=True, exist_ok=True)
+        with _locked(cache_root() / "build.lock"):
+            if not entry.is_dir():
+                _build(entry)
+    return Image(directory=entry)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("lab: another build of the image is under way; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        _sweep(path.parent)
+        yield
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what interrupted builds left; only the holder of the lock may call this."""
+    for leftover in cache.glob("building-*"):
+        for mounted in ("dev", "sys", "proc"):
+            if (leftover / "root" / mounted).is_mount():
+                subprocess.run(("umount", str(leftover / "root" / mounted)), check=True)
+        shutil.rmtree(leftover)
+
+
+def _build(entry: Path) -> None:
+    if os.geteuid() != 0:
+        raise ImageError("building the lab's image needs root (debootstrap)")
+    started = time.monotonic()
+    work = Path(tempfile.mkdtemp(prefix="building-", dir=entry.parent))
+    log = entry.parent / f"{entry.name}.log"
+    say(f"lab: building the image, about six minutes; log in {log}")
+    with log.open("w") as output:
+        subprocess.run(("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", work / "id"), check=True)
+        _progress(started, "wheels")
+        _logged(_wheel_command(work / "wheels"), output, started)
+        _logged((str(DEFINITION / "build.sh"), str(work)), output, started)
+    shutil.rmtree(work / "wheels")
+    work.chmod(0o700)
+    work.rename(entry)
+    say(f"lab: image ready in {time.monotonic() - started:.0f} s: {entry}")
+
+
+def _wheel_command(target: Path) -> tuple[str, ...]:
+    """pip's own configuration decides where the wheels come from; only built ones are taken."""
+    version = GUEST_PYTHON.replace(".", "")
+    choice = ("--python-version", GUEST_PYTHON, "--implementation", "cp")
+    abis = ("--abi", f"cp{version}", "--abi", "abi3", "--abi", "none")
+    platforms = ("--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_28_x86_64")
+    wanted = ("-r", str(DEFINITION / "wheels.txt"), "-d", str(target))
+    return (sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", *choice, *abis, *platforms, *wanted)
+
+
+def _logged(command: tuple[str, ...], log: object, started: float) -> None:
+    """Run one part of the build; its output goes to the log, its "==> " lines also to the terminal."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(line, end="", file=log, flush=True)  # type: ignore[call-overload]
+            if line.startswith("==> "):
+                _progress(started, line[4:].strip())
+    if child.returncode != 0:
+        raise ImageError(f"{command[0]} failed with status {child.returncode}; see the log in {cache_root()}")
+
+
+def _progress(started: float, text: str) -> None:
+    say(f"lab: {time.monotonic() - started:5.0f} s  {text}")
