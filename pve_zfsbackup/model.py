@@ -185,7 +185,7 @@ def parse_selector(text: str) -> Selector:
     if match := _VMID.match(word):
         low, high = int(match[1]), int(match[2] or match[1])
         if low > high:
-            raise ValueError(f"{text!r} is an empty range")
+            raise ValueError("expected the smaller vmid first")
         return Selector(kind=SelectorKind.VMID, text=text, low=low, high=high, negated=negated)
     kind, colon, pattern = word.partition(":")
     if colon and pattern and kind in set(SelectorKind) - {SelectorKind.ALL, SelectorKind.VMID}:

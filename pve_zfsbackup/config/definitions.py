@@ -7,8 +7,10 @@ of an option is its field's name with `-` for `_`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -46,6 +48,35 @@ def option(text: str, kind: Kind | None = None, *, default: object = MISSING, **
     return field(default=default, metadata=metadata)
 
 
+def option_of(entry: Field[Any]) -> Option | None:
+    """The option behind a dataclass field; `Keep` has plain help texts, as it is part of the model."""
+    if "option" in entry.metadata:
+        return typing.cast(Option, entry.metadata["option"])
+    return Option(help=entry.metadata["help"]) if "help" in entry.metadata else None
+
+
+def option_fields(section: type) -> tuple[tuple[Field[Any], Option], ...]:
+    """Fields of a section that are options, in order."""
+    return tuple((entry, about) for entry in fields(section) if (about := option_of(entry)))
+
+
+def key_of(entry: Field[Any], prefix: str) -> str:
+    return prefix + entry.name.replace("_", "-")
+
+
+@cache
+def type_hints(section: type) -> dict[str, Any]:
+    return typing.get_type_hints(section)
+
+
+def is_section(wanted: object) -> bool:
+    return isinstance(wanted, type) and is_dataclass(wanted)
+
+
+def is_required(entry: Field[Any]) -> bool:
+    return entry.default is MISSING and entry.default_factory is MISSING
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
     """How to reach the Proxmox API."""
@@ -58,7 +89,7 @@ class Api:
     token_file: Path = option(
         "File with the API token (USER@REALM!NAME=SECRET), readable by root only. Without the file, "
         "pvesh is used: no token is needed then, but every call takes about a second.",
-        kinds.PATH,
+        kinds.SECRET_PATH,
         default=Path("/etc/pve-zfsbackup/api.token"),
     )
     ca_file: Path = option(
@@ -93,7 +124,7 @@ class Target:
     port: int = option("Port of its ssh server.", kinds.whole(1, 65535), default=22)
     identity_file: Path = option(
         "Private ssh key of this node, readable by root only.",
-        kinds.PATH,
+        kinds.SECRET_PATH,
         default=Path("/etc/pve-zfsbackup/id_ed25519"),
     )
     known_hosts_file: Path = option(
@@ -153,11 +184,17 @@ class Job:
         f"History kept on this node. {_KEEP_HELP}", kinds.whole(0, 100_000), default=DEFAULT_KEEP, prefix="keep-"
     )
 
-    def __post_init__(self) -> None:
-        if self.guests and all(selector.negated for selector in self.guests):
-            raise ValueError("'guests' only leaves guests out and so selects none: begin with all")
-        if any(selector.negated for selector in self.exclude):
-            raise ValueError("'exclude' leaves out what it names: no '!' here")
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Fields, good alone, that do not go together, with what is wrong. `values` has the good ones."""
+        guests = values.get("guests", ())
+        if guests and all(selector.negated for selector in guests):
+            yield "guests", "this only leaves guests out, and so selects none: begin with all"
+        if any(selector.negated for selector in values.get("exclude", ())):
+            yield "exclude", "'exclude' leaves out what it names: no '!' here"
+        targets = values.get("targets", ())
+        for name in sorted({name for name in targets if targets.count(name) > 1}):
+            yield "targets", f"{name!r} is named twice"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,9 +234,11 @@ class Config:
         default=Path("/var/lib/pve-zfsbackup"),
     )
 
-    def __post_init__(self) -> None:
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Two targets at one place would take each other's replicas for their own."""
         places: dict[tuple[str, int, str], str] = {}
-        for name, target in self.targets.items():
+        for name, target in values.get("targets", {}).items():
             other = places.setdefault((target.host.lower(), target.port, target.root), name)
             if other != name:
-                raise ValueError(f"targets {other!r} and {name!r} are the same place: one root takes one target")
+                yield "targets", f"{other!r} and {name!r} are the same place: one root takes one target"

@@ -12,8 +12,17 @@ from dataclasses import MISSING, Field
 from enum import StrEnum
 from typing import Any, Final, get_args, get_origin
 
-from pve_zfsbackup.config.definitions import Config, Job, Option, Target
-from pve_zfsbackup.config.load import is_required, is_section, key_of, option_fields, type_hints
+from pve_zfsbackup.config.definitions import (
+    Config,
+    Job,
+    Option,
+    Target,
+    is_required,
+    is_section,
+    key_of,
+    option_fields,
+    type_hints,
+)
 from pve_zfsbackup.model import Disk, Guest, GuestKind, Keep, printable
 
 _WIDTH: Final = 100

@@ -47,6 +47,7 @@ class Kind:
     parse: Callable[[str], Any]
     number: bool = False  # a quoted number is text, and reported
     unit: str = ""
+    private: bool = False  # what was written may be a secret in the wrong place: not repeated in messages
     listed: bool = False  # the words are worth telling where the option is explained
 
 
@@ -112,8 +113,10 @@ def _url(text: str) -> str:
         good = bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
-    if not good or parts.scheme != "https" or parts.username is not None:
-        raise ValueError("expected https://HOST[:PORT] (never http: the token would be readable on the way)")
+    if not good or parts.scheme != "https":
+        raise ValueError("expected https://HOST[:PORT] (not http: the token would be readable on the way)")
+    if parts.username is not None:
+        raise ValueError("expected https://HOST[:PORT] without a user: the token has its own file")
     if parts.path not in {"", "/"} or parts.query or parts.fragment or not text.isprintable() or " " in text:
         raise ValueError("expected https://HOST[:PORT] with nothing behind it")
     return text.rstrip("/")
@@ -149,7 +152,7 @@ def _timezone(text: str) -> ZoneInfo:
 
 def _target_name(text: str) -> str:
     if text in RESERVED_TARGETS:
-        raise ValueError(f"{text!r} means this node and cannot name a target")
+        raise ValueError("expected another name: this one means this node")
     if not _NAME.match(text):
         raise ValueError(f"expected {NAME.expects}")
     return text
@@ -160,8 +163,9 @@ TARGET_NAME: Final = Kind(expects=NAME.expects, parse=_target_name)
 HOST: Final = _matching(_HOST, "a host name or address")
 USER: Final = _matching(_USER, "a user name")
 NODE: Final = _matching(_NODE, "the name of a node")
-URL: Final = Kind(expects="https://HOST[:PORT]", parse=_url)
+URL: Final = Kind(expects="https://HOST[:PORT]", parse=_url, private=True)
 PATH: Final = Kind(expects="an absolute path", parse=_path)
+SECRET_PATH: Final = Kind(expects="an absolute path", parse=_path, private=True)
 FINGERPRINT: Final = Kind(expects="a SHA-256 fingerprint (AA:BB:…)", parse=_fingerprint)
 ROOT: Final = Kind(expects="a dataset below a pool", parse=_root)
 TIMEZONE: Final = Kind(expects="a time zone", parse=_timezone)
