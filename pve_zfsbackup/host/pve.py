@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from urllib3.util.ssl_ import create_urllib3_context
 
 from pve_zfsbackup.errors import ConfigError, PveError, PveTrustError, PveUnreachableError
 from pve_zfsbackup.host.api import Token, plain, refusal
@@ -160,9 +161,7 @@ class _Adapter(HTTPAdapter):
         if response.status_code >= 400:
             raise refusal(response.status_code, *_explain(response.reason or "", text))
         if response.status_code >= 300 or "json" not in response.headers.get("Content-Type", ""):
-            raise PveError(
-                f"{urlsplit(request.url or '').netloc}: this is no Proxmox API", status=response.status_code
-            )
+            raise PveError(f"{urlsplit(request.url or '').netloc}: this is no Proxmox API", status=response.status_code)
         return response
 
 
@@ -178,9 +177,13 @@ class _Json:
 
 
 def _context(ca_file: Path | None) -> ssl.SSLContext:
+    context = create_urllib3_context()  # not ssl's: urllib3 1.26 matches the host name itself
     try:
-        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-    except (OSError, ssl.SSLError) as error:
+        if ca_file:
+            context.load_verify_locations(cafile=str(ca_file))
+        else:
+            context.load_default_certs()
+    except OSError as error:  # ssl.SSLError is one
         raise ConfigError([f"{ca_file}: not a CA certificate: {error}"]) from None
     # Python 3.13 refuses authorities without a keyUsage extension by default; Proxmox's own has none.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -190,9 +193,7 @@ def _context(ca_file: Path | None) -> ssl.SSLContext:
 def _fingerprint(text: str | None) -> str:
     digits = (text or "").replace(":", "").lower()
     if digits and not re.fullmatch(r"[0-9a-f]{64}", digits):
-        raise ConfigError(
-            [f"{text}: not a sha256 fingerprint"], hint="as in `ssl_fingerprint` of `pvesh get /nodes`"
-        )
+        raise ConfigError([f"{text}: not a sha256 fingerprint"], hint="as in `ssl_fingerprint` of `pvesh get /nodes`")
     return digits
 
 
