@@ -1,0 +1,142 @@
+"""What is there now: guests from the API, datasets from one `zfs list` per host, and who belongs to which job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.config import Job
+from pve_zfsbackup.errors import BackupError, ConfigError
+from pve_zfsbackup.host import guests as pve_guests
+from pve_zfsbackup.host.listing import list_host, with_tokens
+from pve_zfsbackup.model import SOURCE, Dataset, Disk, Guest, Listing, Quiesce, Selector, Storage, Vmid
+from pve_zfsbackup.plan.discovery import discover
+from pve_zfsbackup.plan.selection import select
+
+_STRICTEST = (Quiesce.REQUIRE, Quiesce.PREFER, Quiesce.OFF)
+DISK_DEPTH = 2  # <pool of the storage>/<volume>, and the volume's snapshots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """The node as it is now."""
+
+    guests: tuple[Guest, ...]
+    listing: Listing
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """A guest with the jobs that have it. `guest` has the disks of all of them, `targets` those of each target."""
+
+    guest: Guest
+    jobs: tuple[Job, ...]
+    targets: Mapping[str, Guest]
+
+    @property
+    def quiesce(self) -> Quiesce:
+        """The strictest of its jobs."""
+        return next(level for level in _STRICTEST if any(job.quiesce is level for job in self.jobs))
+
+    @property
+    def freeze_limit(self) -> float:
+        return min(job.freeze_limit for job in self.jobs)
+
+
+def inventory(session: Session) -> Inventory:
+    """Ask the API for the guests and ZFS for the datasets of the node's storages: one listing."""
+    notes: list[str] = []
+    raw = pve_guests.read_guests(session.api, session.node, note=notes.append)
+    storages = pve_guests.read_storages(session.api)
+    roots = _roots(storages, session.node)
+    listing = list_host(session.hosts[SOURCE], roots, depth=DISK_DEPTH)
+    notes += [f"{root}: dataset of a Proxmox storage does not exist" for root in roots if root not in listing.roots]
+    return Inventory(guests=discover(raw, storages, listing, session.node), listing=listing, notes=tuple(notes))
+
+
+def _roots(storages: Mapping[str, Storage], node: str) -> list[Dataset]:
+    here = (s for s in storages.values() if s.pool and not s.disabled and (not s.nodes or node in s.nodes))
+    return sorted({Dataset(storage.pool) for storage in here})
+
+
+def target_listing(session: Session, name: str) -> Listing:
+    """One listing of the target's root, resume tokens decoded. Raises when the target cannot be asked."""
+    root = session.config.targets[name].root
+    return with_tokens(list_host(session.hosts[name], [root]), session.hosts[SOURCE])
+
+
+def target_listings(session: Session, names: Sequence[str]) -> tuple[dict[str, Listing], dict[str, BackupError]]:
+    """The listings of those targets that answered, and the errors of those that did not."""
+    listings: dict[str, Listing] = {}
+    errors: dict[str, BackupError] = {}
+    for name in names:
+        try:
+            listings[name] = target_listing(session, name)
+        except BackupError as error:
+            errors[name] = error
+    return listings, errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What the command line narrows down: jobs by name, guests by selector. Empty means all."""
+
+    jobs: tuple[str, ...] = ()
+    guests: tuple[Selector, ...] = ()
+
+
+def assign(session: Session, found: Inventory, scope: Scope) -> tuple[tuple[Assignment, ...], tuple[str, ...]]:
+    """The guests to work on, and remarks: selectors that fit nothing. Raises `ConfigError` for an unknown job."""
+    jobs = session.config.jobs
+    unknown = sorted(set(scope.jobs) - jobs.keys())
+    if unknown:
+        raise ConfigError([f"no job named {', '.join(unknown)}"], hint=f"jobs: {', '.join(sorted(jobs)) or 'none'}")
+    members: dict[Vmid, list[tuple[Job, Guest]]] = {}
+    notes: list[str] = []
+    for name, job in jobs.items():
+        if scope.jobs and name not in scope.jobs:
+            continue
+        chosen = select(
+            found.guests,
+            include=job.guests,
+            exclude=job.exclude,
+            exclude_disks=job.exclude_disks,
+            by=f"job {name}",
+        )
+        notes += [f"job {name}: no guest here is {text}" for text in (*chosen.unknown, *chosen.unmatched)]
+        for guest in chosen.guests:
+            members.setdefault(guest.vmid, []).append((job, guest))
+    assignments = [_merged(pairs) for _, pairs in sorted(members.items())]
+    if scope.guests:
+        named = select([a.guest for a in assignments], include=scope.guests)
+        wanted = {guest.vmid for guest in named.guests}
+        assignments = [a for a in assignments if a.guest.vmid in wanted]
+        missing = (*named.unknown, *named.unmatched)
+        if missing:
+            raise ConfigError(
+                [f"{text}: no such guest in any job of this node" for text in missing],
+                hint="see `pve-zfsbackup discover`",
+            )
+    return tuple(assignments), tuple(notes)
+
+
+def _merged(pairs: Sequence[tuple[Job, Guest]]) -> Assignment:
+    targets: dict[str, Guest] = {}
+    for job, guest in pairs:
+        for target in job.targets:
+            targets[target] = _union(targets[target], guest) if target in targets else guest
+    whole = pairs[0][1]
+    for _, guest in pairs[1:]:
+        whole = _union(whole, guest)
+    return Assignment(guest=whole, jobs=tuple(job for job, _ in pairs), targets=targets)
+
+
+def _union(one: Guest, other: Guest) -> Guest:
+    """A disk is in when either has it in."""
+
+    def better(a: Disk, b: Disk) -> Disk:
+        return a if a.protected else b
+
+    return replace(one, disks=tuple(better(a, b) for a, b in zip(one.disks, other.disks, strict=True)))

@@ -1,0 +1,101 @@
+"""What a command works with: the configuration, one API session, the hosts, one connection per target."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+
+from pve_zfsbackup.config import Config, Target
+from pve_zfsbackup.events import Emit
+from pve_zfsbackup.execute import Executor
+from pve_zfsbackup.host.agent import Agent, ApiAgent, QmAgent
+from pve_zfsbackup.host.api import Api, read_token
+from pve_zfsbackup.host.guests import node_name
+from pve_zfsbackup.host.pve import HttpsApi
+from pve_zfsbackup.host.pvesh import PveshApi
+from pve_zfsbackup.host.quiesce import Quiescer, SystemdWatchdog
+from pve_zfsbackup.host.runner import ProcessRunner, Runner
+from pve_zfsbackup.host.ssh import Destination, Host, connected
+from pve_zfsbackup.model import SOURCE
+
+HOLD_TAG = "pve-zfsbackup"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """Everything of one command. `hosts` has SOURCE and every target; nothing is connected before it is used."""
+
+    config: Config
+    api: Api
+    agent: Agent
+    node: str
+    runner: Runner
+    hosts: Mapping[str, Host]
+    emit: Emit
+    pve_root: Path = field(default=Path("/etc/pve"))
+
+    @property
+    def executor(self) -> Executor:
+        return Executor(hosts=self.hosts, emit=self.emit)
+
+    @property
+    def quiescer(self) -> Quiescer:
+        watchdog = SystemdWatchdog(self.runner)
+        return Quiescer(agent=self.agent, watchdog=watchdog, markers=self.config.state_dir / "frozen")
+
+    @property
+    def timezone(self) -> tzinfo:
+        return self.config.timezone or datetime.now(UTC).astimezone().tzinfo or UTC
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+@contextlib.contextmanager
+def open_session(config: Config, emit: Emit, runner: Runner | None = None) -> Iterator[Session]:
+    """A session whose connections are closed at the end, whatever happened."""
+    runner = runner or ProcessRunner()
+    node = node_name(config.api.node or "")
+    api, agent = _api(config, runner, node)
+    with contextlib.ExitStack() as stack:
+        hosts = {SOURCE: Host(name=SOURCE, runner=runner)}
+        for name, target in config.targets.items():
+            host = Host(name=name, runner=runner, destination=_destination(target, config.runtime_dir))
+            hosts[name] = stack.enter_context(connected(host))
+        yield Session(
+            config=config, api=api, agent=agent, node=node, runner=runner, hosts=hosts, emit=emit
+        )
+
+
+def _api(config: Config, runner: Runner, node: str) -> tuple[Api, Agent]:
+    """HTTPS where there is a token; before `setup` made one, `pvesh` and `qm` as root."""
+    if not config.api.token_file.exists():
+        return PveshApi(runner), QmAgent(runner)
+    api = HttpsApi(
+        config.api.url,
+        read_token(config.api.token_file),
+        ca_file=config.api.ca_file,
+        fingerprint=config.api.fingerprint,
+        timeout=config.api.timeout,
+    )
+    return api, ApiAgent(api, node)
+
+
+def _destination(target: Target, runtime: Path) -> Destination:
+    return Destination(
+        host=target.host,
+        user=target.user,
+        port=target.port,
+        identity=target.identity_file,
+        known_hosts=target.known_hosts_file,
+        control=runtime / f"ssh-{target.name}",
+        connect_timeout=int(target.connect_timeout),
+    )
+
+
+def monotonic() -> float:
+    return time.monotonic()

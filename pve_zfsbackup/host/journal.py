@@ -1,0 +1,44 @@
+"""The run journal: JSON lines for status, reports and alerts. It decides nothing; losing it loses history only."""
+
+from __future__ import annotations
+
+import json
+import os
+import syslog
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pve_zfsbackup.errors import ConfigError
+
+NAME = "journal.jsonl"
+
+
+class Journal:
+    """Appends to one file; each line is one `write`, so that lines of two runs never mix."""
+
+    def __init__(self, directory: Path, run: str) -> None:
+        """Raises `ConfigError` when the directory cannot be written: before anything was done, not after."""
+        self._run = run
+        try:
+            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._file = os.open(directory / NAME, flags, 0o640)
+        except OSError as error:
+            raise ConfigError([f"{directory}: the journal cannot be written: {error.strerror}"]) from None
+
+    def write(self, event: str, fields: Mapping[str, Any]) -> None:
+        stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": stamp, "run": self._run, "event": event, **fields}, ensure_ascii=False)
+        os.write(self._file, line.encode() + b"\n")
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def log_line(text: str, *, failed: bool) -> None:
+    """One line to syslog for a whole run; control characters of hostile names are escaped by `repr`-like rules."""
+    clean = "".join(c if c.isprintable() else "?" for c in text)
+    syslog.openlog("pve-zfsbackup", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_ERR if failed else syslog.LOG_INFO, clean)
