@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
@@ -97,5 +96,3 @@ def _destination(target: Target, runtime: Path) -> Destination:
     )
 
 
-def monotonic() -> float:
-    return time.monotonic()

@@ -1,0 +1,93 @@
+"""The prune stage: history by policy on the source and on every target that answers."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pve_zfsbackup.app.gather import Assignment, Inventory, target_listings
+from pve_zfsbackup.app.outcome import failed
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host import zfs
+from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Snapshot
+from pve_zfsbackup.plan.prune import PrunePlan, PrunePolicy, plan_prune, survey
+
+STAGE = "prune"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning:
+    """What prune decided about one guest. `freed` are bytes by host, empty unless they were asked for."""
+
+    item: Assignment
+    plan: PrunePlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneWork:
+    """All guests, and the targets that could not be asked."""
+
+    guests: tuple[Pruning, ...]
+    silent: tuple[Result, ...]
+
+
+def plan_all(session: Session, found: Inventory, items: Iterable[Assignment]) -> PruneWork:
+    """Decide for every guest, with one listing per target."""
+    items = list(items)
+    names = [name for name in session.config.targets if any(name in item.targets for item in items)]
+    listings, errors = target_listings(session, names)
+    seen = survey({SOURCE: found.listing, **listings})
+    now = int(session.now().timestamp())
+    guests = []
+    for item in items:
+        keep: dict[str, Sequence[Keep]] = {SOURCE: [job.keep for job in item.jobs]}
+        keep |= {name: [session.config.targets[name].keep] for name in item.targets if name in listings}
+        policy = PrunePolicy(keep=keep, silent=frozenset(name for name in item.targets if name in errors))
+        decided = plan_prune(item.guest.vmid, seen, policy, tz=session.timezone, now=now)
+        guests.append(Pruning(item=item, plan=decided))
+    silent = tuple(failed(STAGE, error, host=name) for name, error in errors.items())
+    return PruneWork(guests=tuple(guests), silent=silent)
+
+
+def prune(session: Session, work: PruneWork) -> Iterator[Result]:
+    """Carry it out, guest by guest."""
+    for pruning in work.guests:
+        yield _one(session, pruning)
+    yield from work.silent
+
+
+def _one(session: Session, pruning: Pruning) -> Result:
+    guest = pruning.item.guest
+    started = time.monotonic()
+    steps = pruning.plan.plan.steps
+    destroyed = [step for step in steps if isinstance(step, Destroy)]
+    try:
+        session.executor.execute([step for step in steps if isinstance(step, Destroy | DestroyBookmark)])
+    except BackupError as error:
+        return failed(STAGE, error, guest=guest)
+    kept = sum(verdict.keep for verdict in pruning.plan.verdicts)
+    return Result(
+        stage=STAGE,
+        outcome=Outcome.OK if steps else Outcome.SKIPPED,
+        vmid=guest.vmid,
+        guest=guest.name,
+        message=f"{len(destroyed)} snapshots destroyed, {kept} points kept",
+        seconds=time.monotonic() - started,
+        details=pruning.plan.plan.warnings,
+    )
+
+
+def freed(session: Session, pruning: Pruning) -> dict[str, int]:
+    """Bytes that pruning this guest would free, by host: exact for each dataset (`zfs destroy -nvp`)."""
+    groups: dict[tuple[str, Dataset], list[Snapshot]] = defaultdict(list)
+    for step in pruning.plan.plan.steps:
+        if isinstance(step, Destroy):
+            groups[step.host, step.snapshot.dataset].append(step.snapshot)
+    bytes_by_host: dict[str, int] = defaultdict(int)
+    for (host, _), snapshots in groups.items():
+        bytes_by_host[host] += zfs.freed(session.hosts[host], snapshots)
+    return dict(bytes_by_host)

@@ -1,0 +1,184 @@
+"""The replicate stage: every disk's newest point to each of its targets."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+
+from pve_zfsbackup.app.gather import Assignment, Inventory, target_listing
+from pve_zfsbackup.app.outcome import blocked, failed
+from pve_zfsbackup.app.session import HOLD_TAG, Session
+from pve_zfsbackup.errors import BackupError, VerificationError
+from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.model import (
+    AbortReceive,
+    CreateBookmark,
+    CreateParent,
+    Dataset,
+    DestroyBookmark,
+    Disk,
+    Guest,
+    Guid,
+    Hold,
+    Listing,
+    Mark,
+    Plan,
+    Release,
+    Resume,
+    Send,
+    Step,
+)
+from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides, compare, plan_replication
+
+STAGE = "replicate"
+_TRANSFERS = (AbortReceive, Send, Resume)
+_FINISH = (Mark, Hold, Release, CreateBookmark, DestroyBookmark)  # in this order
+
+
+@dataclass(slots=True, kw_only=True)
+class _Work:
+    """One guest on its way to one target. `faults` are those of single disks: the others go on."""
+
+    guest: Guest
+    plans: dict[Dataset, Plan] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
+    faults: dict[Dataset, BackupError] = field(default_factory=dict)
+    pending: int = 0
+    moved: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+
+def replicate(session: Session, found: Inventory, items: Iterable[Assignment]) -> Iterator[Result]:
+    """Bring the points to every target. A target that does not answer fails alone."""
+    items = list(items)
+    for target in session.config.targets:
+        guests = [item.targets[target] for item in items if target in item.targets]
+        if not guests:
+            continue
+        try:
+            yield from _to_target(session, found, guests, target_listing(session, target))
+        except BackupError as error:
+            yield failed(STAGE, error, host=target)
+
+
+def plan_target(session: Session, found: Inventory, guests: Sequence[Guest], listing: Listing) -> list[_Work]:
+    """What would be done on one target, guest by guest."""
+    sides = compare(found.listing, listing)
+    policy = ReplicationPolicy(
+        host=listing.host, root=session.config.targets[listing.host].root, hold_tag=HOLD_TAG
+    )
+    return [_planned(guest, sides, policy) for guest in guests]
+
+
+def _planned(guest: Guest, sides: Sides, policy: ReplicationPolicy) -> _Work:
+    work = _Work(guest=guest)
+    for disk in guest.protected_disks:
+        plan = plan_replication(disk, sides, policy)
+        work.plans[_dataset(disk)] = plan
+        work.results += [blocked(STAGE, c, guest=guest, host=policy.host) for c in plan.conflicts]
+        work.results += [
+            _result(work, policy.host, Outcome.WARNING, f"{disk.key}: {warning}") for warning in plan.warnings
+        ]
+    return work
+
+
+def _to_target(session: Session, found: Inventory, guests: Sequence[Guest], listing: Listing) -> Iterator[Result]:
+    target = listing.host
+    works = plan_target(session, found, guests, listing)
+    parents = [step for work in works for step in _steps(work, CreateParent)]
+    session.executor.execute(list(dict.fromkeys(parents)))
+    with ThreadPoolExecutor(session.config.targets[target].parallel) as threads:
+        try:
+            for work in _transferred(session, works, threads):
+                _finish(session, work, target)
+                yield from work.results
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _transferred(session: Session, works: Sequence[_Work], threads: ThreadPoolExecutor) -> Iterator[_Work]:
+    """Send disks in parallel; each guest comes out as soon as its last disk has arrived or failed."""
+    futures: dict[Future[int], tuple[_Work, Dataset]] = {}
+    for work in works:
+        for dataset, plan in work.plans.items():
+            transfers = [step for step in plan.steps if isinstance(step, _TRANSFERS)]
+            if transfers:
+                work.pending += 1
+                futures[threads.submit(session.executor.execute, transfers)] = (work, dataset)
+    yield from (work for work in works if not work.pending)
+    for future in as_completed(futures):
+        work, dataset = futures[future]
+        try:
+            work.moved += future.result()
+        except BackupError as error:
+            work.faults[dataset] = error
+        work.pending -= 1
+        if not work.pending:
+            yield work
+
+
+def _finish(session: Session, work: _Work, target: str) -> None:
+    """Read back what arrived, then make it a point there: properties, hold, bookmark. Report the guest."""
+    try:
+        _verify(session, work, target)
+        alive = [plan for dataset, plan in work.plans.items() if dataset not in work.faults]
+        small = [step for kind in _FINISH for plan in alive for step in plan.steps if isinstance(step, kind)]
+        session.executor.execute(small)
+    except BackupError as error:
+        work.results.append(failed(STAGE, error, guest=work.guest, host=target))
+        return
+    work.results += [failed(STAGE, error, guest=work.guest, host=target) for error in work.faults.values()]
+    if not any(result.outcome is Outcome.FAILED for result in work.results):
+        sent = sum(isinstance(step, Send | Resume) for plan in work.plans.values() for step in plan.steps)
+        outcome = Outcome.OK if sent or small else Outcome.SKIPPED
+        message = f"{sent} streams" if sent else "nothing new"
+        work.results.append(_result(work, target, outcome, message))
+
+
+def _verify(session: Session, work: _Work, target: str) -> None:
+    expected: dict[Dataset, set[Guid]] = defaultdict(set)
+    origin: dict[Dataset, Dataset] = {}
+    for dataset, plan in work.plans.items():
+        if dataset in work.faults:
+            continue
+        for step in plan.steps:
+            if isinstance(step, Send | Resume):
+                sent = (*step.through, step.snapshot) if isinstance(step, Send) else (step.snapshot,)
+                expected[step.dataset] |= {snapshot.guid for snapshot in sent}
+                origin[step.dataset] = dataset
+    if not expected:
+        return
+    missing = session.executor.verify(target, {name: frozenset(guids) for name, guids in expected.items()})
+    for name, guids in missing.items():
+        work.faults[origin[name]] = VerificationError(
+            f"{target}: {name} lacks {len(guids)} snapshots that were sent, although every command succeeded",
+            hint="the next run plans anew from what is there",
+        )
+
+
+def _steps(work: _Work, kind: type[Step]) -> list[Step]:
+    return [step for plan in work.plans.values() for step in plan.steps if isinstance(step, kind)]
+
+
+def _dataset(disk: Disk) -> Dataset:
+    assert disk.dataset is not None
+    return disk.dataset
+
+
+def _result(work: _Work, target: str, outcome: Outcome, message: str) -> Result:
+    newest = [step.source.point for plan in work.plans.values() for step in plan.steps if isinstance(step, Mark)]
+    return Result(
+        stage=STAGE,
+        outcome=outcome,
+        vmid=work.guest.vmid,
+        guest=work.guest.name,
+        host=target,
+        message=message,
+        point=max((point for point in newest if point), default=""),
+        bytes=work.moved,
+        seconds=time.monotonic() - work.started,
+    )

@@ -1,0 +1,120 @@
+"""The stages in order, each guest isolated, under one lock, with a journal."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import assert_never
+
+from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory
+from pve_zfsbackup.app.prune import plan_all, prune
+from pve_zfsbackup.app.replicate import replicate
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.snapshot import snapshot
+from pve_zfsbackup.errors import BackupError, ExitCode
+from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host.journal import Journal, log_line
+from pve_zfsbackup.host.lock import run_lock
+
+
+class Stage(StrEnum):
+    SNAPSHOT = "snapshot"
+    REPLICATE = "replicate"
+    PRUNE = "prune"
+
+
+ALL_STAGES = tuple(Stage)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a run did."""
+
+    run: str
+    results: tuple[Result, ...]
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """OK, PARTIAL when something failed and something else worked, FAILED when nothing worked."""
+        outcomes = {result.outcome for result in self.results}
+        if Outcome.FAILED not in outcomes:
+            return ExitCode.OK
+        return ExitCode.PARTIAL if outcomes & {Outcome.OK, Outcome.WARNING} else ExitCode.FAILED
+
+
+def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) -> Report:
+    """Do the stages for the guests in scope. Lists anew before each stage, because the world moves.
+
+    Raises `LockedError` when another run is at work, `ConfigError` for an unusable configuration, and whatever
+    keeps it from finding the guests at all; a guest's or a target's failure is a `Result`.
+    """
+    started = time.monotonic()
+    name = f"{session.now():%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    results: list[Result] = []
+    notes: list[str] = []
+    with run_lock(session.config.runtime_dir), _journal(session, name, stages) as journal:
+        for told in session.quiescer.sweep():
+            journal.write("sweep", {"message": told})
+            notes.append(told)
+        for stage in stages:
+            found = inventory(session)
+            items, remarks = assign(session, found, scope)
+            notes += [note for note in (*found.notes, *remarks) if note not in notes]
+            for result in _stage(stage, session, found, items):
+                results.append(result)
+                journal.write("result", _fields(result))
+                session.emit(result)
+        seconds = time.monotonic() - started
+        report = Report(run=name, results=tuple(results), notes=tuple(notes), seconds=seconds)
+        journal.write("end", {"exit_code": int(report.exit_code), "seconds": round(seconds, 3), "notes": notes})
+    log_line(_summary(report, stages), failed=report.exit_code is not ExitCode.OK)
+    return report
+
+
+def _stage(
+    stage: Stage, session: Session, found: Inventory, items: Sequence[Assignment]
+) -> Iterator[Result]:
+    match stage:
+        case Stage.SNAPSHOT:
+            return snapshot(session, found, items)
+        case Stage.REPLICATE:
+            return replicate(session, found, items)
+        case Stage.PRUNE:
+            return prune(session, plan_all(session, found, items))
+        case unknown:
+            assert_never(unknown)
+
+
+@contextmanager
+def _journal(session: Session, run: str, stages: Sequence[Stage]) -> Iterator[Journal]:
+    """The journal of this run; what breaks the run off is its last line."""
+    journal = Journal(session.config.journal_dir, run)
+    try:
+        journal.write("start", {"stages": [stage.value for stage in stages], "node": session.node})
+        yield journal
+    except BackupError as error:
+        journal.write("broken-off", {"error": error.message, "hint": error.hint})
+        log_line(f"run {run} broken off: {error.message}", failed=True)
+        raise
+    finally:
+        journal.close()
+
+
+def _fields(result: Result) -> dict[str, object]:
+    fields = {key: value for key, value in asdict(result).items() if value not in ("", 0, None, ())}
+    return {**fields, "seconds": round(result.seconds, 3)}
+
+
+def _summary(report: Report, stages: Sequence[Stage]) -> str:
+    counts = Counter(result.outcome for result in report.results)
+    told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "nothing to do"
+    moved = sum(result.bytes for result in report.results)
+    names = "+".join(stage.value for stage in stages)
+    return f"run {report.run} {names}: {told}, {moved} bytes sent, {report.seconds:.1f} s"
