@@ -137,7 +137,7 @@ def test_hostile_names_stay_in_their_comment(name: str) -> None:
 
 
 def test_every_character_of_the_first_planes_may_be_in_a_name() -> None:
-    blocks = [range(0, 0x3100), range(0xD780, 0xE010), range(0xF8F0, 0x10010), range(0x1F600, 0x1F610)]
+    blocks = [range(0x3100), range(0xD780, 0xE010), range(0xF8F0, 0x10010), range(0x1F600, 0x1F610)]
     name = "".join(chr(code) for block in blocks for code in block)
     guest = Guest(vmid=Vmid(100), kind=GuestKind.VM, node="pve1", name=name, running=True)
     assert parse_config(example_config([guest]), "example") == parse_config(example_config(), "example")

@@ -191,10 +191,11 @@ def _pending_notes(raw: RawGuest) -> list[str]:
         if key not in raw.pending:
             continue
         new, old = raw.pending[key], raw.config.get(key)
+        if new == old:
+            continue
         if new is None:
             notes.append(f"{key} is removed at the next start")
-        elif old is None:
-            notes.append(f"{key} is added at the next start: {printable(new)}")
-        elif new != old:
-            notes.append(f"{key} changes at the next start: {printable(new)}")
+        else:
+            verb = "is added" if old is None else "changes"
+            notes.append(f"{key} {verb} at the next start: {printable(new)}")
     return notes

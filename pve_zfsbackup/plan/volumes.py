@@ -48,7 +48,8 @@ class Volumes:
         if storage is None:
             return f"storage {name} is not known, or may not be seen"
         if storage.type != "zfspool":
-            return f"storage {name} is of type {storage.type}, not ZFS"
+            local = " on this node" if storage.type == "zfs" else ""  # that one is ZFS over iSCSI
+            return f"storage {name} is of type {storage.type}, not ZFS{local}"
         if storage.disabled:
             return f"storage {name} is disabled"
         if storage.nodes and self.node not in storage.nodes:
