@@ -24,10 +24,10 @@ from pve_zfsbackup.model import (
 
 def freezable(guest: Guest, quiesce: Quiesce) -> tuple[bool, str]:
     """Whether a freeze is to be tried, and if not, why: the text recorded with the point."""
-    if guest.kind is GuestKind.CT:
-        reason = "container: ZFS has no freeze"
-    elif not guest.running:
+    if not guest.running:
         reason = "guest is not running"
+    elif guest.kind is GuestKind.CT:
+        reason = "container: ZFS has no freeze"
     elif guest.paused:
         reason = "guest is paused: its agent cannot answer"
     elif not guest.agent.enabled:
