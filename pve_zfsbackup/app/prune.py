@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pve_zfsbackup.app.gather import Assignment, Inventory, target_listings
@@ -13,7 +13,7 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import zfs
-from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Snapshot
+from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Snapshot, World
 from pve_zfsbackup.plan.prune import PrunePlan, PrunePolicy, plan_prune, survey
 
 STAGE = "prune"
@@ -35,22 +35,28 @@ class PruneWork:
     silent: tuple[Result, ...]
 
 
-def plan_all(session: Session, found: Inventory, items: Iterable[Assignment]) -> PruneWork:
+def plan_all(session: Session, found: Inventory, items: Sequence[Assignment]) -> PruneWork:
     """Decide for every guest, with one listing per target."""
-    items = list(items)
     names = [name for name in session.config.targets if any(name in item.targets for item in items)]
     listings, errors = target_listings(session, names)
-    seen = survey({SOURCE: found.listing, **listings})
+    guests = decide(session, {SOURCE: found.listing, **listings}, items, silent=frozenset(errors))
+    return PruneWork(guests=guests, silent=tuple(failed(STAGE, error, host=name) for name, error in errors.items()))
+
+
+def decide(
+    session: Session, world: World, items: Sequence[Assignment], *, silent: frozenset[str]
+) -> tuple[Pruning, ...]:
+    """Verdicts and steps for every guest in this world; `silent` are targets that did not answer."""
+    seen = survey(world)
     now = int(session.now().timestamp())
     guests = []
     for item in items:
         keep: dict[str, Sequence[Keep]] = {SOURCE: [job.keep for job in item.jobs]}
-        keep |= {name: [session.config.targets[name].keep] for name in item.targets if name in listings}
-        policy = PrunePolicy(keep=keep, silent=frozenset(name for name in item.targets if name in errors))
+        keep |= {name: [session.config.targets[name].keep] for name in item.targets if name in world}
+        policy = PrunePolicy(keep=keep, silent=silent & item.targets.keys())
         decided = plan_prune(item.guest.vmid, seen, policy, tz=session.timezone, now=now)
         guests.append(Pruning(item=item, plan=decided))
-    silent = tuple(failed(STAGE, error, host=name) for name, error in errors.items())
-    return PruneWork(guests=tuple(guests), silent=silent)
+    return tuple(guests)
 
 
 def prune(session: Session, work: PruneWork) -> Iterator[Result]:

@@ -67,9 +67,7 @@ def replicate(session: Session, found: Inventory, items: Iterable[Assignment]) -
 def plan_target(session: Session, found: Inventory, guests: Sequence[Guest], listing: Listing) -> list[_Work]:
     """What would be done on one target, guest by guest."""
     sides = compare(found.listing, listing)
-    policy = ReplicationPolicy(
-        host=listing.host, root=session.config.targets[listing.host].root, hold_tag=HOLD_TAG
-    )
+    policy = ReplicationPolicy(host=listing.host, root=session.config.targets[listing.host].root, hold_tag=HOLD_TAG)
     return [_planned(guest, sides, policy) for guest in guests]
 
 

@@ -78,9 +78,7 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
     return report
 
 
-def _stage(
-    stage: Stage, session: Session, found: Inventory, items: Sequence[Assignment]
-) -> Iterator[Result]:
+def _stage(stage: Stage, session: Session, found: Inventory, items: Sequence[Assignment]) -> Iterator[Result]:
     match stage:
         case Stage.SNAPSHOT:
             return snapshot(session, found, items)

@@ -65,9 +65,7 @@ def open_session(config: Config, emit: Emit, runner: Runner | None = None) -> It
         for name, target in config.targets.items():
             host = Host(name=name, runner=runner, destination=_destination(target, config.runtime_dir))
             hosts[name] = stack.enter_context(connected(host))
-        yield Session(
-            config=config, api=api, agent=agent, node=node, runner=runner, hosts=hosts, emit=emit
-        )
+        yield Session(config=config, api=api, agent=agent, node=node, runner=runner, hosts=hosts, emit=emit)
 
 
 def _api(config: Config, runner: Runner, node: str) -> tuple[Api, Agent]:
@@ -94,5 +92,3 @@ def _destination(target: Target, runtime: Path) -> Destination:
         control=runtime / f"ssh-{target.name}",
         connect_timeout=int(target.connect_timeout),
     )
-
-

@@ -58,5 +58,6 @@ def _one(session: Session, found: Inventory, item: Assignment) -> Result:
 
 
 def _config(guest: Guest, root: Path) -> Mapping[str, str]:
-    """The guest's configuration and firewall file, packed for the point's properties."""
-    return pack_config(read_config_file(guest.vmid, guest.kind, root=root, digest=guest.digest))
+    """The guest's configuration and firewall file, packed for the point's properties: `conf`, `conf2`, …"""
+    chunks = pack_config(read_config_file(guest.vmid, guest.kind, root=root, digest=guest.digest))
+    return {f"conf{number if number > 1 else ''}": chunk for number, chunk in enumerate(chunks, 1)}

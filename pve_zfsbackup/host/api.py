@@ -93,16 +93,12 @@ def _no_links(path: str, flags: int) -> int:
 
 def plain(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as the API reads them: booleans as 1 and 0 (pve-facts §a), None left out."""
-    return {
-        key: int(value) if isinstance(value, bool) else value for key, value in params.items() if value is not None
-    }
+    return {key: int(value) if isinstance(value, bool) else value for key, value in params.items() if value is not None}
 
 
 def refusal(status: int, message: str, errors: Mapping[str, Any]) -> PveError:
     """The error for an answer that is none, by its status and, as Proxmox says 500 to most, its text."""
-    text = "; ".join(
-        [message or f"status {status}", *(f"{key}: {value}" for key, value in sorted(errors.items()))]
-    )
+    text = "; ".join([message or f"status {status}", *(f"{key}: {value}" for key, value in sorted(errors.items()))])
     text = " ".join(text.split())
     if 595 <= status <= 599:
         return PveUnreachableError(f"the API gave up: {status} {text}", status=status)
@@ -142,9 +138,7 @@ def wait_task(api: Api, node: str, upid: str, timeout: float) -> Task:
         pause = min(pause * 2, 1.0)
     exitstatus = str(state.get("exitstatus", ""))
     if exitstatus != "OK" and not re.fullmatch(r"WARNINGS: \d+", exitstatus):
-        raise PveError(
-            f"task {state.get('type', '')} {state.get('id', '')} failed: {exitstatus or 'no exit status'}"
-        )
+        raise PveError(f"task {state.get('type', '')} {state.get('id', '')} failed: {exitstatus or 'no exit status'}")
     return Task(upid=upid, exitstatus=exitstatus)
 
 

@@ -1,4 +1,4 @@
-"""The guests and storages of a node as the API tells them, unjudged, and the guest's configuration file.
+"""The guests and storages of a node as the API tells them, unjudged, and their configuration files.
 
 One call per guest: `/pending` gives for every key what runs now and what the next start changes, and the
 digest among the keys (pve-facts §a).
@@ -6,19 +6,28 @@ digest among the keys (pve-facts §a).
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import hashlib
+import itertools
+import json
 import logging
 import os
 import socket
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from pve_zfsbackup.errors import GuestMissingError, PveError
+from pve_zfsbackup.errors import GuestMissingError, PveError, VerificationError
 from pve_zfsbackup.host.api import Api
 from pve_zfsbackup.model import GuestKind, RawGuest, Storage, Vmid
 
 _log: Final = logging.getLogger(__name__)
+CHUNK: Final = 8000  # a user property's value ends at 8,192 bytes
+MAX_CHUNKS: Final = 4
+MAX_UNPACKED: Final = 4 << 20  # pmxcfs has no file above 1 MiB
 Note = Callable[[str], None]
 
 
@@ -54,9 +63,7 @@ def read_guests(api: Api, node: str, *, concurrency: int = 8, note: Note = _log.
             _demand_permissions(api)
         pools = {int(entry["vmid"]): str(entry.get("pool") or "") for entry in resources if entry.get("vmid")}
         entries = [(GuestKind.VM, entry) for entry in vms] + [(GuestKind.CT, entry) for entry in containers]
-        items = [
-            threads.submit(_pending, api, f"/nodes/{node}/{kind}/{int(entry['vmid'])}") for kind, entry in entries
-        ]
+        items = [threads.submit(_pending, api, f"/nodes/{node}/{kind}/{int(entry['vmid'])}") for kind, entry in entries]
         guests = []
         for (kind, entry), item in zip(entries, items, strict=True):
             try:
@@ -136,3 +143,70 @@ def _storage(entry: Mapping[str, Any]) -> Storage:
 
 def _words(text: Any) -> list[str]:
     return [word.strip() for word in str(text or "").split(",") if word.strip()]
+
+
+# The configuration file, and how a point carries it
+
+
+def read_config_file(vmid: Vmid, kind: GuestKind, *, digest: str = "", root: Path = Path("/etc/pve")) -> dict[str, str]:
+    """The guest's configuration and firewall file: `conf` the section that counts now, `firewall` where there is one.
+
+    Snapshot sections and pending changes stay out: a restore strips them anyway (pve-facts §i), and they make the
+    largest part. Bytes that are not UTF-8 come as surrogate escapes.
+    Raises `GuestMissingError` when the node has no such guest, `PveError` when the file cannot be read or is not
+    the one with this sha1 `digest`.
+    """
+    name = f"{'qemu-server' if kind is GuestKind.VM else 'lxc'}/{vmid}.conf"
+    try:
+        raw = (root / name).read_bytes()
+    except FileNotFoundError:
+        raise GuestMissingError(f"{root / name}: does not exist") from None
+    except OSError as error:
+        raise PveError(f"{root / name}: cannot be read: {error.strerror}", hint="is pve-cluster running?") from None
+    found = hashlib.sha1(raw, usedforsecurity=False).hexdigest()
+    if digest and found != digest:
+        raise PveError(f"{root / name}: changed since it was read, now {found}, before {digest}")
+    texts = {"conf": current_section(raw.decode("utf-8", "surrogateescape"))}
+    with contextlib.suppress(FileNotFoundError):
+        texts["firewall"] = (root / f"firewall/{vmid}.fw").read_text("utf-8", "surrogateescape")
+    return texts
+
+
+def current_section(text: str) -> str:
+    """The file up to its first section: no key and no line of the description starts with a bracket (pve-facts §b)."""
+    lines = itertools.takewhile(lambda line: not line.startswith("["), text.split("\n"))
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def pack_config(texts: Mapping[str, str]) -> tuple[str, ...]:
+    """Texts as values of ZFS user properties (`conf`, `conf2`, …), each within the limit of 8,192 bytes.
+
+    JSON, deflated, in URL-safe base64. When all of it is too much, `firewall` is left out and `left-out` says so.
+    Raises `PveError` when even that does not help.
+    """
+    chunks = _pack(texts)
+    if len(chunks) > MAX_CHUNKS and "firewall" in texts:
+        rest = {key: text for key, text in texts.items() if key != "firewall"}
+        chunks = _pack({**rest, "left-out": "firewall"})
+    if len(chunks) > MAX_CHUNKS:
+        raise PveError(f"the guest's configuration is too large for a snapshot's properties: {len(chunks)} of them")
+    return chunks
+
+
+def _pack(texts: Mapping[str, str]) -> tuple[str, ...]:
+    text = json.dumps(dict(texts), separators=(",", ":"), sort_keys=True)
+    packed = base64.urlsafe_b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
+    return tuple(packed[start : start + CHUNK] for start in range(0, len(packed), CHUNK))
+
+
+def unpack_config(chunks: Sequence[str]) -> dict[str, str]:
+    """The texts of `pack_config`. Raises `VerificationError` when they are not whole: a target is not trusted."""
+    try:
+        inflate = zlib.decompressobj()
+        data = inflate.decompress(base64.b64decode("".join(chunks), altchars=b"-_", validate=True), MAX_UNPACKED)
+        texts = json.loads(data) if inflate.eof else None
+    except (ValueError, zlib.error):
+        texts = None
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise VerificationError("the guest's configuration in the point is damaged")
+    return texts

@@ -96,9 +96,7 @@ def _answer(text: str) -> Any:
 def _refusal(done: Completed) -> PveError:
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     if _NO_QUORUM.search(done.stderr):
-        return PveUnreachableError(
-            f"pvesh: {lines[-1]}", hint="is pve-cluster running, and has the cluster quorum?"
-        )
+        return PveUnreachableError(f"pvesh: {lines[-1]}", hint="is pve-cluster running, and has the cluster quorum?")
     for number, line in enumerate(lines):
         if match := re.fullmatch(r"([3-5]\d\d) (.+)", line):
             return refusal(int(match[1]), match[2], _parameters(lines[number + 1 :]))

@@ -10,6 +10,7 @@ from datetime import tzinfo
 from pve_zfsbackup.model import (
     SOURCE,
     Bookmark,
+    Dataset,
     Destroy,
     DestroyBookmark,
     Guid,
@@ -46,6 +47,7 @@ class Survey:
     world: World
     points: Mapping[str, Mapping[Vmid, tuple[Point, ...]]]  # by host, oldest first
     protections: Mapping[str, Protections]  # by host
+    based: frozenset[tuple[Dataset, str]]  # source dataset and target that have something in common
 
     @property
     def vmids(self) -> tuple[Vmid, ...]:
@@ -65,10 +67,16 @@ def survey(world: World) -> Survey:
     """Group the points and find what must stay, whatever the rules say. `world` always has the source."""
     found = {host: by_guest(points(listing)) for host, listing in world.items()}
     protections: dict[str, dict[Guid, str]] = {host: _own(listing) for host, listing in world.items()}
+    based: set[tuple[Dataset, str]] = set()
     for host in sorted(world.keys() - {SOURCE}):
-        _protect_bases(world[SOURCE], world[host], host, protections)
-        _protect_partial(world[host], host, protections)
-    return Survey(world=world, points=found, protections=protections)
+        for dataset, guid in _bases(world[SOURCE], world[host]):
+            based.add((dataset, host))
+            _protect(protections[SOURCE], guid, f"base of the next send to {host}")
+            _protect(protections[host], guid, "base of the next send from the source")
+        for guid in _partial(world[host]):
+            _protect(protections[SOURCE], guid, f"needed to resume the send to {host}")
+            _protect(protections[host], guid, "base of an interrupted receive")
+    return Survey(world=world, points=found, protections=protections, based=frozenset(based))
 
 
 def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now: int) -> PrunePlan:
@@ -83,7 +91,8 @@ def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now
         protections = dict(seen.protections[host])
         if host == SOURCE:
             for volume in _volumes(own, seen.world[SOURCE]):
-                protections.update(_unseen(volume, seen, policy))
+                for guid, reason in _unseen(volume, seen, policy):
+                    _protect(protections, guid, reason)
         decided = decide_retention(own, policy.keep.get(host, ()), protections, host=host, tz=tz, now=now)
         verdicts += decided
         for verdict in decided:
@@ -114,44 +123,43 @@ def _own(listing: Listing) -> dict[Guid, str]:
     return found
 
 
-def _protect_bases(
-    source: Listing, target: Listing, host: str, protections: Mapping[str, dict[Guid, str]]
-) -> None:
-    """The newest common snapshot of every source volume with every dataset of the target that shares one."""
+def _bases(source: Listing, target: Listing) -> Iterator[tuple[Dataset, Guid]]:
+    """The newest common guid of every source volume with every dataset of the target that shares one."""
     sides = compare(source, target)
     for volume in source.volumes.values():
         names = {name for base in bases(volume) for name in sides.holders.get(base.guid, ())}
-        for name in names:
+        for name in sorted(names):
             base = common_base(volume, target.volumes[name])
             if base is not None:
-                protections[SOURCE][base.guid] = f"base of the next send to {host}"
-                protections[host][base.guid] = "base of the next send from the source"
+                yield volume.name, base.guid
 
 
-def _protect_partial(target: Listing, host: str, protections: Mapping[str, dict[Guid, str]]) -> None:
+def _partial(target: Listing) -> Iterator[Guid]:
+    """What interrupted receives would go on from and to."""
     for volume in target.volumes.values():
         if volume.resume is not None:
-            for guid in {volume.resume.to_guid, volume.resume.from_guid} - {""}:
-                protections[SOURCE].setdefault(guid, f"needed by the interrupted send to {host}")
-                protections[host].setdefault(guid, "base of an interrupted receive")
+            yield from sorted({volume.resume.to_guid, volume.resume.from_guid} - {Guid("")})
 
 
-def _unseen(volume: Volume, seen: Survey, policy: PrunePolicy) -> dict[Guid, str]:
+def _protect(found: dict[Guid, str], guid: Guid, reason: str) -> None:
+    known = found.get(guid)
+    if known is None:
+        found[guid] = reason
+    elif reason not in known.split("; "):
+        found[guid] = f"{known}; {reason}"
+
+
+def _unseen(volume: Volume, seen: Survey, policy: PrunePolicy) -> Iterator[tuple[Guid, str]]:
     """Bases on targets that did not answer, or where no replica was seen: the bookmark tells which it is."""
-    there = {snapshot.guid for snapshot in volume.snapshots}
     newest = _newest_bookmarks(volume)
-    found: dict[Guid, str] = {}
-    for target, bookmark in newest.items():
-        silent = target not in seen.world
-        if silent or not any(
-            seen.protections[target].get(guid, "").startswith("base of the next") for guid in there
-        ):
-            state = "did not answer" if silent else "shows no replica"
-            found[bookmark.guid] = f"base of the next send to {target}, which {state}"
+    for target, bookmark in sorted(newest.items()):
+        if target in policy.silent:
+            yield bookmark.guid, f"base of the next send to {target}, which did not answer"
+        elif target in seen.world and (volume.name, target) not in seen.based:
+            yield bookmark.guid, f"base of the next send to {target}, which shows no replica"
     for target in sorted(policy.silent - newest.keys()):
-        reason = f"{target} did not answer and has no bookmark here: nothing is removed"
-        found |= dict.fromkeys(there, reason)
-    return found
+        for snapshot in volume.snapshots:
+            yield snapshot.guid, f"{target} did not answer and has no bookmark here"
 
 
 def _newest_bookmarks(volume: Volume) -> dict[str, Bookmark]:

@@ -1,0 +1,24 @@
+"""From what was found or done to tables for people and JSON for machines. Pure; the JSON is a contract."""
+
+from pve_zfsbackup.report.coverage import discovery_json, discovery_table
+from pve_zfsbackup.report.format import Table, size
+from pve_zfsbackup.report.points import points_json, points_table, status_json, status_table
+from pve_zfsbackup.report.runs import report_json, results_table, verdicts_json, verdicts_table
+from pve_zfsbackup.report.steps import preview_json, preview_table
+
+__all__ = [
+    "Table",
+    "discovery_json",
+    "discovery_table",
+    "points_json",
+    "points_table",
+    "preview_json",
+    "preview_table",
+    "report_json",
+    "results_table",
+    "size",
+    "status_json",
+    "status_table",
+    "verdicts_json",
+    "verdicts_table",
+]

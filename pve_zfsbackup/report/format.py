@@ -1,0 +1,46 @@
+"""Tables, sizes, ages: the alphabet of every report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+
+from pve_zfsbackup.model import printable
+
+FORMAT = 1  # of the JSON; grows when a key changes its meaning or goes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Columns and rows of text, every cell free of control characters."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[str] = frozenset()  # columns of numbers
+
+
+def size(count: int) -> str:
+    """Bytes for people: 1.5 GiB."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024 or unit == "PiB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
+
+
+def age(seconds: int) -> str:
+    """A span for people: 42 s, 7 min, 5 h, 3 d."""
+    for limit, unit, divisor in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds // divisor} {unit}"
+    return f"{seconds // 86400} d"
+
+
+def moment(epoch: int, tz: tzinfo) -> str:
+    return datetime.fromtimestamp(epoch, tz).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def clean(rows: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(printable(cell) for cell in row) for row in rows)

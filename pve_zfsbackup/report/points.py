@@ -1,0 +1,154 @@
+"""`list` and `status`: which points there are, and how old the newest is."""
+
+from __future__ import annotations
+
+from datetime import tzinfo
+from typing import Any
+
+from pve_zfsbackup.app.history import Coverage, History
+from pve_zfsbackup.model import SOURCE, Disk, Point, Snapshot
+from pve_zfsbackup.report.coverage import reason
+from pve_zfsbackup.report.format import FORMAT, Table, age, clean, moment, size
+
+
+def points_table(found: History, tz: tzinfo, *, disks: bool = False) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for entry in found.coverage:
+        for host, point in _points_of(found, entry):
+            rows.append(
+                (
+                    str(point.vmid), entry.guest.name, host, point.stamp, moment(point.creation, tz),
+                    _total(point, "used"), _total(point, "refer"), _quality(point),
+                )
+            )  # fmt: skip
+            if disks:
+                rows += (_disk_row(key, snapshot, tz) for key, snapshot in sorted(point.snapshots.items()))
+    columns = ("vmid", "guest", "where", "point", "creation", "used", "refer", "consistency")
+    return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid", "used", "refer"}))
+
+
+def _disk_row(key: str, snapshot: Snapshot, tz: tzinfo) -> tuple[str, ...]:
+    when = moment(snapshot.creation, tz)
+    return ("", "", "", f"  {key} {snapshot.full_name}", when, size(snapshot.used), size(snapshot.refer), "")
+
+
+def points_json(found: History) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "points": [
+            _point_json(host, entry, point) for entry in found.coverage for host, point in _points_of(found, entry)
+        ],
+        "unreachable": {host: error.message for host, error in found.errors.items()},
+    }
+
+
+def _point_json(host: str, entry: Coverage, point: Point) -> dict[str, Any]:
+    return {
+        "vmid": point.vmid,
+        "guest": entry.guest.name,
+        "host": host,
+        "point": point.id,
+        "creation": point.creation,
+        "complete": point.complete,
+        "consistency": point.consistency,
+        "disks": [
+            {
+                "key": key,
+                "volid": point.disks.get(key, ""),
+                "snapshot": snapshot.full_name,
+                "guid": snapshot.guid,
+                "creation": snapshot.creation,
+                "used": snapshot.used,
+                "refer": snapshot.refer,
+                "held": snapshot.userrefs > 0,
+            }
+            for key, snapshot in sorted(point.snapshots.items())
+        ],
+    }
+
+
+def _points_of(found: History, entry: Coverage) -> list[tuple[str, Point]]:
+    return [(host, point) for host in found.hosts for point in found.points[host].get(entry.guest.vmid, ())]
+
+
+def _total(point: Point, name: str) -> str:
+    return size(sum(getattr(snapshot, name) for snapshot in point.snapshots.values()))
+
+
+def _quality(point: Point) -> str:
+    if point.complete:
+        return point.consistency
+    missing = sorted(point.disks.keys() - point.snapshots.keys())
+    return f"incomplete: {', '.join(missing)} missing"
+
+
+def status_table(found: History) -> Table:
+    hosts = (SOURCE, *sorted({name for names in found.targets.values() for name in names}))
+    rows = []
+    for entry in found.coverage:
+        newest = {host: _newest(found, host, entry) for host in hosts}
+        here = newest[SOURCE]
+        rows.append(
+            (
+                str(entry.guest.vmid),
+                entry.guest.name,
+                *(_age_cell(found, host, newest[host]) for host in hosts),
+                here.consistency if here else "",
+                "; ".join(problems(found, entry)),
+            )
+        )
+    columns = ("vmid", "guest", *hosts, "consistency", "problems")
+    return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid"}))
+
+
+def status_json(found: History) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "guests": [
+            {
+                "vmid": entry.guest.vmid,
+                "guest": entry.guest.name,
+                "jobs": list(entry.jobs),
+                "newest": {
+                    host: {"point": point.id, "age": found.now - point.creation, "consistency": point.consistency}
+                    for host in found.hosts
+                    if (point := _newest(found, host, entry))
+                },
+                "unprotected": {disk.key: reason(entry, disk) for disk in entry.unprotected},
+                "problems": problems(found, entry),
+            }
+            for entry in found.coverage
+        ],
+        "unreachable": {host: error.message for host, error in found.errors.items()},
+    }
+
+
+def problems(found: History, entry: Coverage) -> list[str]:
+    """What an administrator should look at, for one guest."""
+    if not entry.jobs:
+        return ["in no job"]
+    told = []
+    for host in (SOURCE, *found.targets.get(entry.guest.vmid, ())):
+        if host in found.errors:
+            told.append(f"{host} does not answer")
+        elif host in found.points and entry.guest.protected_disks and not _newest(found, host, entry):
+            told.append(f"no point on {host}" if host != SOURCE else "no point")
+    told += [f"{disk.key} not protected: {reason(entry, disk)}" for disk in entry.unprotected if _worth(disk)]
+    return told
+
+
+def _worth(disk: Disk) -> bool:
+    """Not the drives nobody would back up, nor what somebody excluded on purpose."""
+    harmless = ("cdrom", "CD-ROM", "cloud-init", "backup=0", "not attached", "no medium", "excluded by")
+    return not any(word in disk.reason for word in harmless)
+
+
+def _newest(found: History, host: str, entry: Coverage) -> Point | None:
+    own = [point for point in found.points.get(host, {}).get(entry.guest.vmid, ()) if point.complete]
+    return own[-1] if own else None
+
+
+def _age_cell(found: History, host: str, point: Point | None) -> str:
+    if host in found.errors:
+        return "no answer"
+    return age(found.now - point.creation) if point else "-"

@@ -1,0 +1,144 @@
+"""How tables, progress and errors reach a person: by rich on a terminal, as plain lines anywhere else."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Table as RichTable
+
+from pve_zfsbackup.errors import BackupError, ConfigError
+from pve_zfsbackup.events import Event, Outcome, Progress, Result
+from pve_zfsbackup.model import printable
+from pve_zfsbackup.report import Table, size
+
+_COLOURS = {Outcome.OK: "green", Outcome.SKIPPED: "dim", Outcome.WARNING: "yellow", Outcome.FAILED: "red"}
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+def print_table(table: Table) -> None:
+    """A drawn table on a terminal; elsewhere aligned columns that grep and awk can take."""
+    if sys.stdout.isatty():
+        drawn = RichTable(box=None, pad_edge=False, header_style="bold")
+        for column in table.columns:
+            drawn.add_column(column, justify="right" if column in table.right else "left", overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*(escape(cell) for cell in row))
+        Console().print(drawn)
+        return
+    widths = [max(len(row[i]) for row in (table.columns, *table.rows)) for i in range(len(table.columns))]
+    for row in (table.columns, *table.rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_error(error: BackupError) -> None:
+    """What happened and what to do next, to stderr."""
+    lines = error.problems if isinstance(error, ConfigError) else [error.message]
+    for line in lines:
+        print(f"error: {'; '.join(printable(part) for part in line.splitlines())}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {printable(error.hint)}", file=sys.stderr)
+
+
+def note(text: str) -> None:
+    print(f"note: {printable(text)}", file=sys.stderr)
+
+
+class Reporter:
+    """Shows a run while it goes on: bars on a terminal, lines with -v, otherwise only what failed."""
+
+    def __init__(self, *, verbose: bool, quiet: bool) -> None:
+        self._verbose = verbose
+        self._quiet = quiet  # stdout belongs to JSON
+        self._console = Console(stderr=True)
+        live = self._console.is_terminal and not quiet
+        self._bars = _bars(self._console) if live else None
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Reporter:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def emit(self, event: Event) -> None:
+        """Called from several threads."""
+        with self._lock:
+            if isinstance(event, Progress):
+                self._progress(event)
+            else:
+                self._result(event)
+
+    def _progress(self, event: Progress) -> None:
+        if not self._bars:
+            if event.done and self._verbose:
+                rate = event.moved / max(event.seconds, 0.001)
+                print(f"{event.disk} -> {event.host}: {size(event.moved)}, {size(int(rate))}/s", file=sys.stderr)
+            return
+        key = (event.host, event.disk)
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(escape(f"{event.disk} → {event.host}"), total=event.total)
+        self._bars.update(self._tasks[key], completed=event.moved, total=event.total)
+        if event.done:
+            self._bars.remove_task(self._tasks.pop(key))
+
+    def _result(self, result: Result) -> None:
+        bad = result.outcome in (Outcome.FAILED, Outcome.WARNING)
+        if not (bad or self._verbose or self._bars):
+            return
+        line = result_line(result)
+        if self._bars:
+            colour = _COLOURS[result.outcome]
+            self._console.print(f"[{colour}]{escape(line)}[/{colour}]", highlight=False)
+        else:
+            print(line, file=sys.stderr)
+
+
+def result_line(result: Result) -> str:
+    """One line for one result: who, what, how it ended, what to do."""
+    who = f"guest {result.vmid} ({result.guest})" if result.vmid else ""
+    where = f"-> {result.host}" if result.host else ""
+    parts = [result.stage, who, where, f"{result.outcome}:", result.message]
+    if result.bytes:
+        parts.append(f"({size(result.bytes)}, {result.seconds:.1f} s)")
+    line = " ".join(part for part in parts if part)
+    if result.outcome in (Outcome.FAILED, Outcome.WARNING):
+        line += "".join(f"\n  {detail}" for detail in map(printable, result.details))
+        line += f"\n  hint: {printable(result.hint)}" if result.hint else ""
+    return "\n".join(printable(part) for part in line.split("\n"))
+
+
+def _bars(console: Console) -> Bars:
+    return Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
