@@ -225,11 +225,53 @@ def test_many_aliases_of_aliases_end_soon() -> None:
     assert "c:1:10: unknown key 'a'; expected one of: url, token-file, ca-file, fingerprint, timeout, node" in told
 
 
+@pytest.mark.parametrize(
+    "host", ["b", "backup1", "Backup-1.example.org", "10.0.0.1", "::1", "2001:db8::", "fe80::1%vmbr0", "1host"]
+)
+def test_host_of_a_target(host: str) -> None:
+    assert parse_config(f"targets: {{t: {{host: '{host}', root: a/b}}}}", "c").targets["t"].host == host
+
+
+@pytest.mark.parametrize("host", ["", "-x", "a b", "user@host", "host:22", "[::1]", "h;x", "$(x)", "a..", "::g", ":::"])
+def test_not_a_host(host: str) -> None:
+    (told,) = problems(f"targets: {{t: {{host: '{host}', root: a/b}}}}")
+    assert told.startswith("c:1:20: expected a host name or address")
+
+
 def test_what_may_be_a_secret_is_not_repeated() -> None:
     secret = "11111111-2222-3333-4444-555555555555"
     told = problems(f"api: {{token-file: root@pam!t={secret}, url: 'https://u:{secret}@h', token: {secret}}}")
     assert len(told) == 3
     assert secret not in "".join(told)
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("https://pve1", "https://pve1"),
+        ("https://pve1.example:443/", "https://pve1.example:443"),
+        ("https://[2001:db8::1]:8006", "https://[2001:db8::1]:8006"),
+        ("https://", None),
+        ("https://:8006", None),
+        ("https://pve1:port", None),
+        ("https://pve1:0", None),
+        ("https://pve1:99999", None),
+        ("https://[::1", None),
+        ("https://pve1/api2", None),
+        ("https://pve1?x", None),
+        ("https://pve1#x", None),
+        ("https://pve 1", None),
+        ("pve1:8006", None),
+        ("HTTP://pve1", None),
+        ("file:///etc/passwd", None),
+    ],
+)
+def test_address_of_the_api(text: str, url: str | None) -> None:
+    if url is not None:
+        assert parse_config(f"api: {{url: '{text}'}}", "c").api.url == url
+    else:
+        (told,) = problems(f"api: {{url: '{text}'}}")
+        assert told.startswith("c:1:12: expected https://HOST[:PORT]")
 
 
 def test_long_values_are_cut_in_messages() -> None:

@@ -6,6 +6,7 @@ never change what an administrator wrote.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from pve_zfsbackup.model import (
 
 RESERVED_TARGETS: Final = (SOURCE, "local")
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
-_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:%-]{0,252}[A-Za-z0-9])?\Z|::1\Z")
+_HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
+_IPV6: Final = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\Z")
 _USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}\Z")
 _NODE: Final = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\Z")  # pve-facts §b
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9_.:][A-Za-z0-9_.:-]*\Z")
@@ -122,6 +124,18 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _host(text: str) -> str:
+    if ":" in text and _IPV6.match(text):
+        try:
+            ipaddress.IPv6Address(text)
+        except ValueError:
+            raise ValueError(f"expected {HOST.expects}") from None
+    elif not _HOST.match(text):
+        port = ", without a port: that has its own key" if ":" in text else ""
+        raise ValueError(f"expected {HOST.expects}{port}")
+    return text
+
+
 def _fingerprint(text: str) -> str:
     if not _FINGERPRINT.match(text):
         raise ValueError("expected a SHA-256 fingerprint: 32 pairs of hexadecimal digits joined by ':'")
@@ -160,7 +174,7 @@ def _target_name(text: str) -> str:
 
 NAME: Final = _matching(_NAME, "a name of a-z, 0-9 and -, starting with a letter, at most 32 characters")
 TARGET_NAME: Final = Kind(expects=NAME.expects, parse=_target_name)
-HOST: Final = _matching(_HOST, "a host name or address")
+HOST: Final = Kind(expects="a host name or address", parse=_host)
 USER: Final = _matching(_USER, "a user name")
 NODE: Final = _matching(_NODE, "the name of a node")
 URL: Final = Kind(expects="https://HOST[:PORT]", parse=_url, private=True)
