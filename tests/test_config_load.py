@@ -235,7 +235,7 @@ def test_host_of_a_target(host: str) -> None:
 @pytest.mark.parametrize("host", ["", "-x", "a b", "user@host", "host:22", "[::1]", "h;x", "$(x)", "a..", "::g", ":::"])
 def test_not_a_host(host: str) -> None:
     (told,) = problems(f"targets: {{t: {{host: '{host}', root: a/b}}}}")
-    assert told.startswith("c:1:20: expected a host name or address")
+    assert told.startswith("c:1:21: expected a host name or address")
 
 
 def test_what_may_be_a_secret_is_not_repeated() -> None:
