@@ -70,5 +70,5 @@ def reason(entry: Coverage, disk: Disk) -> str:
 
 
 def _protection(entry: Coverage, disk: Disk) -> str:
-    reason = reason(entry, disk)
-    return f"no: {reason}" if reason else f"yes: {', '.join(entry.jobs)}"
+    why = reason(entry, disk)
+    return f"no: {why}" if why else f"yes: {', '.join(entry.jobs)}"
