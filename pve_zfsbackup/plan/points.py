@@ -124,5 +124,3 @@ def _fits(snapshot: Snapshot, disk: PointDisk) -> bool:
 def _storage(snapshot: Snapshot) -> str:
     """The storage id a replica's path names; on the source just some dataset, which then fits nothing."""
     return snapshot.dataset.split("/")[-2] if "/" in snapshot.dataset else ""
-
-

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap, defaultdict
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 
@@ -29,8 +29,6 @@ from pve_zfsbackup.plan.pairing import bases, common_base, compare
 from pve_zfsbackup.plan.points import bookmark_target, by_guest, points
 from pve_zfsbackup.plan.retention import decide_retention
 
-Protections = Mapping[Guid, str]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePolicy:
@@ -46,7 +44,7 @@ class Survey:
 
     world: World
     points: Mapping[str, Mapping[Vmid, tuple[Point, ...]]]  # by host, oldest first
-    protections: Mapping[str, Protections]  # by host
+    protections: Mapping[str, dict[Guid, str]]  # by host: why a snapshot must stay
     based: frozenset[tuple[Dataset, str]]  # source dataset and target that have something in common
 
     @property
@@ -88,27 +86,20 @@ def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now
     steps: list[Step] = []
     for host in sorted(seen.world, key=lambda host: (host != SOURCE, host)):
         own = seen.points[host].get(vmid, ())
-        protections = dict(seen.protections[host])
-        if host == SOURCE:
-            for volume in _volumes(own, seen.world[SOURCE]):
-                for guid, reason in _unseen(volume, seen, policy):
-                    _protect(protections, guid, reason)
+        protections = ChainMap[Guid, str]({}, seen.protections[host])
+        volumes = _volumes(own, seen.world[SOURCE]) if host == SOURCE else []
+        for guid, reason in (found for volume in volumes for found in _unseen(volume, seen, policy)):
+            _protect(protections, guid, reason)
         decided = decide_retention(own, policy.keep.get(host, ()), protections, host=host, tz=tz, now=now)
+        going = [verdict.point for verdict in decided if not verdict.keep]
+        steps += (Destroy(host=host, snapshot=snapshot) for point in going for snapshot in _sorted(point))
+        steps += (step for volume in volumes for step in _stale_bookmarks(volume, protections))
         verdicts += decided
-        for verdict in decided:
-            if not verdict.keep:
-                steps += (Destroy(host=host, snapshot=snapshot) for snapshot in _sorted(verdict.point))
-        if host == SOURCE:
-            for volume in _volumes(own, seen.world[SOURCE]):
-                steps += _stale_bookmarks(volume, protections)
     warnings = tuple(
         f"{target} did not answer: nothing is removed there, and its base stays" for target in sorted(policy.silent)
     )
-    plan = Plan(steps=tuple(steps), warnings=warnings, reasons=tuple(_explain(verdicts)) or warnings or _NOTHING)
-    return PrunePlan(verdicts=tuple(verdicts), plan=plan)
-
-
-_NOTHING = ("the guest has no recovery point on any host",)
+    reasons = tuple(_explain(verdicts)) or ("the guest has no recovery point on any host that was seen",)
+    return PrunePlan(verdicts=tuple(verdicts), plan=Plan(steps=tuple(steps), warnings=warnings, reasons=reasons))
 
 
 def _own(listing: Listing) -> dict[Guid, str]:
@@ -141,7 +132,7 @@ def _partial(target: Listing) -> Iterator[Guid]:
             yield from sorted({volume.resume.to_guid, volume.resume.from_guid} - {Guid("")})
 
 
-def _protect(found: dict[Guid, str], guid: Guid, reason: str) -> None:
+def _protect(found: MutableMapping[Guid, str], guid: Guid, reason: str) -> None:
     known = found.get(guid)
     if known is None:
         found[guid] = reason
@@ -171,7 +162,7 @@ def _newest_bookmarks(volume: Volume) -> dict[str, Bookmark]:
     return newest
 
 
-def _stale_bookmarks(volume: Volume, protections: Protections) -> Iterator[Step]:
+def _stale_bookmarks(volume: Volume, protections: Mapping[Guid, str]) -> Iterator[Step]:
     """Ours, of a snapshot that is gone, with a newer one of the same target beside it: nothing needs them."""
     there = {snapshot.guid for snapshot in volume.snapshots}
     newest = _newest_bookmarks(volume)

@@ -66,9 +66,7 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Pla
     steps += _holds(source, top, there, way.path, sides, policy)
     steps += _bookmarks(source, top, policy)
     warnings = (*way.warnings, *_overtaken(wanted[-1], top, there, policy))
-    return Plan(
-        steps=tuple(steps), warnings=warnings, reasons=(*way.reasons, *_explain(ordered, sends, top, policy))
-    )
+    return Plan(steps=tuple(steps), warnings=warnings, reasons=(*way.reasons, *_explain(ordered, sends, top, policy)))
 
 
 def _sends(
@@ -94,9 +92,7 @@ def _sends(
     return sends
 
 
-def _groups(
-    ordered: list[Snapshot], wanted: list[Snapshot], base: Base, *, minimal: bool
-) -> list[list[Snapshot]]:
+def _groups(ordered: list[Snapshot], wanted: list[Snapshot], base: Base, *, minimal: bool) -> list[list[Snapshot]]:
     """Runs of wanted snapshots after the base that one `-I` can send: it takes everything in between along.
 
     A run may grow only when its base is a snapshot (`-I` takes no bookmark) and nothing unwanted follows it.
@@ -196,9 +192,7 @@ def _bookmarks(source: Volume, top: Base, policy: ReplicationPolicy) -> Iterator
             yield DestroyBookmark(bookmark=bookmark)
 
 
-def _overtaken(
-    goal: Snapshot, top: Base, there: Iterable[Snapshot], policy: ReplicationPolicy
-) -> Iterator[str]:
+def _overtaken(goal: Snapshot, top: Base, there: Iterable[Snapshot], policy: ReplicationPolicy) -> Iterator[str]:
     if top.createtxg > goal.createtxg and all(snapshot.guid != goal.guid for snapshot in there):
         yield (
             f"{goal.full_name} cannot be sent: {policy.host} already has {top.full_name}, which is newer; "
@@ -206,9 +200,7 @@ def _overtaken(
         )
 
 
-def _explain(
-    ordered: list[Snapshot], sends: list[Send], top: Base, policy: ReplicationPolicy
-) -> Iterator[str]:
+def _explain(ordered: list[Snapshot], sends: list[Send], top: Base, policy: ReplicationPolicy) -> Iterator[str]:
     if not sends:
         yield f"nothing to send: {policy.host} has {top.full_name}"
         return

@@ -67,9 +67,7 @@ def route(disk: Disk, source: Volume, sides: Sides, policy: ReplicationPolicy) -
 
 def received(snapshot: Snapshot, dataset: Dataset) -> Snapshot:
     """What a receive makes of a source snapshot: same name and guid, no properties, a createtxg yet unknown."""
-    blank = Snapshot(
-        dataset=dataset, name=snapshot.name, guid=snapshot.guid, createtxg=0, creation=snapshot.creation
-    )
+    blank = Snapshot(dataset=dataset, name=snapshot.name, guid=snapshot.guid, createtxg=0, creation=snapshot.creation)
     return replace(blank, refer=snapshot.refer)
 
 
@@ -147,9 +145,7 @@ def _unusable(token: ResumeToken, source: Volume, replica: Volume) -> str:
 
 def _resume(way: Route, token: ResumeToken, source: Volume, policy: ReplicationPolicy) -> Route:
     goal = next(snapshot for snapshot in source.snapshots if snapshot.guid == token.to_guid)
-    step = Resume(
-        host=policy.host, token=token.token, snapshot=goal, dataset=way.path, raw=source.encrypted
-    )
+    step = Resume(host=policy.host, token=token.token, snapshot=goal, dataset=way.path, raw=source.encrypted)
     return replace(
         way,
         base=goal,
@@ -162,9 +158,7 @@ def _resume(way: Route, token: ResumeToken, source: Volume, policy: ReplicationP
 def _abort(way: Route, replica: Volume, policy: ReplicationPolicy, fault: str) -> Route:
     step = AbortReceive(host=policy.host, dataset=replica.name, reason=fault)
     note = f"interrupted receive into {replica.name} on {policy.host} is thrown away: {fault}"
-    return replace(
-        way, steps=(*way.steps, step), warnings=(*way.warnings, note), reasons=(*way.reasons, note)
-    )
+    return replace(way, steps=(*way.steps, step), warnings=(*way.warnings, note), reasons=(*way.reasons, note))
 
 
 def _divergence(replica: Volume, base: Base, policy: ReplicationPolicy) -> Conflict | None:
@@ -195,9 +189,7 @@ def _divergence(replica: Volume, base: Base, policy: ReplicationPolicy) -> Confl
     )
 
 
-def _mode_conflict(
-    replica: Volume, source: Volume, sides: Sides, policy: ReplicationPolicy
-) -> Conflict | None:
+def _mode_conflict(replica: Volume, source: Volume, sides: Sides, policy: ReplicationPolicy) -> Conflict | None:
     """Raw and non-raw streams must not meet in one replica (reliability §1): it is not readable any more."""
     if replica.encrypted == source.encrypted:
         return None
