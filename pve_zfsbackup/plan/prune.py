@@ -93,7 +93,7 @@ def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now
         decided = decide_retention(own, policy.keep.get(host, ()), protections, host=host, tz=tz, now=now)
         going = [verdict.point for verdict in decided if not verdict.keep]
         steps += (Destroy(host=host, snapshot=snapshot) for point in going for snapshot in _sorted(point))
-        steps += (step for volume in volumes for step in _stale_bookmarks(volume, protections))
+        steps += (step for volume in volumes for step in _stale_bookmarks(volume, seen, protections))
         verdicts += decided
     warnings = tuple(
         f"{target} did not answer: nothing is removed there, and its base stays" for target in sorted(policy.silent)
@@ -162,15 +162,18 @@ def _newest_bookmarks(volume: Volume) -> dict[str, Bookmark]:
     return newest
 
 
-def _stale_bookmarks(volume: Volume, protections: Mapping[Guid, str]) -> Iterator[Step]:
-    """Ours, of a snapshot that is gone, with a newer one of the same target beside it: nothing needs them."""
+def _stale_bookmarks(volume: Volume, seen: Survey, protections: Mapping[Guid, str]) -> Iterator[Step]:
+    """Ours, of a snapshot that is gone, with a newer one of the same target beside it: nothing needs them.
+
+    Only of targets that answered: one that did not may have gone back to an older state.
+    """
     there = {snapshot.guid for snapshot in volume.snapshots}
     newest = _newest_bookmarks(volume)
-    for bookmark in volume.bookmarks:
+    for bookmark in sorted(volume.bookmarks, key=lambda bookmark: (bookmark.createtxg, bookmark.name)):
         target = bookmark_target(bookmark)
-        if target is None or bookmark.guid in there or bookmark.guid in protections:
+        if target is None or target not in seen.world or bookmark.guid in protections:
             continue
-        if bookmark.createtxg < newest[target].createtxg:
+        if bookmark.guid not in there and bookmark.createtxg < newest[target].createtxg:
             yield DestroyBookmark(bookmark=bookmark)
 
 

@@ -1,0 +1,376 @@
+"""Replicas that were renamed, copied, taken over or half received; generations; several disks and targets."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from pve_zfsbackup.model import (
+    SOURCE,
+    AbortReceive,
+    CreateBookmark,
+    CreateParent,
+    Dataset,
+    DestroyBookmark,
+    Guid,
+    Hold,
+    Mark,
+    Release,
+    Resume,
+    ResumeToken,
+    Send,
+    Snapshot,
+    Step,
+    Volume,
+    World,
+)
+from pve_zfsbackup.plan.pairing import compare, find_replica, generation_path
+from pve_zfsbackup.plan.project import project
+from tests.plan.worlds import (
+    DISK,
+    GENERATION,
+    HOST,
+    OTHER,
+    OTHER_DISK,
+    OTHER_GUID,
+    POLICY,
+    REPLICA,
+    ROOT,
+    SOURCE_GUID,
+    TAG,
+    ZVOL,
+    bookmark,
+    build,
+    guid,
+    guids,
+    listing,
+    parent,
+    replica_volume,
+    replicate,
+    snapshot,
+    source_volume,
+)
+
+ELSEWHERE = Dataset(f"{ROOT}/old/something")
+GOOD = ResumeToken(token="1-good", to_guid=guid(2))
+STALE = ResumeToken(token="1-stale", to_guid=Guid("5"))
+
+
+def world(source: Volume, *target: Volume) -> World:
+    parents = [parent(ROOT), parent(f"{ROOT}/local-zfs")]
+    return {SOURCE: listing(SOURCE, source), HOST: listing(HOST, *parents, *target)}
+
+
+def stranger(name: Dataset, *, held: bool = False) -> Volume:
+    """A replica of something else that was ours, too."""
+    made = replace(snapshot(9, name), guid=Guid("88888"), volume=Guid("4444"), userrefs=int(held))
+    return Volume(name=name, guid=Guid("99"), type="volume", snapshots=(made,))
+
+
+def kinds(steps: tuple[Step, ...]) -> list[str]:
+    return [type(step).__name__ for step in steps]
+
+
+def send_of(steps: tuple[Step, ...]) -> Send:
+    (send,) = [step for step in steps if isinstance(step, Send)]
+    return send
+
+
+def test_a_renamed_replica_is_followed() -> None:
+    history = ["oh", "o-"]
+    here = world(source_volume(history), replica_volume(history, name=ELSEWHERE))
+    plan = replicate(here)
+    send = send_of(plan.steps)
+    assert (send.dataset, send.base) == (ELSEWHERE, here[SOURCE].volumes[ZVOL].snapshots[0])
+    assert not plan.warnings
+
+
+def test_a_renamed_source_is_followed() -> None:
+    name = Dataset("rpool/data/vm-200-disk-3")
+    history = ["oh", "o-"]
+    old = source_volume(history)
+    moved = replace(old, name=name, snapshots=tuple(replace(found, dataset=name) for found in old.snapshots))
+    here = world(moved, replica_volume(history))
+    disk = replace(DISK, dataset=name, volid="local-zfs:vm-200-disk-3", volume="vm-200-disk-3")
+    send = send_of(replicate(here, disk=disk).steps)
+    assert send.dataset == REPLICA
+    assert send.base is not None
+
+
+def test_something_else_on_the_path_starts_a_generation_and_is_not_touched() -> None:
+    here = world(source_volume(["o-", "o-"]), stranger(REPLICA, held=True))
+    plan = replicate(here)
+    send = send_of(plan.steps)
+    assert (send.dataset, send.base, send.through) == (GENERATION, None, ())
+    assert send.snapshot.guid == guid(2)
+    assert GENERATION in plan.warnings[0]
+    after = project(here, plan.steps)
+    old = after[HOST].volumes[REPLICA]
+    assert guids(old) == {"88888"}
+    assert not old.snapshots[0].userrefs  # it ages out by policy from now on
+    assert replicate(after).steps == ()
+
+
+def test_the_generation_before_is_released_only_when_the_new_one_is_held() -> None:
+    here = world(source_volume(["o-"]), stranger(REPLICA, held=True))
+    steps = replicate(here).steps
+    order = [type(step) for step in steps if isinstance(step, Send | Mark | Hold | Release)]
+    assert order == [Send, Mark, Hold, Release]
+    (release,) = [step for step in steps if isinstance(step, Release)]
+    assert (release.snapshot.dataset, release.tag) == (REPLICA, TAG)
+
+
+def test_another_live_disk_on_the_path_keeps_its_hold() -> None:
+    """Two disks swapped their names: the path is that of the other one's replica."""
+    source = source_volume(["o-"])
+    other = Volume(name=OTHER, guid=Guid("4444"), type="volume")
+    here = world(source, stranger(REPLICA, held=True))
+    here = {**here, SOURCE: listing(SOURCE, source, other)}
+    plan = replicate(here)
+    assert send_of(plan.steps).dataset == GENERATION
+    assert not any(isinstance(step, Release) for step in plan.steps)
+
+
+def test_both_paths_taken_is_a_conflict() -> None:
+    plan = replicate(world(source_volume(["o-"]), stranger(REPLICA), stranger(GENERATION)))
+    (conflict,) = plan.conflicts
+    assert (conflict.kind, conflict.object, plan.steps) == ("path-taken", GENERATION, ())
+    assert any(REPLICA in line for line in conflict.evidence)
+    assert f"zfs rename {GENERATION} " in conflict.resolve
+
+
+def test_the_generation_has_the_first_digits_of_the_datasets_guid() -> None:
+    source = replace(source_volume(["o-"]), guid=Guid(str(0x89ABCDEF01234567)))
+    assert generation_path(REPLICA, source) == f"{REPLICA}-g89abcdef"
+
+
+def test_a_generation_goes_on_when_the_old_one_is_there() -> None:
+    history = ["oh", "o-"]
+    here = world(source_volume(history), stranger(REPLICA), replica_volume(history, name=GENERATION))
+    plan = replicate(here)
+    assert send_of(plan.steps).dataset == GENERATION
+    assert not plan.warnings
+
+
+def test_among_several_with_something_common_the_one_with_the_newest_goes_on() -> None:
+    histories = [["om", "o-", "o-"], ["om", "om", "o-"]]
+    for names in itertools.permutations([REPLICA, ELSEWHERE]):
+        replicas = [replica_volume(h, name=name) for h, name in zip(histories, names, strict=True)]
+        assert send_of(replicate(world(source_volume(histories[0]), *replicas)).steps).dataset == names[1]
+    twins = [replica_volume(histories[0], name=name) for name in (ELSEWHERE, REPLICA)]
+    assert send_of(replicate(world(source_volume(histories[0]), *twins)).steps).dataset == REPLICA
+
+
+def test_a_copy_of_a_disk_with_its_snapshots_never_feeds_the_originals_replica() -> None:
+    """Both share guids; the replica is that of the dataset it was received from, while that exists."""
+    original = source_volume(["oh", "o-"])
+    own = tuple(replace(found, dataset=OTHER) for found in original.snapshots)
+    copy = Volume(name=OTHER, guid=OTHER_GUID, type="volume", snapshots=own)
+    here = world(original, replica_volume(["oh", "o-"]))
+    both = {**here, SOURCE: listing(SOURCE, original, copy)}
+    plan = replicate(both, disk=OTHER_DISK)
+    assert send_of(plan.steps).dataset == f"{ROOT}/fast/vm-100-disk-0"
+    assert send_of(plan.steps).base is None
+    assert send_of(replicate(both).steps).dataset == REPLICA
+    moved = {**here, SOURCE: listing(SOURCE, copy)}  # the original is gone: `zfs send -R` to another pool
+    assert send_of(replicate(moved, disk=OTHER_DISK).steps).dataset == REPLICA
+    assert find_replica(copy, compare(both[SOURCE], both[HOST]), ROOT, REPLICA) is None
+
+
+def test_datasets_outside_the_root_are_not_replicas() -> None:
+    outside = replica_volume(["oh"], name=Dataset("tank/backups2/vm-100-disk-0"))
+    plan = replicate(world(source_volume(["oh", "o-"]), outside))
+    assert send_of(plan.steps).base is None
+
+
+PLACES = ("absent", "stranger", "good", "stale", "empty")
+
+
+def place(name: Dataset, what: str) -> list[Volume]:
+    bare = Volume(name=name, guid=Guid("66"), type="volume")
+    made = {
+        "absent": [],
+        "stranger": [stranger(name)],
+        "good": [replace(bare, resume=GOOD)],
+        "stale": [replace(bare, resume=STALE)],
+        "empty": [bare],
+    }
+    return made[what]
+
+
+@pytest.mark.parametrize("places", list(itertools.product(PLACES, PLACES)), ids="-".join)
+def test_every_state_of_both_paths(places: tuple[str, str]) -> None:
+    usual, generation = places
+    source = source_volume(["o-", "o-"])
+    here = world(source, *place(REPLICA, usual), *place(GENERATION, generation))
+    plan = replicate(here)
+    if usual in ("stranger", "empty") and generation in ("stranger", "empty"):
+        assert [conflict.kind for conflict in plan.conflicts] == ["path-taken"]
+        return
+    assert not plan.conflicts
+    if "good" in places:
+        (resume,) = [step for step in plan.steps if isinstance(step, Resume)]
+        assert resume.dataset == (REPLICA if usual == "good" else GENERATION)
+        assert not any(isinstance(step, Send) for step in plan.steps)
+    else:
+        send = send_of(plan.steps)
+        assert send.dataset == (REPLICA if usual in ("absent", "stale") else GENERATION)
+    aborted = [step.dataset for step in plan.steps if isinstance(step, AbortReceive)]
+    if "good" not in places:
+        assert aborted == [n for n, what in zip((REPLICA, GENERATION), places, strict=True) if what == "stale"]
+        assert bool(aborted) <= bool(plan.warnings)
+    after = project(here, plan.steps)
+    assert replicate(after).steps == ()
+    for count in range(len(plan.steps)):
+        cut = project(here, plan.steps[:count])
+        end = project(cut, replicate(cut).steps)
+        assert end[HOST] == after[HOST]
+
+
+def test_parents_are_made_from_the_root_down_and_only_where_missing() -> None:
+    source = source_volume(["o-"])
+    plan = replicate({SOURCE: listing(SOURCE, source), HOST: listing(HOST)})
+    made = [step.dataset for step in plan.steps if isinstance(step, CreateParent)]
+    assert made == [ROOT, f"{ROOT}/local-zfs"]
+    plan = replicate({SOURCE: listing(SOURCE, source), HOST: listing(HOST, parent(ROOT))})
+    assert [s.dataset for s in plan.steps if isinstance(s, CreateParent)] == [f"{ROOT}/local-zfs"]
+
+
+def test_raw_and_plain_never_meet_in_one_replica() -> None:
+    history = ["oh", "o-"]
+    for source_raw, replica_raw in ((True, False), (False, True)):
+        source, replica = source_volume(history, raw=source_raw), replica_volume(history, raw=replica_raw)
+        plan = replicate(world(source, replica))
+        assert [conflict.kind for conflict in plan.conflicts] == ["mode"]
+        assert not plan.steps
+        assert REPLICA in plan.conflicts[0].resolve
+
+
+def test_a_target_that_encrypts_for_itself_takes_plain_streams() -> None:
+    history = ["oh", "o-"]
+    here = world(source_volume(history), replica_volume(history, raw=True))
+    volumes = {name: replace(volume, encrypted=True) for name, volume in here[HOST].volumes.items()}
+    here = {**here, HOST: replace(here[HOST], volumes=volumes)}
+    assert not send_of(replicate(here).steps).raw
+
+
+def test_divergence_names_the_casualties_and_the_command() -> None:
+    history = ["om", "-h", "-x", "o-"]
+    plan = replicate(build(history))
+    (conflict,) = plan.conflicts
+    assert conflict.kind == "foreign-snapshot"
+    base, ours, foreign = build(history)[HOST].volumes[REPLICA].snapshots
+    assert [line.split()[0] for line in conflict.evidence] == [ours.full_name, foreign.full_name]
+    assert "ours, held" in conflict.evidence[0]
+    assert "not ours" in conflict.evidence[1]
+    assert f"zfs release {TAG} {ours.full_name} && zfs rollback -r {base.full_name}" in conflict.resolve
+    assert HOST in conflict.resolve
+
+
+def test_foreign_snapshots_alone_are_destroyed_by_name_not_rolled_back() -> None:
+    (conflict,) = replicate(build(["om", "-x", "-x", "o-"])).conflicts
+    assert f"zfs destroy {REPLICA}@admin2,admin3" in conflict.resolve
+    assert "rollback" not in conflict.resolve
+
+
+def test_commands_quote_hostile_names() -> None:
+    source = source_volume(["om", "o-"])
+    name = Dataset(f"{ROOT}/a b;c")
+    replica = replica_volume(["om", "-x"], name=name)
+    (conflict,) = replicate(world(source, replica)).conflicts
+    assert f"zfs destroy '{name}@admin2'" in conflict.resolve
+
+
+def test_foreign_snapshots_split_a_stream_that_takes_everything() -> None:
+    history = ["oh", "o-", "o-", "f-", "o-", "o-", "i-", "o-"]
+    sends = [step for step in replicate(build(history)).steps if isinstance(step, Send)]
+    runs = [[guid(n) for n in run] for run in ([2, 3], [5], [6], [8])]
+    assert [[sent.guid for sent in (*send.through, send.snapshot)] for send in sends] == runs
+    assert [send.base.guid if send.base else None for send in sends] == [guid(n) for n in (1, 3, 5, 6)]
+    plan = replicate(build(history))
+    told = [reason for reason in plan.reasons if "is not sent" in reason]
+    assert [("not ours" in reason, "not complete" in reason) for reason in told] == [(True, False), (False, True)]
+
+
+def test_a_bookmark_takes_one_step_and_the_rest_go_together() -> None:
+    sends = [step for step in replicate(build(["bh", "o-", "o-", "o-"])).steps if isinstance(step, Send)]
+    assert [len(send.through) for send in sends] == [0, 1]
+    assert not isinstance(sends[0].base, Snapshot)
+    assert isinstance(sends[1].base, Snapshot)
+
+
+def test_marks_follow_each_stream_in_order() -> None:
+    assert kinds(replicate(build(["ou", "f-", "o-", "o-"])).steps) == [
+        "Mark", "Send", "Mark", "Send", "Mark", "Hold", "CreateBookmark",
+    ]  # fmt: skip
+
+
+def test_a_renamed_snapshot_on_the_target_is_a_base_but_no_longer_ours() -> None:
+    here = build(["ou", "o-"])
+    replica = here[HOST].volumes[REPLICA]
+    renamed = replace(replica, snapshots=(replace(replica.snapshots[0], name="kept-by-admin"),))
+    volumes = {**here[HOST].volumes, REPLICA: renamed}
+    here = {**here, HOST: replace(here[HOST], volumes=volumes)}
+    plan = replicate(here)
+    assert send_of(plan.steps).base is not None
+    assert [step.source.guid for step in plan.steps if isinstance(step, Mark)] == [guid(2)]
+    assert replicate(project(here, plan.steps)).steps == ()
+
+
+def test_bookmarks_of_other_targets_and_other_tools_stay() -> None:
+    source = source_volume(["Oh", "o-"])
+    others = (bookmark(1, "backup2"), replace(bookmark(1), name="syncoid_x"), bookmark(1, "backup1:x"))
+    here = world(replace(source, bookmarks=(*source.bookmarks, *others)), replica_volume(["Oh", "o-"]))
+    gone = [step.bookmark for step in replicate(here).steps if isinstance(step, DestroyBookmark)]
+    assert gone == [bookmark(1)]
+
+
+def test_a_bookmark_of_a_name_used_again_is_replaced() -> None:
+    source = source_volume(["Oh"])
+    stale = replace(bookmark(1), guid=Guid("31337"))
+    here = world(replace(source, bookmarks=(stale,)), replica_volume(["Oh"]))
+    steps = [step for step in replicate(here).steps if isinstance(step, CreateBookmark | DestroyBookmark)]
+    assert steps == [
+        DestroyBookmark(bookmark=stale),
+        CreateBookmark(snapshot=source.snapshots[0], name=bookmark(1).name),
+    ]
+    assert replicate(project(here, steps)).steps == ()
+
+
+def test_two_targets_have_bases_of_their_own() -> None:
+    here = build(["oh", "o-"])
+    second = replace(here[HOST], host="backup2", volumes={ROOT: parent(ROOT)})
+    here = {**here, "backup2": second}
+    policy = replace(POLICY, host="backup2")
+    after = project(project(here, replicate(here).steps), replicate(here, policy).steps)
+    assert [send_of(replicate(here, p).steps).base is None for p in (POLICY, policy)] == [False, True]
+    names = {mark.name for mark in after[SOURCE].volumes[ZVOL].bookmarks}
+    assert names == {bookmark(2).name, bookmark(2, "backup2").name}
+
+
+def test_without_a_tag_nothing_is_held_from_here() -> None:
+    for history in itertools.product(["oh", "om", "o-"], repeat=3):
+        plan = replicate(build(history), replace(POLICY, hold_tag=""))
+        assert not any(isinstance(step, Hold | Release) for step in plan.steps)
+
+
+def test_a_disk_without_a_dataset_is_a_conflict() -> None:
+    here = build(["o-"])
+    for disk in (replace(DISK, dataset=None), replace(DISK, dataset=Dataset("rpool/gone"))):
+        plan = replicate(here, disk=disk)
+        assert [conflict.kind for conflict in plan.conflicts] == ["missing-dataset"]
+        assert plan.reasons
+
+
+def test_nothing_of_ours_nothing_to_do() -> None:
+    plan = replicate(build(["f-", "i-"]))
+    assert (plan.steps, plan.conflicts) == ((), ())
+    assert "no snapshot of a complete recovery point" in plan.reasons[0]
+
+
+def test_the_source_dataset_of_a_mark_is_the_one_that_was_sent() -> None:
+    for step in replicate(build(["ou", "o-"])).steps:
+        if isinstance(step, Mark):
+            assert step.volume == SOURCE_GUID
