@@ -16,7 +16,7 @@ GUARDIAN = Path(__file__).with_name("guardian.py")
 
 EMULATION = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max")
 VIRTUALIZATION = ("-accel", "kvm", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max")
-COMMAND_LINE = "root=/dev/vda rw console=ttyS0 mitigations=off quiet net.ifnames=0 nokaslr audit=0"
+COMMAND_LINE = "root=/dev/vda rw console=ttyS0 mitigations=off quiet net.ifnames=0 nokaslr audit=0 no_timer_check panic=-1"
 
 
 class LabError(Exception):
