@@ -152,6 +152,14 @@ class _Adapter(HTTPAdapter):
             kwargs["ssl_context"] = _context(self._ca_file)
         super().init_poolmanager(*args, **kwargs)
 
+    def close(self) -> None:
+        """Close the connections now: urllib3 2 does so only when the garbage collector finds the pool."""
+        for key in self.poolmanager.pools.keys():  # noqa: SIM118 - not iterable itself
+            pool = self.poolmanager.pools.get(key)
+            if pool is not None:
+                pool.close()
+        super().close()
+
     def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
         timeout = float(self.local.timeout)
         response = super().send(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import hashlib
 import ipaddress
@@ -13,12 +14,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from fakepve import FakePve
 
 from pve_zfsbackup.host.api import Token
 from pve_zfsbackup.host.pve import HttpsApi
@@ -119,6 +122,7 @@ class Replay:
     heads: list[str] = field(default_factory=list)
     connections: int = 0
     silent: bool = False  # accepts and never answers, as pveproxy whose workers cannot start
+    latency: float = 0.0  # seconds before each answer
     drop_after: int = 0  # close each connection, without a word, after so many answers
 
     def __post_init__(self) -> None:
@@ -209,6 +213,7 @@ class Replay:
             tls.sendall(f"HTTP/1.1 501 {text}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
             return False
         answer = queue.pop(0) if len(queue) > 1 else queue[0]
+        self._stopping.wait(self.latency)
         tls.sendall(answer)
         head_text = answer.partition(b"\r\n\r\n")[0].lower()
         return b"content-length" in head_text and not head_text.count(b"connection: close") > head_text.count(
@@ -276,3 +281,37 @@ class RecordedRunner:
 @pytest.fixture
 def runner() -> RecordedRunner:
     return RecordedRunner()
+
+
+@pytest.fixture
+def fakepve(certificates: Certificates) -> Iterator[FakePve]:
+    """A started fake with our certificate. Unlike its own fixture it ends only when every connection has ended."""
+    pve = FakePve(host="127.0.0.1", port=0)
+    pve.apitokens[str(TOKEN)] = SECRET
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def call(work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, loop).result(30)
+
+    async def stop() -> None:
+        async with asyncio.timeout(20):
+            while pve.runner.server.connections:
+                await asyncio.sleep(0.01)
+            await pve.stop()
+            while len(asyncio.all_tasks()) > 1:
+                await asyncio.sleep(0.01)
+
+    call(pve.start(str(certificates.chain), str(certificates.key)))
+    yield pve
+    call(stop())
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(30)
+    loop.close()
+
+
+@pytest.fixture
+def fake_api(fakepve: FakePve, certificates: Certificates) -> Iterator[HttpsApi]:
+    with HttpsApi(fakepve.url, TOKEN, ca_file=certificates.ca, timeout=5) as https:
+        yield https
