@@ -1,0 +1,108 @@
+"""Recovery points: what they are made of, how they were taken, what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pve_zfsbackup.model.names import Guid, PointId, Vmid
+from pve_zfsbackup.model.zfs import Snapshot
+
+
+class Consistency(StrEnum):
+    """How a point was taken. Only `QUIESCED` was frozen by the guest from before to after the snapshot."""
+
+    QUIESCED = "quiesced"
+    OFFLINE = "offline"  # the guest was not running
+    CRASH = "crash-consistent"
+
+
+class Quiesce(StrEnum):
+    PREFER = "prefer"
+    REQUIRE = "require"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A recovery point as found on one host: one guest at one instant.
+
+    `disks` are those the point was made of; `snapshots` those present here. Complete means all of them are.
+    `gone` are disks whose dataset no longer exists on the source: nothing failed, an administrator removed it.
+    A snapshot that fits no disk (never seen but after tampering) stands under its dataset's name.
+    """
+
+    id: PointId
+    vmid: Vmid
+    creation: int
+    consistency: str
+    disks: Mapping[str, str]  # key -> volid
+    snapshots: Mapping[str, Snapshot]  # key -> snapshot
+    gone: frozenset[str] = frozenset()
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.disks) and self.disks.keys() <= self.snapshots.keys()
+
+    @property
+    def stamp(self) -> str:
+        return self.id.partition("/")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointDisk:
+    """A disk of a point: the key in the guest's configuration, its volid and its source dataset's guid then."""
+
+    key: str
+    volid: str
+    guid: Guid
+
+
+def encode_disks(disks: Iterable[PointDisk]) -> str:
+    """The value of the `disks` property: `scsi0=local-zfs:vm-100-disk-0#17,scsi1=fast:vm-100-disk-0#23`.
+
+    All disks of a point carry the same value (one `zfs snapshot -o`); the guid after `#` tells which is which,
+    also after a rename. Neither `,` nor `=` nor `#` occurs in keys or in volids of ZFS storages.
+    """
+    return ",".join(f"{disk.key}={disk.volid}#{disk.guid}" for disk in sorted(disks, key=lambda disk: disk.key))
+
+
+def decode_disks(text: str) -> tuple[PointDisk, ...]:
+    """The disks of a point, in the order of the text; what cannot be read is left out."""
+    found = []
+    for item in text.split(","):
+        key, _, rest = item.partition("=")
+        volid, _, guid = rest.rpartition("#")
+        if key and volid:
+            found.append(PointDisk(key=key, volid=volid, guid=Guid(guid)))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """Proxmox's `keep-*` (pve-facts; same meaning). All zero keeps everything.
+
+    The help texts are here because the configuration's reference is made from them.
+    """
+
+    last: int = field(default=0, metadata={"help": "the newest N points"})
+    hourly: int = field(default=0, metadata={"help": "the newest point of each of the last N hours that have one"})
+    daily: int = field(default=0, metadata={"help": "the newest point of each of the last N days that have one"})
+    weekly: int = field(default=0, metadata={"help": "the newest point of each of the last N weeks that have one"})
+    monthly: int = field(default=0, metadata={"help": "the newest point of each of the last N months that have one"})
+    yearly: int = field(default=0, metadata={"help": "the newest point of each of the last N years that have one"})
+
+    @property
+    def everything(self) -> bool:
+        return not (self.last or self.hourly or self.daily or self.weekly or self.monthly or self.yearly)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What retention decided about one point on one host, and why. `reasons` is never empty."""
+
+    host: str
+    point: Point
+    keep: bool
+    reasons: tuple[str, ...]

@@ -1,0 +1,86 @@
+"""What one host's ZFS has. Identity of a snapshot is its guid; order is createtxg within one pool (DESIGN §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from pve_zfsbackup.model.names import Dataset, Guid, PointId
+
+UNKNOWN: Final = Guid("")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A ZFS snapshot. `point` is set only when it is ours: our name and our property, agreeing."""
+
+    dataset: Dataset
+    name: str
+    guid: Guid
+    createtxg: int
+    creation: int  # seconds since the epoch
+    used: int = 0
+    refer: int = 0
+    userrefs: int = 0  # holds
+    clones: bool = False
+    point: PointId | None = None
+    disks: str = ""  # the point's disks, see `encode_disks`
+    consistency: str = ""
+    volume: Guid = UNKNOWN  # on a target: guid of the source dataset it was taken of, set when it is marked
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.dataset}@{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bookmark:
+    dataset: Dataset
+    name: str
+    guid: Guid
+    createtxg: int
+    creation: int
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.dataset}#{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeToken:
+    """State of an interrupted receive. The guids are empty when the source could not decode the token."""
+
+    token: str
+    to_guid: Guid = UNKNOWN
+    from_guid: Guid = UNKNOWN
+    raw: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A file system or zvol with its snapshots and bookmarks, oldest first by createtxg."""
+
+    name: Dataset
+    guid: Guid
+    type: Literal["filesystem", "volume"]
+    used: int = 0
+    refer: int = 0
+    encrypted: bool = False
+    keystatus: str = ""
+    origin: str = ""
+    resume: ResumeToken | None = None
+    snapshots: tuple[Snapshot, ...] = ()
+    bookmarks: tuple[Bookmark, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What one `zfs list` of one host said. `roots` are the datasets that were asked for and exist."""
+
+    host: str
+    volumes: Mapping[Dataset, Volume] = field(default_factory=dict)
+    roots: frozenset[Dataset] = frozenset()
+
+
+World = Mapping[str, Listing]  # SOURCE and the targets by name
