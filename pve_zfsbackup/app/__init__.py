@@ -1,0 +1,1 @@
+"""Use cases: gather, plan, execute, report, per stage; each guest isolated."""
