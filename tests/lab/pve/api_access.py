@@ -36,7 +36,7 @@ def roles(node: Node, v: Values, who: str) -> Any:
 
 @api("GET", "/access/roles/{roleid}")
 def role(node: Node, v: Values, who: str) -> Any:
-    """{privilege: 1} of one role."""
+    """One role."""
     return dict.fromkeys(sorted(_role(node.access.load(), v["roleid"])), 1)
 
 
@@ -280,7 +280,7 @@ def acl_update(node: Node, v: Values, who: str) -> None:
             raise PveError(500, f"ACL update failed: role '{name}' does not exist")
     entries = ([f"u:{u}" for u in split(v.get("users"))] + [f"t:{t}" for t in split(v.get("tokens"))]
                + [f"g:{g}" for g in split(v.get("groups"))])
-    known = {"u": cfg.users, "t": cfg.tokens, "g": cfg.groups}
+    known = {"u": set(cfg.users), "t": set(cfg.tokens), "g": set(cfg.groups)}
     words = {"u": "user", "t": "token", "g": "group"}
     for entry in entries:
         if entry[2:] not in known[entry[0]]:

@@ -112,6 +112,9 @@ def resources(node: Node, v: Values, who: str) -> Any:
                             "node": node.name, "plugintype": keys["type"], "content": full["content"],
                             "shared": full["shared"], "disk": full["used"], "maxdisk": full["total"],
                             "status": "available" if full["active"] else "unknown"})
+    if kind in (None, "sdn") and node.access.allowed(who, "/sdn/zones/localnetwork", "SDN.Audit"):
+        out.append({"id": f"network/{node.name}/zone/localnetwork", "type": "network", "network": "localnetwork",
+                    "network-type": "zone", "node": node.name, "status": "ok"})
     return out
 
 

@@ -1,6 +1,5 @@
 """Storages and their volumes, from storage.cfg, `zfs list` and directories (pve-facts §c)."""
 
-import os
 import re
 import time
 from pathlib import Path
@@ -56,10 +55,9 @@ def _usage(node: Node, keys: dict[str, str]) -> tuple[int, int] | None:
         if keys["type"] == "zfspool":
             avail, used = node.zfs("get", "-o", "value", "-Hp", "available,used", keys["pool"]).split()
             return int(used), int(avail)
-        found = os.statvfs(keys["path"])
+        return node.disk_usage(keys["path"])
     except (OSError, PveError):
         return None
-    return (found.f_blocks - found.f_bfree) * found.f_frsize, found.f_bavail * found.f_frsize
 
 
 def status(node: Node, sid: str, keys: dict[str, str]) -> dict[str, Any]:
@@ -83,7 +81,7 @@ def node_storages(node: Node, v: Values, who: str) -> Any:
         kinds = split(keys.get("content"))
         if not here or not seen(node, who, sid) or v.get("storage") not in (None, sid):
             continue
-        if wanted and not set(wanted) & set(kinds) or v.get("enabled") and _flag(keys, "disable"):
+        if (wanted and not set(wanted) & set(kinds)) or (v.get("enabled") and _flag(keys, "disable")):
             continue
         out.append(status(node, sid, keys))
     return out

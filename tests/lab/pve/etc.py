@@ -1,7 +1,6 @@
 """The files of /etc/pve: guest configurations, storage.cfg, replication.cfg (formats: pve-facts §b, §c, §h)."""
 
 import hashlib
-import json
 import re
 import urllib.parse
 from dataclasses import dataclass, field
@@ -129,9 +128,8 @@ class Etc:
         """Every (vmid, kind) of this node, by vmid."""
         found = []
         for kind, folder in KINDS.items():
-            for path in (self.root / "nodes" / self.node / folder).glob("*.conf"):
-                if re.fullmatch(r"[1-9][0-9]{2,8}", path.stem):
-                    found.append((int(path.stem), kind))
+            paths = (self.root / "nodes" / self.node / folder).glob("*.conf")
+            found += [(int(p.stem), kind) for p in paths if re.fullmatch(r"[1-9][0-9]{2,8}", p.stem)]
         return sorted(found)
 
     def path(self, kind: str, vmid: int) -> Path:
@@ -186,9 +184,3 @@ class Etc:
     def nodes(self) -> list[str]:
         """Node names: the folders under nodes/."""
         return sorted(p.name for p in (self.root / "nodes").iterdir() if p.is_dir())
-
-
-def vmlist(text: str) -> dict[str, dict[str, object]]:
-    """The `ids` of a `.vmlist` (helper of tests)."""
-    ids: dict[str, dict[str, object]] = json.loads(text).get("ids", {})
-    return ids

@@ -48,6 +48,12 @@ def run(*argv: str) -> str:
     return done.stdout
 
 
+def disk_usage(path: str) -> tuple[int, int]:
+    """(used, available) bytes of the file system at a path; OSError when there is none."""
+    found = os.statvfs(path)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize, found.f_bavail * found.f_frsize
+
+
 @dataclass
 class Node:
     """One node: where its files are, which version it says it has, and how it runs `zfs`."""
@@ -59,6 +65,7 @@ class Node:
     repoid: str = "14a22df35955d97d"
     address: str = "127.0.0.1"
     runner: Callable[..., str] = run
+    disk_usage: Callable[[str], tuple[int, int]] = disk_usage
     started: float = 0.0
     etc: Etc = field(init=False)
     access: Access = field(init=False)

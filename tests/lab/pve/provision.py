@@ -30,6 +30,7 @@ After=network.target lab-pools.service
 [Service]
 Environment=PYTHONPATH=/opt/pvesim
 ExecStartPre=-/usr/sbin/zfs load-key -a
+ExecStartPre=-/bin/rm -f /run/pvesim/cli.sock
 ExecStart=/opt/fakepve/bin/python -m pve.server --node {name} --address {address}
 Restart=no
 
@@ -155,7 +156,7 @@ def set_agent(host: Host, vmid: int, mode: str) -> None:
     host.write(f"/run/pvesim/{vmid}.agent", mode + "\n")
     host.run(("systemctl", "reload", f"pve-guest@{vmid}"))
     ready = {"hang": 'grep -q "State:.T" /proc/$p/status', "dead": "test -z $p"}.get(mode, "test -S $2 && test -n $p")
-    text = 'for i in $(seq 100); do p=$(pgrep -f "qemu-ga .*$2 " || :); ' + ready + " && exit 0; sleep 0.1; done; exit 1"
+    text = f'for i in $(seq 100); do p=$(pgrep -f "qemu-ga .*$2 " || :); {ready} && exit 0; sleep 0.1; done; exit 1'
     host.run(("sh", "-c", text, "sh", str(vmid), f"/run/qemu-server/{vmid}.qga"))
 
 

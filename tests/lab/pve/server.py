@@ -47,7 +47,7 @@ class SimPve(FakePve):  # type: ignore[misc]  # fakepve has no types
         self.client_max_size = 512 * 1024
 
     def _build_app(self) -> web.Application:
-        app = super()._build_app()
+        app: web.Application = super()._build_app()
         app.middlewares.insert(0, wire.middleware(self))
         return app
 
@@ -139,7 +139,7 @@ def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(prog="pve.server")
     parser.add_argument("--node", default="pve1")
-    parser.add_argument("--bind", default="0.0.0.0")  # noqa: S104 - the lab host's own link only
+    parser.add_argument("--bind", default="0.0.0.0")
     parser.add_argument("--address", default="127.0.0.1", help="the node's address in /cluster/status and the SANs")
     parser.add_argument("--port", type=int, default=8006)
     parser.add_argument("--version", default="9.2.11", help="the release to be, such as 9.2.11 or 8.4.21")

@@ -23,7 +23,7 @@ def main() -> int:
     sys.stdout.write(out)
     sys.stdout.flush()
     sys.stderr.write(err)
-    return code
+    return int(code)
 
 
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""How pveproxy speaks HTTP: headers, closed connections, late 401s, 596 after 30 s (pve-facts §a; recordings https/)."""
+"""How pveproxy speaks HTTP: headers, closed connections, late 401s, 596 after 30 s (pve-facts §a)."""
 
 import asyncio
 import email.utils
@@ -18,13 +18,11 @@ _BAD_JSON = ("malformed JSON string, neither tag, array, object, number, string 
 _EMPTY = (401, 595, 596)
 
 
-class PlainError(Exception):
-    """An error pveproxy itself answers as plain text."""
+class PlainError(web.HTTPInternalServerError):
+    """A 500 that pveproxy itself answers as plain text."""
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.text = text
+    def __init__(self, text: str) -> None:
+        super().__init__(reason=text, text=text + "\n", content_type="text/html")
 
 
 async def parameters(request: web.Request) -> dict[str, Any]:
@@ -39,7 +37,7 @@ async def parameters(request: web.Request) -> dict[str, Any]:
         try:
             given = json.loads(body)
         except ValueError as exc:
-            raise PlainError(500, _bad_json(body.decode("utf-8", "replace"), exc)) from None
+            raise PlainError(_bad_json(body.decode("utf-8", "replace"), exc)) from None
         return {**out, **given}
     if request.content_type != "application/x-www-form-urlencoded":
         raise PveError(506, f"upload {request.content_type}")
@@ -94,7 +92,7 @@ def middleware(pve: Any) -> Any:
         try:
             response = await handler(request)
         except PlainError as exc:
-            return _reply(exc.status, exc.text, exc.text + "\n", "text/html")
+            return _reply(exc.status, exc.reason, exc.text, "text/html")
         if response.status in _EMPTY:
             return _reply(response.status, response.reason, None)
         if not isinstance(response, web.Response) or response.content_type != "application/json":
