@@ -1,4 +1,4 @@
-"""/access and /pools: users, tokens, roles, ACLs and pools, kept in user.cfg (pve-facts §m)."""
+"""/access: users, tokens and roles, kept in user.cfg and priv/token.cfg (pve-facts §m)."""
 
 import re
 import uuid
@@ -89,7 +89,7 @@ def role_delete(node: Node, v: Values, who: str) -> None:
     del cfg.roles[name]
     for path in list(cfg.acl):
         for entry in list(cfg.acl[path]):
-            _drop(cfg, path, entry, [name])
+            drop(cfg, path, entry, [name])
     node.access.save(cfg)
 
 
@@ -186,7 +186,7 @@ def user_delete(node: Node, v: Values, who: str) -> None:
 def _drop_everywhere(cfg: UserCfg, entries: set[str]) -> None:
     for path in list(cfg.acl):
         for entry in entries & set(cfg.acl[path]):
-            _drop(cfg, path, entry, list(cfg.acl[path][entry]))
+            drop(cfg, path, entry, list(cfg.acl[path][entry]))
 
 
 @api("GET", "/access/users/{userid}/token")
@@ -252,48 +252,8 @@ def token_delete(node: Node, v: Values, who: str) -> None:
     node.access.set_secret(full, None)
 
 
-@api("GET", "/access/acl")
-def acl(node: Node, v: Values, who: str) -> Any:
-    """Every ACL entry; without Sys.Audit on /access only those of paths one may change."""
-    cfg = node.access.load()
-    audit = node.access.allowed(who, "/access", "Sys.Audit")
-    kinds = {"u": "user", "t": "token", "g": "group"}
-    return [{"path": path, "type": kinds[entry[0]], "ugid": entry[2:], "roleid": name, "propagate": flag}
-            for path, entries in sorted(cfg.acl.items())
-            if audit or node.access.allowed(who, path, "Permissions.Modify")
-            for entry, granted in sorted(entries.items()) for name, flag in sorted(granted.items())]
-
-
-@api("PUT", "/access/acl")
-def acl_update(node: Node, v: Values, who: str) -> None:
-    """Grant roles to users, groups and tokens on a path, or with `delete` take them away."""
-    if not (v.get("users") or v.get("groups") or v.get("tokens")):
-        raise parameter_error(**dict.fromkeys(("users", "tokens", "groups"),
-                                              "either 'users', 'groups' or 'tokens' is required."))
-    path = "/" + "/".join(part for part in v["path"].split("/") if part)
-    if not re.fullmatch(r"/|(/(access|nodes|pool|sdn|storage|vms|mapping)(/[\w.@!-]+)*)", path):
-        raise parameter_error(path=f"invalid ACL path '{v['path']}'")
-    cfg = node.access.load()
-    names = split(v["roles"])
-    for name in names:
-        if name not in cfg.roles:
-            raise PveError(500, f"ACL update failed: role '{name}' does not exist")
-    entries = ([f"u:{u}" for u in split(v.get("users"))] + [f"t:{t}" for t in split(v.get("tokens"))]
-               + [f"g:{g}" for g in split(v.get("groups"))])
-    known = {"u": set(cfg.users), "t": set(cfg.tokens), "g": set(cfg.groups)}
-    words = {"u": "user", "t": "token", "g": "group"}
-    for entry in entries:
-        if entry[2:] not in known[entry[0]]:
-            raise PveError(500, f"ACL update failed: {words[entry[0]]} '{entry[2:]}' does not exist")
-        if v.get("delete"):
-            _drop(cfg, path, entry, names)
-        else:
-            held = cfg.acl.setdefault(path, {}).setdefault(entry, {})
-            held.update(dict.fromkeys(names, int(v.get("propagate", 1))))
-    node.access.save(cfg)
-
-
-def _drop(cfg: UserCfg, path: str, entry: str, names: list[str]) -> None:
+def drop(cfg: UserCfg, path: str, entry: str, names: list[str]) -> None:
+    """Take roles from an entry of an ACL; empty entries and paths go."""
     held = cfg.acl.get(path, {}).get(entry, {})
     for name in names:
         held.pop(name, None)

@@ -56,8 +56,11 @@ async def run(pve: Any, program: str, args: list[str]) -> Reply:
         return Reply(255, "", f"400 not enough arguments\n{word}\n")
     name, vmid, rest = plain[0], plain[1], plain[2:]
     base = f"/nodes/{pve.node.name}/{kind}/{vmid}"
-    if name in _TASKS and len(rest) == (1):
+    if name in _TASKS and len(rest) == 1:
         return await _task(pve, name, base, rest[0], options)
+    if name in ("start", "stop", "shutdown"):
+        out, err, code = await follow(pve, await pve.invoke("POST", f"{base}/status/{name}", options, ROOT))
+        return Reply(code, out, err)
     simple = {"config": _config, "pending": _pending, "status": _status, "unlock": _unlock}
     if name not in simple:
         return Reply(255, "", f"ERROR: unknown command '{program} {name}'\n")

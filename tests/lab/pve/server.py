@@ -20,11 +20,24 @@ from fakepve import schema as pve_schema
 from fakepve.model import PveError
 from fakepve.server import API, USER
 
-from . import api_access, api_agent, api_guests, api_node, api_snapshots, api_storage, certs, cli, wire
+from . import (
+    api_access,
+    api_acl,
+    api_agent,
+    api_guests,
+    api_node,
+    api_power,
+    api_snapshots,
+    api_storage,
+    certs,
+    cli,
+    wire,
+)
 from .node import TABLE, Node, Paged, Values
 from .usercfg import ROOT
 
-MODULES = (api_access, api_agent, api_guests, api_node, api_snapshots, api_storage)
+MODULES = (api_access, api_acl, api_agent, api_guests, api_node, api_power, api_snapshots, api_storage)
+"""Importing them fills the table of methods."""
 
 
 class _Call:
