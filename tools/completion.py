@@ -11,7 +11,7 @@ from pathlib import Path
 
 from click.shell_completion import BashComplete, ShellComplete, ZshComplete
 
-from pve_zfsbackup.cli import main
+from pve_zfsbackup.cli import cli
 
 PROGRAM = "pve-zfsbackup"
 VARIABLE = "_PVE_ZFSBACKUP_COMPLETE"  # what click derives from the program's name
@@ -19,7 +19,7 @@ VARIABLE = "_PVE_ZFSBACKUP_COMPLETE"  # what click derives from the program's na
 
 def source(complete: type[ShellComplete]) -> str:
     """The shell code. The base class's method: bash's own starts a bash to look at its version."""
-    return ShellComplete.source(complete(main, {}, PROGRAM, VARIABLE)).strip() + "\n"
+    return ShellComplete.source(complete(cli, {}, PROGRAM, VARIABLE)).strip() + "\n"
 
 
 def write(directory: Path) -> None:

@@ -1,8 +1,9 @@
 """Write the man pages of pve-zfsbackup from the commands themselves: `manpage.py DIRECTORY`.
 
-One page for the program and one for every command below it, in man(7). Options, arguments and descriptions
-are what `--help` says; what --help has no place for (files, exit status, examples) is man(7) text in
-`packaging/man/<page>.man` and is put in behind the options. The date is that of SOURCE_DATE_EPOCH.
+One page for the program and one for every command below it, and pve-zfsbackup.yaml(5) for the configuration,
+in man(7). Options, arguments and descriptions are what `--help` and the configuration's definitions say; what
+these have no place for (files, exit status, examples) is man(7) text in `packaging/man/<page>.man` and is put in
+behind the options. The date is that of SOURCE_DATE_EPOCH.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from pathlib import Path
 import click
 
 from pve_zfsbackup import __version__
-from pve_zfsbackup.cli import main
+from pve_zfsbackup.cli import cli
+from pve_zfsbackup.config import config_reference
 
 PROGRAM = "pve-zfsbackup"
 SECTION = "8"
+CONFIGURATION = f"{PROGRAM}.yaml"
 PROSE = Path(__file__).resolve().parent.parent / "packaging" / "man"
 
 
@@ -96,7 +99,7 @@ def commands(context: click.Context) -> str:
 
 def see_also(context: click.Context) -> str:
     up = context.parent
-    names = [f"{PROGRAM}.yaml(5)", *([f"{PROGRAM}({SECTION})"] if up else [])]
+    names = [f"{CONFIGURATION}(5)", *([f"{PROGRAM}({SECTION})"] if up else [])]
     names += [f"{name_of(other)}({SECTION})" for other in children(up or context) if name_of(other) != name_of(context)]
     split = [name.rsplit("(", 1) for name in dict.fromkeys(names)]
     return ".SH SEE ALSO\n" + ",\n".join(f".BR {escape(name)} ({number}" for name, number in split)
@@ -136,10 +139,31 @@ def pages(context: click.Context) -> Iterator[tuple[str, str]]:
         yield from pages(child)
 
 
+def configuration() -> str:
+    """The page of the file, from the reference: sections of Markdown tables `| `key` | value | default | help |`."""
+    out = [
+        heading(CONFIGURATION, "5"),
+        f".SH NAME\n{escape(CONFIGURATION)} \\- configuration of {escape(PROGRAM)}",
+        prose(CONFIGURATION),
+        ".SH OPTIONS",
+    ]
+    for line in config_reference().splitlines():
+        if line.startswith("## "):
+            out.append(f".SS {escape(line[3:].replace('`', ''))}")
+        elif line.startswith("| `"):
+            key, value, default, text = (cell.strip(" `") for cell in line.strip("| ").split(" | ", 3))
+            facts = "; ".join(
+                part for part in (value, default if default in {"", "required"} else f"default {default}") if part
+            )
+            out.append(f".TP\n{bold(key)}: {escape(facts)}\n{escape(text)}")
+    return "\n".join([*out, f".SH SEE ALSO\n.BR {escape(PROGRAM)} ({SECTION})\n"])
+
+
 def write(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    for name, text in pages(context_of(main, PROGRAM)):
+    for name, text in pages(context_of(cli, PROGRAM)):
         (directory / name).write_text(text, encoding="utf-8")
+    (directory / f"{CONFIGURATION}.5").write_text(configuration(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def make(directory: Path) -> None:
         subprocess.run([str(PROJECT / "tools" / "need"), *debian_packages()], check=True)
     shutil.rmtree(directory, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-    pip = [directory / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, *requirements()], check=True)
     mark.write_text(wanted)
 

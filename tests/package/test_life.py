@@ -1,0 +1,153 @@
+"""Install, use, remove and purge on a minimal bookworm and a minimal trixie."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from tests.package.conftest import PROJECT, Prepared, install
+from tests.package.roots import Root
+
+SECRET = "01234567-89ab-cdef-0123-456789abcdef"
+TOKEN = "pve-zfsbackup@pve!backup"
+
+# What dpkg, apt and their triggers keep of any package that ever was there.
+BOOKKEEPING = re.compile(
+    r"/(var/lib/(dpkg|apt|systemd)|var/cache/(apt|ldconfig|man|debconf)|var/log/(apt|dpkg\.log|alternatives\.log))(/|$)"
+    r"|/tmp(/|$)"
+)
+
+# Answers as Proxmox does (pve-facts §f), keeps what it was asked, and knows the tokens in /tmp/tokens.
+PVESH = """#!/bin/sh
+echo "$*" >> /tmp/pvesh.log
+case "$*" in
+"get /access/users/pve-zfsbackup@pve/token --output-format json") cat /tmp/tokens ;;
+delete*/token/*) echo '[]' > /tmp/tokens.new; [ -e /tmp/shared ] || mv /tmp/tokens.new /tmp/tokens ;;
+"delete "*) ;;
+*) echo "unexpected" >&2; exit 1 ;;
+esac
+"""
+
+
+def listing(root: Root) -> set[str]:
+    """Every path with type, mode, owner, link target and, for files, size and time of the last change."""
+    found = root.shell(
+        "find / -xdev \\( -path /proc -o -path /sys -o -path /dev \\) -prune -o "
+        "-type f -printf '%p %m %u:%g %s %T@\\n' -o -printf '%p %y %m %u:%g %l\\n'"
+    )
+    return {line for line in found.splitlines() if not BOOKKEEPING.match(line.split(" ", 1)[0])}
+
+
+def purge(root: Root) -> str:
+    return root.run("apt-get", "-qy", "purge", "pve-zfsbackup")
+
+
+def used(root: Root) -> None:
+    """What `setup` and some runs leave on a node."""
+    root.put("/etc/pve-zfsbackup/config.yaml", "jobs: {}\n", "0600")
+    root.put("/etc/pve-zfsbackup/api.token", f"{TOKEN}={SECRET}\n", "0600")
+    for name in ("id_ed25519", "id_ed25519.pub", "known_hosts"):
+        root.put(f"/etc/pve-zfsbackup/{name}", "x\n", "0600")
+    root.put("/var/log/pve-zfsbackup/journal.jsonl", "{}\n")
+    root.put("/var/log/pve-zfsbackup/journal.jsonl.1.gz", "")
+    root.put("/var/lib/pve-zfsbackup/frozen/100", "")
+    root.put("/run/pve-zfsbackup/lock", "")
+
+
+def test_installed_package_works(root: Root, prepared: Prepared) -> None:
+    """The autopkgtest: version, help, the clear errors without a configuration, silent cron, man page."""
+    assert "Traceback" not in prepared.said
+    root.put("/tmp/smoke", (PROJECT / "debian/tests/smoke").read_text(), "0755")
+    assert root.run("/tmp/smoke").endswith("smoke: ok\n")
+    assert "pve-zfsbackup run" in root.shell("man pve-zfsbackup-run | cat")
+    assert root.run("dpkg", "--audit") == ""
+
+
+def test_completion_is_loaded_on_demand_and_offers_the_commands(root: Root) -> None:
+    script = """
+        . /usr/share/bash-completion/bash_completion
+        complete -p pve-zfsbackup 2>/dev/null && { echo "loaded at start-up"; exit 1; }
+        _completion_loader pve-zfsbackup 2>/dev/null || true
+        complete -p pve-zfsbackup
+        COMP_WORDS=(pve-zfsbackup re) COMP_CWORD=1
+        _pve_zfsbackup_completion pve-zfsbackup
+        printf 'offered:%s\\n' "${COMPREPLY[@]}"
+    """
+    said = root.run("bash", "-c", script).splitlines()
+    assert "complete -o nosort -F _pve_zfsbackup_completion pve-zfsbackup" in said
+    assert "offered:replicate" in said
+    assert "offered:run" not in said
+
+
+def test_logrotate_takes_the_file(root: Root) -> None:
+    used(root)
+    said = root.shell("logrotate --force --state /tmp/state /etc/logrotate.d/pve-zfsbackup; ls /var/log/pve-zfsbackup")
+    assert "journal.jsonl.1" in said.splitlines()
+
+
+def test_remove_keeps_what_the_administrator_has(root: Root) -> None:
+    used(root)
+    root.run("apt-get", "-qy", "remove", "pve-zfsbackup")
+    kept = root.shell("cat /etc/pve-zfsbackup/config.yaml /etc/pve-zfsbackup/api.token; ls /var/log/pve-zfsbackup")
+    assert TOKEN in kept
+    assert "journal.jsonl" in kept
+    line = root.shell("sed -n 's/.* root //p' /etc/cron.d/pve-zfsbackup").splitlines()[0]
+    assert root.shell(line) == ""  # cron goes on reading the file, and must not complain
+
+
+def test_purge_leaves_nothing(root: Root, bare: Root) -> None:
+    used(root)
+    said = purge(root)
+    assert "snapshots and replicas are left as they are" in said
+    assert listing(root) == listing(bare)
+
+
+def test_purge_takes_the_account_back(root: Root) -> None:
+    used(root)
+    root.put("/usr/bin/pvesh", PVESH, "0755")
+    root.put("/tmp/tokens", '[{"tokenid":"backup"}]\n')
+    said = purge(root)
+    asked = root.shell("cat /tmp/pvesh.log")
+    assert asked.splitlines() == [
+        "delete /access/users/pve-zfsbackup@pve/token/backup",
+        "get /access/users/pve-zfsbackup@pve/token --output-format json",
+        "delete /access/users/pve-zfsbackup@pve",
+        "delete /access/roles/PVEZFSBackup",
+    ]
+    assert SECRET not in said + asked
+
+
+def test_purge_leaves_the_account_while_another_node_has_a_token(root: Root) -> None:
+    used(root)
+    root.put("/usr/bin/pvesh", PVESH, "0755")
+    root.put("/tmp/shared", "")
+    root.put("/tmp/tokens", '[{"tokenid":"backup-pve2"}]\n')
+    purge(root)
+    assert "delete /access/users/pve-zfsbackup@pve\n" not in root.shell("cat /tmp/pvesh.log")
+
+
+def test_purge_without_a_token_asks_the_api_nothing(root: Root) -> None:
+    root.put("/usr/bin/pvesh", PVESH, "0755")
+    purge(root)
+    root.shell("test ! -e /tmp/pvesh.log")
+
+
+def test_purge_succeeds_when_the_api_fails_and_keeps_keys_of_others(root: Root) -> None:
+    used(root)
+    root.put("/usr/bin/pvesh", "#!/bin/sh\necho 'cluster not ready - no quorum?' >&2\nexit 2\n", "0755")
+    root.put("/etc/pve-zfsbackup/tank.key", "raw key of an encrypted dataset", "0600")
+    said = purge(root)
+    assert "holds files that setup did not make" in said
+    assert root.shell("ls -A /etc/pve-zfsbackup") == "tank.key\n"
+
+
+def test_unit_tests_pass_with_the_libraries_of_the_release(prepared: Prepared, deb: Path, tmp_path: Path) -> None:
+    """The autopkgtest `unit`: the installed package, Debian's Python, click, requests, proxmoxer and so on."""
+    with Root.on(prepared.release, prepared.cached.with_tests, tmp_path / "root") as root:
+        install(root, deb)
+        (source,) = (PROJECT / "build" / "deb-src").glob("*.tar.xz")
+        (root.place / "upper/tmp/src").mkdir()
+        subprocess.run(["tar", "-xJf", source, "-C", root.place / "upper/tmp/src", "--strip-components=1"], check=True)
+        said = root.shell("cd /tmp/src; rm -r pve_zfsbackup; exec debian/tests/unit")
+    assert re.search(r"^\d+ passed", said.splitlines()[-1]), said
