@@ -20,6 +20,7 @@ from pve_zfsbackup.app.prune import freed, plan_all
 from pve_zfsbackup.app.run import ALL_STAGES, Stage
 from pve_zfsbackup.app.run import run as run_stages
 from pve_zfsbackup.app.session import Session, open_session
+from pve_zfsbackup.app.setup_node import setup_node
 from pve_zfsbackup.config import Config, load_config
 from pve_zfsbackup.errors import BackupError, ExitCode
 from pve_zfsbackup.model import Selector, parse_selector
@@ -66,6 +67,23 @@ def cli() -> None:
     GUESTS are vmids (100), ranges (100-199), or name:web*, tag:prod, pool:production, storage:fast.
     Exit codes: 0 all well, 1 some guests or targets failed, 2 failed, 3 configuration or usage, 4 locked.
     """
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and the commands that would do it.")
+@click.option("--remove", is_flag=True, help="Take back the token, and with the last one the user and the role.")
+@common
+def setup(dry_run: bool, remove: bool, config_path: Path, as_json: bool, verbose: bool) -> int:
+    """Prepare this node: role, user and API token, an ssh key, a first configuration. Safe to repeat."""
+    actions = setup_node(config_path, dry_run=dry_run, remove=remove)
+    if as_json:
+        terminal.print_json(report.actions_json(actions))
+    else:
+        terminal.print_table(report.actions_table(actions, commands=dry_run or verbose))
+        if not (dry_run or remove):
+            for line in report.next_steps(config_path):
+                terminal.note(line)
+    return ExitCode.OK
 
 
 @cli.command()

@@ -9,7 +9,9 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Job
 from pve_zfsbackup.errors import BackupError, ConfigError
 from pve_zfsbackup.host import guests as pve_guests
+from pve_zfsbackup.host.api import Api
 from pve_zfsbackup.host.listing import list_host, with_tokens
+from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Dataset, Disk, Guest, Listing, Quiesce, Selector, Storage, Vmid
 from pve_zfsbackup.plan.discovery import discover
 from pve_zfsbackup.plan.selection import select
@@ -47,13 +49,18 @@ class Assignment:
 
 def inventory(session: Session) -> Inventory:
     """Ask the API for the guests and ZFS for the datasets of the node's storages: one listing."""
+    return inventory_of(session.api, session.node, session.hosts[SOURCE])
+
+
+def inventory_of(api: Api, node: str, host: Host) -> Inventory:
+    """The same without a session, which `setup` cannot have yet."""
     notes: list[str] = []
-    raw = pve_guests.read_guests(session.api, session.node, note=notes.append)
-    storages = pve_guests.read_storages(session.api)
-    roots = _roots(storages, session.node)
-    listing = list_host(session.hosts[SOURCE], roots, depth=DISK_DEPTH)
+    raw = pve_guests.read_guests(api, node, note=notes.append)
+    storages = pve_guests.read_storages(api)
+    roots = _roots(storages, node)
+    listing = list_host(host, roots, depth=DISK_DEPTH)
     notes += [f"{root}: dataset of a Proxmox storage does not exist" for root in roots if root not in listing.roots]
-    return Inventory(guests=discover(raw, storages, listing, session.node), listing=listing, notes=tuple(notes))
+    return Inventory(guests=discover(raw, storages, listing, node), listing=listing, notes=tuple(notes))
 
 
 def _roots(storages: Mapping[str, Storage], node: str) -> list[Dataset]:

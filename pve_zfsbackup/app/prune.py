@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -75,13 +75,14 @@ def _one(session: Session, pruning: Pruning) -> Result:
         session.executor.execute([step for step in steps if isinstance(step, Destroy | DestroyBookmark)])
     except BackupError as error:
         return failed(STAGE, error, guest=guest)
-    kept = sum(verdict.keep for verdict in pruning.plan.verdicts)
+    kept = Counter(verdict.host for verdict in pruning.plan.verdicts if verdict.keep)
+    told = ", ".join(f"{count} on {host}" for host, count in kept.items()) or "none"
     return Result(
         stage=STAGE,
         outcome=Outcome.OK if steps else Outcome.SKIPPED,
         vmid=guest.vmid,
         guest=guest.name,
-        message=f"{len(destroyed)} snapshots destroyed, {kept} points kept",
+        message=f"{len(destroyed)} snapshots destroyed, points kept: {told}",
         seconds=time.monotonic() - started,
         details=pruning.plan.plan.warnings,
     )

@@ -4,12 +4,16 @@ from pve_zfsbackup.report.coverage import discovery_json, discovery_table
 from pve_zfsbackup.report.format import Table, size
 from pve_zfsbackup.report.points import points_json, points_table, status_json, status_table
 from pve_zfsbackup.report.runs import report_json, results_table, verdicts_json, verdicts_table
+from pve_zfsbackup.report.setup import actions_json, actions_table, next_steps
 from pve_zfsbackup.report.steps import preview_json, preview_table
 
 __all__ = [
     "Table",
+    "actions_json",
+    "actions_table",
     "discovery_json",
     "discovery_table",
+    "next_steps",
     "points_json",
     "points_table",
     "preview_json",

@@ -22,6 +22,8 @@ from pve_zfsbackup.model import (
 )
 from pve_zfsbackup.report.format import FORMAT, Table, clean
 
+_BOOKKEEPING = (Mark, Hold, Release, CreateBookmark, DestroyBookmark)  # in the JSON; a person looks for the rest
+
 
 def preview_table(shown: DryRun) -> Table:
     rows = [
@@ -55,7 +57,7 @@ def preview_json(shown: DryRun) -> dict[str, Any]:
 
 def _plan_lines(plan: Plan) -> list[tuple[str, str]]:
     lines = [(f"nothing: {c.kind}", f"{c.object}: {c.message}") for c in plan.conflicts]
-    lines += [(describe(step), "") for step in plan.steps]
+    lines += [(describe(step), "") for step in plan.steps if not isinstance(step, _BOOKKEEPING)]
     if not lines:
         lines = [("nothing", "")]
     why = "; ".join((*plan.warnings, *plan.reasons))
