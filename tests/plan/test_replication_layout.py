@@ -374,3 +374,41 @@ def test_the_source_dataset_of_a_mark_is_the_one_that_was_sent() -> None:
     for step in replicate(build(["ou", "o-"])).steps:
         if isinstance(step, Mark):
             assert step.volume == SOURCE_GUID
+
+
+def test_a_base_that_is_there_as_snapshot_and_bookmark_is_sent_from_the_snapshot() -> None:
+    """Only from a snapshot can several be sent in one stream."""
+    here = build(["Oh", "o-", "o-"])
+    send = send_of(replicate(here).steps)
+    assert isinstance(send.base, Snapshot)
+    assert [sent.guid for sent in send.through] == [guid(2)]
+
+
+def test_an_interrupted_receive_of_another_live_disk_is_not_thrown_away() -> None:
+    """Two disks swapped their names, and the other one's next receive was cut."""
+    source = source_volume(["o-"])
+    other = Volume(name=OTHER, guid=Guid("4444"), type="volume")
+    for token in (STALE, replace(GOOD, to_guid=guid(1))):
+        here = world(source, replace(stranger(REPLICA), resume=token))
+        here = {**here, SOURCE: listing(SOURCE, source, other)}
+        steps = replicate(here).steps
+        assert not any(isinstance(step, AbortReceive | Resume) for step in steps)
+        assert send_of(steps).dataset == GENERATION
+
+
+def test_an_interrupted_receive_into_an_old_generation_is_thrown_away() -> None:
+    """Nothing can go on there: it would only pin its base for ever."""
+    here = world(source_volume(["o-"]), replace(stranger(REPLICA), resume=STALE))
+    steps = replicate(here).steps
+    assert [step.dataset for step in steps if isinstance(step, AbortReceive)] == [REPLICA]
+    assert replicate(project(here, steps)).steps == ()
+
+
+def test_holds_on_foreign_snapshots_are_not_released() -> None:
+    here = build(["ff", "oh", "o-"])
+    replica = here[HOST].volumes[REPLICA]
+    held = tuple(replace(found, userrefs=1) for found in replica.snapshots)
+    volumes = {**here[HOST].volumes, REPLICA: replace(replica, snapshots=held)}
+    here = {**here, HOST: replace(here[HOST], volumes=volumes)}
+    released = [step.snapshot.guid for step in replicate(here).steps if isinstance(step, Release)]
+    assert released == [guid(2)]
