@@ -11,7 +11,7 @@ from pve_zfsbackup.report.format import FORMAT, Table, clean
 
 
 def actions_table(actions: Sequence[Action], *, commands: bool) -> Table:
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     for action in actions:
         rows.append((action.object, action.state, action.detail))
         if commands:
@@ -31,6 +31,6 @@ def actions_json(actions: Sequence[Action]) -> dict[str, Any]:
 def next_steps(config: Path) -> tuple[str, ...]:
     return (
         f"next: name your targets and jobs in {config}, then look at `pve-zfsbackup discover`",
-        "on each target: make the root's pool, and add /etc/pve-zfsbackup/id_ed25519.pub to the account's authorized_keys",
+        "on each target: add /etc/pve-zfsbackup/id_ed25519.pub to the account's authorized_keys (README, \"A target\")",
         "pin its host key: `ssh-keyscan HOST >> /etc/pve-zfsbackup/known_hosts`, and compare it by hand",
     )

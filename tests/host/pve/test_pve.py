@@ -462,7 +462,7 @@ def test_token_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
 def test_token_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
     with pytest.raises(ConfigError, match="others may read"):
-        read_token(_token_file(tmp_path, f"u@pve!t={SECRET}", mode))
+        read_token(_token_file(tmp_path, f"u@pve!tok={SECRET}", mode))
 
 
 @pytest.mark.parametrize(
@@ -471,9 +471,9 @@ def test_token_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> Non
         "",
         SECRET,
         f"backup={SECRET}",
-        f"u@pve!t={SECRET}\nu@pve!t={SECRET}",
-        f"u@pve!t={SECRET}x",
-        f"u@pve!t\r\nX:={SECRET}",
+        f"u@pve!tok={SECRET}\nu@pve!tok={SECRET}",
+        f"u@pve!tok={SECRET}x",
+        f"u@pve!tok\r\nX:={SECRET}",
     ],
 )
 def test_malformed_token_is_refused_without_showing_it(tmp_path: Path, text: str) -> None:
@@ -489,14 +489,14 @@ def test_missing_token(tmp_path: Path) -> None:
 
 
 def test_link_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(_token_file(tmp_path, f"u@pve!t={SECRET}"))
+    (tmp_path / "link").symlink_to(_token_file(tmp_path, f"u@pve!tok={SECRET}"))
     with pytest.raises(ConfigError, match="cannot be read"):
         read_token(tmp_path / "link")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_token_of_another_user_is_refused(tmp_path: Path) -> None:
-    path = _token_file(tmp_path, f"u@pve!t={SECRET}")
+    path = _token_file(tmp_path, f"u@pve!tok={SECRET}")
     os.chown(path, 12345, 0)
     with pytest.raises(ConfigError, match="belongs to uid 12345"):
         read_token(path)

@@ -1,6 +1,7 @@
 """What the command line tools print."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ def compact(data: Any) -> str:
 
 def exit_code(message: str) -> int:
     """The exit codes recorded: leftover errno values, so only zero or not means anything (pve-observed)."""
-    return 2 if message.startswith("Configuration file ") or message.endswith(" is not running") else 255
+    return 2 if re.match(r"Configuration file '|VM \d+ is not running$", message) else 255
 
 
 def error_reply(exc: PveError, usage: str = "") -> Reply:

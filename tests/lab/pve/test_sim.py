@@ -56,7 +56,7 @@ def test_the_guests_are_as_described(pve1: Host) -> None:
 
 
 def test_each_volume_of_a_configuration_exists(pve1: Host) -> None:
-    for storage, expected in {"local-zfs": 17, "fast": 1, "crypt": 1}.items():
+    for storage, expected in {"local-zfs": 16, "fast": 1, "crypt": 1}.items():
         content = pve.pvesh(pve1, "get", f"/nodes/{pve1.name}/storage/{storage}/content")
         assert isinstance(content, list)
         ours = [item for item in content if item["vmid"] <= 106 or item["vmid"] == 200]
