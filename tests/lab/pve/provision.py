@@ -134,7 +134,7 @@ def progress(host: Host, vmid: int) -> int:
     return sum(int(line) for line in host.run(("sh", "-c", f"cat /run/pvesim/{vmid}-*.progress")).lines)
 
 
-def freeze_state(host: Host, vmid: int, *, seconds: float = 1.5) -> FreezeState:
+def freeze_state(host: Host, vmid: int, *, seconds: float = 5.0) -> FreezeState:
     """Look at the agent's word and, for some seconds, at the writers' deeds."""
     answer = host.run(("qm", "guest", "cmd", str(vmid), "fsfreeze-status"), check=False)
     before = progress(host, vmid)
