@@ -30,13 +30,10 @@ class Sides:
 
 def compare(source: Listing, target: Listing) -> Sides:
     """Index both listings, in one pass over each."""
-    holders: dict[Guid, list[Dataset]] = defaultdict(list)
     owned: dict[Guid, list[Dataset]] = defaultdict(list)
     siblings: dict[Dataset, list[Dataset]] = defaultdict(list)
     for name in sorted(target.volumes):
         volume = target.volumes[name]
-        for snapshot in volume.snapshots:
-            holders[snapshot.guid].append(name)
         owned[owner(volume)].append(name)
         siblings[usual_path(name)].append(name)
     return Sides(
@@ -44,10 +41,20 @@ def compare(source: Listing, target: Listing) -> Sides:
         target=target,
         complete=complete_points(source),
         alive=frozenset(volume.guid for volume in source.volumes.values()),
-        holders={guid: tuple(names) for guid, names in holders.items()},
+        holders=holders(target),
         owned={guid: tuple(names) for guid, names in owned.items() if guid},
         siblings={path: tuple(names) for path, names in siblings.items()},
     )
+
+
+def holders(target: Listing) -> Mapping[Guid, tuple[Dataset, ...]]:
+    """Which datasets have the snapshot with this guid; nearly always one."""
+    found: dict[Guid, tuple[Dataset, ...]] = {}
+    for name in sorted(target.volumes):
+        for snapshot in target.volumes[name].snapshots:
+            known = found.get(snapshot.guid)
+            found[snapshot.guid] = (*known, name) if known else (name,)
+    return found
 
 
 def owner(replica: Volume) -> Guid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from pve_zfsbackup.model import (
@@ -75,9 +76,15 @@ def stamp_of(snapshot: Snapshot) -> str | None:
     return match[1] if match else None
 
 
+@lru_cache(maxsize=4096)
+def _decoded(text: str) -> tuple[PointDisk, ...]:
+    """All points of a guest say the same until its disks change."""
+    return decode_disks(text)
+
+
 def _point(point: PointId, members: list[tuple[Volume, Snapshot]], alive: frozenset[Guid] | None) -> Point:
     members.sort(key=lambda member: member[1].dataset)
-    disks = {disk.key: disk for _, snapshot in members for disk in decode_disks(snapshot.disks)}
+    disks = {disk.key: disk for _, snapshot in members for disk in _decoded(snapshot.disks)}
     matched = _match(disks, members)
     kinds = {snapshot.consistency for _, snapshot in members}
     missing = {key: disk for key, disk in disks.items() if key not in matched}

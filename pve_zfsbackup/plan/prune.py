@@ -25,7 +25,7 @@ from pve_zfsbackup.model import (
     Volume,
     World,
 )
-from pve_zfsbackup.plan.pairing import bases, common_base, compare
+from pve_zfsbackup.plan.pairing import bases, common_base, holders
 from pve_zfsbackup.plan.points import bookmark_target, by_guest, points
 from pve_zfsbackup.plan.retention import decide_retention
 
@@ -116,9 +116,9 @@ def _own(listing: Listing) -> dict[Guid, str]:
 
 def _bases(source: Listing, target: Listing) -> Iterator[tuple[Dataset, Guid]]:
     """The newest common guid of every source volume with every dataset of the target that shares one."""
-    sides = compare(source, target)
+    there = holders(target)
     for volume in source.volumes.values():
-        names = {name for base in bases(volume) for name in sides.holders.get(base.guid, ())}
+        names = {name for base in bases(volume) for name in there.get(base.guid, ())}
         for name in sorted(names):
             base = common_base(volume, target.volumes[name])
             if base is not None:

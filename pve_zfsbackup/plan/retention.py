@@ -7,26 +7,31 @@ the newest point of a new period takes a slot, the others of that period are mar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, tzinfo
 
 from pve_zfsbackup.model import Guid, Keep, Point, Verdict
 
 
-def _rules(keep: Keep, tz: tzinfo) -> tuple[tuple[str, int, Callable[[int], str]], ...]:
-    """Name, count and period of each rule. Periods are of local time: the hour that DST repeats is one hour."""
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A keep rule: when two points are in the same period, and how a period is called."""
 
-    def period(form: str) -> Callable[[int], str]:
-        return lambda creation: datetime.fromtimestamp(creation, tz).strftime(form)
+    name: str
+    period: Callable[[datetime], Hashable]
+    label: str = ""
 
-    return (
-        ("keep-last", keep.last, str),
-        ("keep-hourly", keep.hourly, period("%Y-%m-%d %H:00")),
-        ("keep-daily", keep.daily, period("%Y-%m-%d")),
-        ("keep-weekly", keep.weekly, period("%G-W%V")),
-        ("keep-monthly", keep.monthly, period("%Y-%m")),
-        ("keep-yearly", keep.yearly, period("%Y")),
-    )
+
+# Of local time: the hour that DST repeats is one hour.
+_RULES = (
+    _Rule("last", lambda when: when.timestamp()),
+    _Rule("hourly", lambda when: (when.year, when.month, when.day, when.hour), " %Y-%m-%d %H:00"),
+    _Rule("daily", lambda when: (when.year, when.month, when.day), " %Y-%m-%d"),
+    _Rule("weekly", lambda when: when.isocalendar()[:2], " %G-W%V"),
+    _Rule("monthly", lambda when: (when.year, when.month), " %Y-%m"),
+    _Rule("yearly", lambda when: when.year, " %Y"),
+)
 
 
 def marks(creations: Sequence[int], keep: Keep, tz: tzinfo) -> tuple[str, ...]:
@@ -34,18 +39,23 @@ def marks(creations: Sequence[int], keep: Keep, tz: tzinfo) -> tuple[str, ...]:
     if keep.everything:
         return ("no keep rule: all are kept",) * len(creations)
     newest_first = sorted(range(len(creations)), key=lambda index: -creations[index])
+    local = [(index, datetime.fromtimestamp(creations[index], tz)) for index in newest_first]
     marked: dict[int, str] = {}
-    for name, count, period in _rules(keep, tz):
+    for rule in _RULES:
+        count = getattr(keep, rule.name)
         if count:
-            _mark(marked, [(index, period(creations[index])) for index in newest_first], name, count)
+            _mark(marked, local, rule, count)
     return tuple(marked.get(index, "") for index in range(len(creations)))
 
 
-def _mark(marked: dict[int, str], entries: list[tuple[int, str]], name: str, count: int) -> None:
-    covered = {period for index, period in entries if marked.get(index)}
-    new: set[str] = set()
-    for index, period in entries:
-        if index in marked or period in covered:
+def _mark(marked: dict[int, str], entries: list[tuple[int, datetime]], rule: _Rule, count: int) -> None:
+    covered = {rule.period(when) for index, when in entries if marked.get(index)}
+    new: set[Hashable] = set()
+    for index, when in entries:
+        if index in marked:
+            continue
+        period = rule.period(when)
+        if period in covered:
             continue
         if period in new:
             marked[index] = ""  # not kept, and no later rule looks at it
@@ -53,7 +63,7 @@ def _mark(marked: dict[int, str], entries: list[tuple[int, str]], name: str, cou
         if len(new) >= count:
             return
         new.add(period)
-        marked[index] = name if name == "keep-last" else f"{name} {period}"
+        marked[index] = f"keep-{rule.name}{when.strftime(rule.label)}"
 
 
 def decide_retention(
