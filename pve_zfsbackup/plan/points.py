@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
@@ -31,13 +32,14 @@ GENERATION: Final = re.compile(r"-g[0-9a-f]{8}\Z")
 
 def points(listing: Listing) -> tuple[Point, ...]:
     """The points found on this host, oldest first; also those that are not complete here."""
-    found: dict[PointId, list[tuple[Volume, Snapshot]]] = defaultdict(list)
-    for volume in listing.volumes.values():
+    drafts: dict[PointId, _Draft] = defaultdict(_Draft)
+    for _, volume in sorted(listing.volumes.items()):
         for snapshot in volume.snapshots:
             if snapshot.point is not None and _POINT_ID.match(snapshot.point):
-                found[snapshot.point].append((volume, snapshot))
+                drafts[snapshot.point].add(volume, snapshot)
+    places = {place for draft in drafts.values() for place in draft.places()}
     alive = frozenset(volume.guid for volume in listing.volumes.values()) if listing.host == SOURCE else None
-    made = (_point(point, members, alive) for point, members in found.items())
+    made = (draft.point(point, places, alive) for point, draft in drafts.items())
     return tuple(sorted(made, key=lambda point: (point.creation, point.stamp, point.id)))
 
 
@@ -82,44 +84,69 @@ def _decoded(text: str) -> tuple[PointDisk, ...]:
     return decode_disks(text)
 
 
-def _point(point: PointId, members: list[tuple[Volume, Snapshot]], alive: frozenset[Guid] | None) -> Point:
-    members.sort(key=lambda member: member[1].dataset)
-    disks = {disk.key: disk for _, snapshot in members for disk in _decoded(snapshot.disks)}
-    matched = _match(disks, members)
-    kinds = {snapshot.consistency for _, snapshot in members}
-    missing = {key: disk for key, disk in disks.items() if key not in matched}
-    return Point(
-        id=point,
-        vmid=Vmid(int(point.partition("/")[0])),
-        creation=min(snapshot.creation for _, snapshot in members),
-        consistency=kinds.pop() if len(kinds) == 1 else Consistency.CRASH,
-        disks={key: disk.volid for key, disk in disks.items()},
-        snapshots=matched,
-        gone=frozenset(key for key, disk in missing.items() if alive is not None and disk.guid not in alive),
-    )
+@dataclass(slots=True)
+class _Draft:
+    """A point being put together: which snapshot is which disk.
 
-
-def _match(disks: Mapping[str, PointDisk], members: list[tuple[Volume, Snapshot]]) -> dict[str, Snapshot]:
-    """Which snapshot is which disk: by source dataset guid, else by a volume name that fits one disk only.
-
-    The name decides where the guid cannot: after `zfs send -R` (offline migration, pvesr) the snapshots
-    and their properties lie in datasets with new guids.
+    The source dataset's guid tells. It cannot after `zfs send -R` (offline migration, pvesr): snapshots and
+    properties then lie in datasets with new guids. For those the volume's name decides, and where disks on
+    several storages have the same name, the parent dataset in which other points have that storage.
     """
-    by_guid = {disk.guid: key for key, disk in sorted(disks.items(), reverse=True)}
-    matched: dict[str, Snapshot] = {}
-    rest = []
-    for volume, snapshot in members:
-        key = by_guid.get(snapshot.volume or volume.guid)
-        if key is not None and key not in matched:
-            matched[key] = snapshot
+
+    disks: dict[str, PointDisk] = field(default_factory=dict)
+    matched: dict[str, Snapshot] = field(default_factory=dict)
+    rest: list[Snapshot] = field(default_factory=list)
+
+    def add(self, volume: Volume, snapshot: Snapshot) -> None:
+        origin = snapshot.volume or volume.guid
+        own = None
+        for disk in _decoded(snapshot.disks):
+            self.disks[disk.key] = disk
+            if disk.guid == origin and own is None:
+                own = disk.key
+        if own is not None and own not in self.matched:
+            self.matched[own] = snapshot
         else:
-            rest.append(snapshot)
-    for snapshot in rest:
-        fitting = [key for key, disk in disks.items() if key not in matched and _fits(snapshot, disk)]
-        exact = [key for key in fitting if _storage(snapshot) == disks[key].volid.partition(":")[0]]
-        choice = exact if len(exact) == 1 else fitting
-        matched[choice[0] if len(choice) == 1 else snapshot.dataset] = snapshot
-    return matched
+            self.rest.append(snapshot)
+
+    def places(self) -> Iterator[tuple[str, str]]:
+        """Storages and the dataset their volumes lie in here, as far as guids prove it."""
+        for key, snapshot in self.matched.items():
+            yield _storage(self.disks[key]), _parent(snapshot)
+
+    def point(self, name: PointId, places: Set[tuple[str, str]], alive: Set[Guid] | None) -> Point:
+        """The finished point. `alive` are the guids of all datasets, on the source."""
+        snapshots = {**self.matched, **self._by_name(places)} if self.rest else self.matched
+        everything = (*self.matched.values(), *self.rest)
+        kinds = {snapshot.consistency for snapshot in everything}
+        missing = () if alive is None else self.disks.keys() - snapshots.keys()
+        return Point(
+            id=name,
+            vmid=Vmid(int(name.partition("/")[0])),
+            creation=min(snapshot.creation for snapshot in everything),
+            consistency=kinds.pop() if len(kinds) == 1 else Consistency.CRASH,
+            disks={key: disk.volid for key, disk in self.disks.items()},
+            snapshots=snapshots,
+            gone=frozenset(key for key in missing if alive is not None and self.disks[key].guid not in alive),
+        )
+
+    def _by_name(self, places: Set[tuple[str, str]]) -> dict[str, Snapshot]:
+        """What the guid did not tell; what fits no disk stands under its dataset's name, so that it is seen."""
+        found: dict[str, Snapshot] = {}
+        left: list[Snapshot] = []
+        for snapshots, certain in ((self.rest, True), (left, False)):  # by elimination: the certain ones first
+            for snapshot in snapshots:
+                free = [disk for key, disk in self.disks.items() if key not in self.matched and key not in found]
+                fitting = [disk for disk in free if _fits(snapshot, disk)]
+                if certain:
+                    fitting = [disk for disk in fitting if _lies_with(snapshot, disk, places)]
+                if len(fitting) == 1:
+                    found[fitting[0].key] = snapshot
+                elif certain:
+                    left.append(snapshot)
+                else:
+                    found[snapshot.dataset] = snapshot
+        return found
 
 
 def _fits(snapshot: Snapshot, disk: PointDisk) -> bool:
@@ -128,6 +155,15 @@ def _fits(snapshot: Snapshot, disk: PointDisk) -> bool:
     return volume in (name, GENERATION.sub("", name))
 
 
-def _storage(snapshot: Snapshot) -> str:
-    """The storage id a replica's path names; on the source just some dataset, which then fits nothing."""
-    return snapshot.dataset.split("/")[-2] if "/" in snapshot.dataset else ""
+def _lies_with(snapshot: Snapshot, disk: PointDisk, places: Set[tuple[str, str]]) -> bool:
+    """Whether the parent dataset is the storage's: proven, or a replica's `<root>/<storage>`."""
+    storage, parent = _storage(disk), _parent(snapshot)
+    return (storage, parent) in places or storage == parent.rpartition("/")[2]
+
+
+def _storage(disk: PointDisk) -> str:
+    return disk.volid.partition(":")[0]
+
+
+def _parent(snapshot: Snapshot) -> str:
+    return snapshot.dataset.rpartition("/")[0]

@@ -91,15 +91,26 @@ def test_replicas_are_known_by_the_guid_of_their_source() -> None:
         (("rpool/data/vm-100-disk-0", "tank/b/fast/vm-100-disk-0"), {"scsi1": 1}),
     ],
 )
-def test_without_a_known_guid_storage_and_volume_name_decide(
-    names: tuple[str, str], expected: dict[str, int]
-) -> None:
+def test_without_a_known_guid_storage_and_volume_name_decide(names: tuple[str, str], expected: dict[str, int]) -> None:
     """After `zfs send -R` the properties lie in datasets with new guids."""
     made = [volume(name, str(n), taken(1)) for n, name in enumerate(names)]
     (point,) = points(listing(HOST, *made))
     found = {key: there.dataset for key, there in point.snapshots.items() if key in point.disks}
     assert found.items() >= {key: names[n] for key, n in expected.items()}.items()
     assert sorted(there.dataset for there in point.snapshots.values()) == sorted(names)
+
+
+def test_a_migrated_guests_disks_of_one_name_are_told_apart_by_where_their_storages_are() -> None:
+    """Proxmox numbers volumes per storage: two disks are often both `vm-100-disk-0`."""
+    pools = ["apool/data/vm-100-disk-0", "zpool/data/vm-100-disk-0"]
+    here = TWO.replace(SOURCE_GUID, "21").replace(OTHER_GUID, "22")
+    for first, second in (pools, pools[::-1]):
+        old = [volume(first, "21", taken(1)), volume(second, "22", taken(1))]
+        assert [point.complete for point in points(listing(SOURCE, *old))] == [False]
+        new = [volume(first, "21", taken(1), taken(3, here)), volume(second, "22", taken(1), taken(3, here))]
+        found = points(listing(SOURCE, *new))
+        assert [point.complete for point in found] == [True, True]
+        assert {point.snapshots["scsi0"].dataset for point in found} == {first}
 
 
 def test_what_fits_no_disk_is_not_lost() -> None:
