@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import product as installed_product
 from tests.lab.host import Host
 from tests.lab.lab import TREE, Lab
+from tests.lab.product import Product
 
 DEBS = TREE / "build" / "deb"
 
@@ -55,6 +57,13 @@ def installed(pve1: Host, debs: tuple[Path, ...]) -> Host:
     """pve1 with the product installed; its dependencies are in the image, so dpkg alone must do."""
     install(pve1, debs, "pve-zfsbackup")
     return pve1
+
+
+@pytest.fixture(scope="session")
+def product(lab: Lab, installed: Host) -> Product:
+    """The installed product, set up with its target; no run has been made yet."""
+    assert installed is lab.pve1
+    return installed_product.connect(lab)
 
 
 def install(host: Host, debs: tuple[Path, ...], package: str) -> None:

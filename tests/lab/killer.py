@@ -1,0 +1,95 @@
+"""Run pve-zfsbackup again and again, killing it (SIGKILL) before its first, second, third … outer action.
+
+Runs on the node: `killer.py FIRST LAST VMID ARGUMENTS…`. An outer action is a program it starts, a stream it joins, or
+a call of the Proxmox API. After each kill: waits until the guest is thawed, and then runs the command to its end. Prints one
+JSON line per kill; ends at the first kill that was not reached. Each attempt is a fork, so Python starts once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pve_zfsbackup import cli
+from pve_zfsbackup.host import pve, runner
+
+THAW_LIMIT = 30.0
+
+
+def main() -> None:
+    first, last, vmid = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    arguments = sys.argv[4:]
+    for number in range(first, last + 1):
+        reached = attempt(arguments, kill_at=number)
+        if reached["code"] != -signal.SIGKILL:
+            print(json.dumps({"kill": number, "unreached": True, **reached}), flush=True)
+            return
+        frozen = thawed_after(vmid)
+        again = attempt(arguments, kill_at=0)
+        print(json.dumps({"kill": number, "at": reached["at"], "thawed": frozen, "again": again["code"]}), flush=True)
+        if again["code"] or frozen is None:
+            sys.exit(1)
+
+
+def attempt(arguments: list[str], *, kill_at: int) -> dict[str, Any]:
+    """One run in a child; how it ended and before what it was killed."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        arm(kill_at, write)
+        sys.argv = ["pve-zfsbackup", *arguments]
+        cli.main()
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        told = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return {"code": os.waitstatus_to_exitcode(status), "at": told}
+
+
+def arm(kill_at: int, pipe: int) -> None:
+    count = 0
+
+    def before(what: str) -> None:
+        nonlocal count
+        count += 1
+        if count == kill_at:
+            os.write(pipe, what.encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(method: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            before(name(*args))
+            return method(self, *args, **kwargs)
+
+        return call
+
+    process, https = runner.ProcessRunner, pve.HttpsApi
+    process.run = watched(process.run, lambda argv: " ".join(argv)[-120:])  # type: ignore[method-assign]
+    process.pipe = watched(process.pipe, lambda one, two: " ".join(one)[-120:])  # type: ignore[method-assign]
+    https.request = watched(https.request, lambda method, path, *rest: f"{method} {path}")  # type: ignore[method-assign]
+
+
+def thawed_after(vmid: str) -> float | None:
+    """Seconds until the guest says thawed, nobody helping but the watchdog; None when it takes too long."""
+    started = time.monotonic()
+    while True:
+        done = subprocess.run(
+            ("qm", "guest", "cmd", vmid, "fsfreeze-status"), capture_output=True, text=True, check=False
+        )
+        passed = time.monotonic() - started
+        if done.stdout.strip() == "thawed":
+            return round(passed, 1)
+        if passed > THAW_LIMIT:
+            return None
+        time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main()

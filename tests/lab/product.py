@@ -1,0 +1,106 @@
+"""The product in the lab, as an administrator has it: installed, set up, with a target; and ways to look behind it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tests.lab import setup
+from tests.lab.host import Host, Result
+from tests.lab.lab import Lab
+
+ROOT = "tank/pve-zfsbackup"
+CONFIG = "/etc/pve-zfsbackup/config.yaml"
+CONFIG_TEXT = f"""\
+targets:
+  backup1:
+    host: backup1
+    root: {ROOT}
+jobs:
+  all:
+    guests: [all]
+    targets: [backup1]
+"""
+# What README tells an administrator to run on a target by hand.
+ACCOUNT = r"""
+id pve-zfsbackup > /dev/null 2>&1 || useradd --create-home --shell /bin/sh pve-zfsbackup
+install -d -m 700 -o pve-zfsbackup ~pve-zfsbackup/.ssh
+echo "restrict $1" > ~pve-zfsbackup/.ssh/authorized_keys
+chown pve-zfsbackup ~pve-zfsbackup/.ssh/authorized_keys
+zfs list "$2" > /dev/null 2>&1 ||
+  zfs create -o readonly=on -o mountpoint=none -o canmount=off -o volmode=none -o snapdir=hidden "$2"
+zfs allow pve-zfsbackup \
+  create,mount,receive,destroy,hold,release,userprop,readonly,mountpoint,canmount,volmode,snapdir "$2"
+"""
+# The content of snapshots, by clones that are destroyed again: a zvol's bytes, a file system's files with their owners,
+# modes and times.
+_HASH = r"""
+for snapshot; do
+  dataset=${snapshot%@*}; clone=${dataset%/*}/lab-hash-$$
+  if [ "$(zfs get -H -o value type "$dataset")" = volume ]; then
+    zfs clone -o volmode=dev "$snapshot" "$clone"
+    for i in $(seq 600); do [ -b "/dev/zvol/$clone" ] && break; sleep 0.1; done
+    sum=$(sha256sum "/dev/zvol/$clone")
+  else
+    zfs clone -o mountpoint=/mnt/lab-hash -o canmount=on "$snapshot" "$clone"
+    sum=$(tar --sort=name --numeric-owner --xattrs --acls -C /mnt/lab-hash -cf - . | sha256sum)
+  fi
+  for i in $(seq 100); do zfs destroy "$clone" 2> /dev/null && break; sleep 0.2; done
+  ! zfs list "$clone" > /dev/null 2>&1
+  echo "${sum%% *} $snapshot"
+done
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """pve-zfsbackup on pve1, replicating to backup1."""
+
+    lab: Lab
+
+    @property
+    def pve1(self) -> Host:
+        return self.lab.pve1
+
+    @property
+    def backup1(self) -> Host:
+        return self.lab.backup1
+
+    def run(self, *arguments: str, check: bool = True, timeout: float = 900) -> Result:
+        """`pve-zfsbackup …` on pve1."""
+        return self.pve1.run(("pve-zfsbackup", *arguments), check=check, timeout=timeout)
+
+    def json(self, *arguments: str, check: bool = True) -> Any:
+        return json.loads(self.run(*arguments, "--json", check=check).stdout)
+
+    def points(self, vmid: int, host: str = "source") -> list[dict[str, Any]]:
+        """Complete points of a guest on one host, oldest first."""
+        found = self.json("list", str(vmid), "--where", host)["points"]
+        return [point for point in found if point["complete"]]
+
+    def configure(self, text: str = CONFIG_TEXT, path: str = CONFIG) -> None:
+        self.pve1.write(path, text, mode=0o600)
+
+
+def connect(lab: Lab) -> Product:
+    """Run `setup`, then do by hand what it asks for: the account on the target, the host key, target and job."""
+    product = Product(lab=lab)
+    product.run("setup")
+    public = lab.pve1.read("/etc/pve-zfsbackup/id_ed25519.pub").strip()
+    lab.backup1.script(ACCOUNT, public, ROOT)
+    setup.know(lab.pve1, lab.backup1)
+    lab.pve1.run(("cp", "/root/.ssh/known_hosts", "/etc/pve-zfsbackup/known_hosts"))
+    product.configure()
+    return product
+
+
+def hashes(host: Host, snapshots: list[str]) -> dict[str, str]:
+    """sha256 of the content of each snapshot."""
+    lines = host.script(_HASH, *snapshots, timeout=900).lines
+    return {name: digest for digest, name in (line.split(" ", 1) for line in lines)}
+
+
+def zfs(host: Host, *arguments: str) -> list[list[str]]:
+    """Rows of a `zfs … -H` command."""
+    return [line.split("\t") for line in host.run(("zfs", *arguments)).lines]
