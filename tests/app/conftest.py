@@ -1,0 +1,29 @@
+"""A cluster in memory for the tests of whole runs."""
+
+from __future__ import annotations
+
+import syslog
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pve_zfsbackup.app.session import Session
+from tests.fakes.world import World
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token_hex: None) -> World:
+    made = World(tmp_path)
+    monkeypatch.setattr(Session, "now", lambda self: datetime.fromtimestamp(made.clock.now, UTC))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def syslog_lines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """What would have gone to syslog."""
+    lines: list[tuple[int, str]] = []
+    monkeypatch.setattr(syslog, "syslog", lambda priority, text: lines.append((priority, text)))
+    return lines

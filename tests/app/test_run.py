@@ -1,0 +1,484 @@
+"""Whole runs on a cluster in memory: from the guests to a pruned history on both sides."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.errors import ConfigError, ExitCode, LockedError, PveError
+from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.host.guests import unpack_config
+from pve_zfsbackup.host.lock import run_lock
+from tests.fakes.pools import Snap
+from tests.fakes.runner import HERE, Fault
+from tests.fakes.world import CONFIG, CT, DB, REPLICAS, TARGET, WEB, World, assert_replicated, assert_safe
+
+ZVOL = "rpool/data/vm-100-disk-0"
+ENCRYPTED = "rpool/crypt/vm-101-disk-0"
+
+
+def test_a_first_run_protects_every_guest_on_both_sides(world: World) -> None:
+    report = world.run()
+    assert report.exit_code is ExitCode.OK, report.results
+    assert_replicated(world)
+    for vmid in (WEB, DB, CT):
+        assert len(world.complete(HERE, vmid)) == len(world.complete(TARGET, vmid)) == 1
+    assert set(REPLICAS.values()) <= world.target.datasets.keys()
+
+
+def test_every_vm_was_frozen_for_its_snapshot_and_only_then(world: World) -> None:
+    world.run(Stage.SNAPSHOT)
+    frozen = {name.partition("@")[0]: vmids for name, vmids in world.runner.frozen_at}
+    assert frozen == {
+        ZVOL: {WEB}, "fast/vm-100-disk-0": {WEB}, ENCRYPTED: {DB}, "rpool/data/subvol-200-disk-0": frozenset(),
+    }  # fmt: skip
+    assert [point.consistency for point in world.points(HERE, WEB)] == ["quiesced"]
+    assert [point.consistency for point in world.points(HERE, CT)] == [
+        "crash-consistent: container: ZFS has no freeze"
+    ]
+    assert_safe(world)
+
+
+def test_disks_of_one_pool_are_one_command_and_each_pool_has_one(world: World) -> None:
+    world.source.add("rpool/data/vm-100-disk-1", zvol=True)
+    text = (world.node.etc / "qemu-server/100.conf").read_text()
+    world.node.define(WEB, f"{text}scsi2: local-zfs:vm-100-disk-1,size=1G\n")
+    world.run(Stage.SNAPSHOT, guests=["100"])
+    snapshots = world.runner.zfs(HERE, "snapshot")
+    assert [len([word for word in argv if "@" in word]) for argv in snapshots] == [1, 2]
+    (point,) = world.points(HERE, WEB)
+    same = [point.snapshots[key].createtxg for key in ("scsi0", "scsi2")]
+    assert same[0] == same[1]
+
+
+def test_the_point_carries_the_guests_configuration_and_firewall(world: World) -> None:
+    (world.node.etc / "firewall").mkdir()
+    (world.node.etc / "firewall/100.fw").write_text("[OPTIONS]\nenable: 1\n")
+    world.run(guests=["100"])
+    replica = next(iter(world.target.datasets[REPLICAS[ZVOL]].snaps.values()))
+    texts = unpack_config([replica.props["pve-zfsbackup:conf"]])
+    assert texts["conf"] == (world.node.etc / "qemu-server/100.conf").read_text()
+    assert texts["firewall"] == "[OPTIONS]\nenable: 1\n"
+
+
+def test_encrypted_disks_leave_raw_and_plain_ones_as_they_lie_on_disk(world: World) -> None:
+    world.run()
+    sends = [argv for argv in world.runner.zfs(HERE, "send") if "-nvP" not in argv]
+    modes = {argv[-1].partition("@")[0]: argv[2:-2] for argv in sends}
+    assert modes.pop(ENCRYPTED) == ("-w",)
+    assert set(modes.values()) == {("-L", "-c")}
+    replica = world.target.datasets[REPLICAS[ENCRYPTED]]
+    assert (replica.crypt, replica.key) == ("aes-256-gcm", False)
+
+
+def test_history_goes_on_incrementally_and_is_pruned_on_both_sides(world: World) -> None:
+    world.run()
+    for _ in range(5):
+        world.runner.ran.clear()
+        world.write()
+        assert world.run().exit_code is ExitCode.OK
+        sends = [argv for argv in world.runner.zfs(HERE, "send") if "-nvP" not in argv]
+        assert len(sends) == 4
+        assert all("-i" in argv for argv in sends)
+        assert_replicated(world)
+    for vmid in (WEB, DB, CT):
+        assert len(world.complete(HERE, vmid)) == len(world.complete(TARGET, vmid)) == 3
+    marks = [mark for dataset in world.source.datasets.values() for mark in dataset.marks]
+    assert len(marks) == 4, "one bookmark per disk and target"
+
+
+def test_snapshots_made_while_the_target_was_away_follow_in_one_stream(world: World) -> None:
+    world.run()
+    for _ in range(3):
+        world.write()
+        world.run(Stage.SNAPSHOT)
+    world.runner.ran.clear()
+    assert world.run(Stage.REPLICATE).exit_code is ExitCode.OK
+    sends = [argv for argv in world.runner.zfs(HERE, "send") if "-nvP" not in argv]
+    assert len(sends) == 4
+    assert all("-I" in argv for argv in sends)
+    assert len(world.complete(TARGET, WEB)) == 4
+    assert_replicated(world)
+
+
+def test_a_second_replicate_lists_once_per_side_and_does_nothing_else(world: World) -> None:
+    world.run()
+    world.runner.ran.clear()
+    world.runner.connections = 0
+    report = world.run(Stage.REPLICATE)
+    assert report.exit_code is ExitCode.OK
+    assert {result.outcome for result in report.results} == {Outcome.SKIPPED}
+    assert [argv[1] for argv in world.runner.zfs()] == ["list", "list"]
+    assert len(world.runner.zfs(TARGET)) == 1
+    assert world.runner.connections == 1
+    assert not world.runner.changes
+
+
+def test_a_disk_added_later_joins_the_next_point(world: World) -> None:
+    world.run()
+    world.source.add("rpool/data/vm-100-disk-5", zvol=True)
+    text = (world.node.etc / "qemu-server/100.conf").read_text()
+    world.node.define(WEB, f"{text}scsi5: local-zfs:vm-100-disk-5,size=1G\n")
+    world.write()
+    assert world.run().exit_code is ExitCode.OK
+    here = world.points(TARGET, WEB)
+    assert [sorted(point.disks) for point in here] == [["scsi0", "scsi1"], ["scsi0", "scsi1", "scsi5"]]
+    assert all(point.complete for point in here)
+
+
+# -- one guest's trouble is its own
+
+
+def test_a_guest_that_cannot_be_snapshotted_does_not_stop_the_others(world: World) -> None:
+    world.runner.faults.append(Fault(words=("snapshot", f"{ENCRYPTED}@pzb:20261118T120640Z-0003"), answer=(1, "io")))
+    world.runner.faults[0].words = ("snapshot", "--")
+    world.runner.faults[0].nth = 3  # 100 has two pools
+    report = world.run()
+    assert report.exit_code is ExitCode.PARTIAL
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert (failed.stage, failed.vmid, failed.message) == ("snapshot", DB, "zfs snapshot: io")
+    assert not world.points(HERE, DB)
+    assert_replicated(world, (WEB, CT))
+
+
+def test_a_point_without_its_second_pool_is_no_point(world: World) -> None:
+    world.run()
+    before = world.complete(HERE, WEB)
+    world.write()
+    world.runner.faults.append(Fault(words=("snapshot", "--"), nth=2, answer=(1, "out of space")))
+    assert world.run(guests=["100"]).exit_code is ExitCode.FAILED, "of this guest nothing worked"
+    assert world.complete(HERE, WEB) == world.complete(TARGET, WEB) == before
+    assert [point.complete for point in world.points(HERE, WEB)] == [True, False]
+    assert_safe(world)
+    world.write()
+    assert world.run(guests=["100"]).exit_code is ExitCode.OK
+    assert [point.complete for point in world.points(HERE, WEB)] == [True, True], "what is incomplete goes"
+    assert_replicated(world)
+
+
+def test_a_locked_guest_is_left_alone_and_told(world: World) -> None:
+    text = (world.node.etc / "qemu-server/101.conf").read_text()
+    world.node.define(DB, f"{text}lock: migrate\n")
+    report = world.run()
+    assert report.exit_code is ExitCode.PARTIAL
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert (failed.vmid, failed.stage) == (DB, "snapshot")
+    assert "migrate" in failed.message
+    assert_replicated(world, (WEB, CT))
+
+
+def test_one_disk_that_cannot_be_sent_does_not_stop_the_others(world: World) -> None:
+    replica = REPLICAS["fast/vm-100-disk-0"]
+    world.runner.faults.append(Fault(words=("receive", replica), answer=(1, "cannot receive: out of space")))
+    report = world.run()
+    assert report.exit_code is ExitCode.PARTIAL
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert (failed.stage, failed.vmid, failed.host) == ("replicate", WEB, TARGET)
+    assert "out of space" in failed.message
+    assert not world.complete(TARGET, WEB), "half a point is no point"
+    assert_replicated(world, (DB, CT))
+    assert world.run().exit_code is ExitCode.OK
+    assert_replicated(world)
+
+
+def test_a_receive_that_lies_is_found_out(world: World) -> None:
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), lie=True))
+    report = world.run()
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert failed.vmid == WEB
+    assert not world.complete(TARGET, WEB)
+    assert world.run().exit_code is ExitCode.OK
+    assert_replicated(world)
+
+
+def test_marks_that_did_not_arrive_are_made_up_for(world: World) -> None:
+    world.runner.faults.append(Fault(words=("set",), host=TARGET, answer=(1, "cannot set property")))
+    report = world.run()
+    assert report.exit_code is ExitCode.PARTIAL
+    assert not world.complete(TARGET, WEB)
+    world.runner.ran.clear()
+    assert world.run(Stage.REPLICATE).exit_code is ExitCode.OK
+    assert not world.runner.zfs(HERE, "send"), "what is there is not sent again"
+    assert_replicated(world)
+
+
+def test_an_unknown_replica_state_is_shown_and_nothing_is_forced(world: World) -> None:
+    world.run()
+    replica = REPLICAS[ZVOL]
+    foreign: Snap = world.target.snap(f"{replica}@admin")
+    world.write()
+    report = world.run()
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert (failed.stage, failed.vmid) == ("replicate", WEB)
+    assert f"{replica}@admin" in failed.details[0]
+    assert world.target.get(f"{replica}@admin") is foreign
+    assert len(world.complete(TARGET, WEB)) == 1
+    assert_replicated(world, (DB, CT))
+
+
+# -- the target's trouble
+
+
+DOWN = "ssh: connect to host backup1.example port 22: No route to host"
+
+
+def test_without_its_target_a_run_still_snapshots_and_keeps_every_base(world: World) -> None:
+    world.run()
+    base = world.complete(HERE, WEB)[0]
+    world.runner.down[TARGET] = DOWN
+    for _ in range(5):
+        world.write()
+        report = world.run()
+        assert report.exit_code is ExitCode.PARTIAL
+        failed = world.results(report, Outcome.FAILED)
+        assert [(result.stage, result.host) for result in failed] == [("replicate", TARGET), ("prune", TARGET)]
+        assert "No route to host" in failed[0].message
+    assert base in world.complete(HERE, WEB), "the base of the next send stays, whatever the policy says"
+    assert len(world.complete(HERE, WEB)) == 4
+    world.runner.down.clear()
+    world.runner.ran.clear()
+    assert world.run().exit_code is ExitCode.OK
+    sends = [argv for argv in world.runner.zfs(HERE, "send") if "-nvP" not in argv]
+    assert all("-i" in argv or "-I" in argv for argv in sends)
+    assert_replicated(world)
+
+
+def test_a_changed_host_key_is_refused_with_what_to_do(world: World) -> None:
+    world.runner.down[TARGET] = "Host key verification failed."
+    report = world.run(Stage.REPLICATE)
+    assert report.exit_code is ExitCode.FAILED
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert "known_hosts" in failed.hint
+
+
+def test_a_listing_that_fails_is_never_taken_for_absence(world: World) -> None:
+    world.run()
+    before = sorted(world.target.datasets)
+    fault = Fault(words=("list",), host=TARGET, again=True, answer=(1, "cannot open 'tank/backups': I/O error"))
+    world.runner.faults.append(fault)
+    world.write()
+    world.runner.ran.clear()
+    report = world.run()
+    assert report.exit_code is ExitCode.PARTIAL
+    assert not world.runner.zfs(HERE, "send")
+    assert [argv[1] for argv in world.runner.zfs(TARGET)] == ["list", "list"]
+    assert sorted(world.target.datasets) == before
+
+
+def test_a_failing_listing_of_the_source_ends_the_run_before_anything(world: World) -> None:
+    world.runner.faults.append(Fault(words=("list",), host=HERE, answer=(1, "internal error: out of memory")))
+    with pytest.raises(Exception, match="out of memory"):
+        world.run()
+    assert not world.runner.changes
+
+
+# -- interrupted streams
+
+
+def test_a_cut_stream_is_resumed_by_the_next_run(world: World) -> None:
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), cut=600_000))
+    report = world.run()
+    assert report.exit_code is ExitCode.PARTIAL
+    assert world.target.datasets[REPLICAS[ZVOL]].partial
+    world.runner.revive()
+    assert world.run(Stage.REPLICATE).exit_code is ExitCode.OK
+    (resumed,) = [argv for argv in world.runner.zfs(HERE, "send") if "-t" in argv and "-nvP" not in argv]
+    assert resumed[2] == "-t"
+    assert_replicated(world)
+
+
+def test_a_token_whose_snapshot_is_gone_is_thrown_away_once(world: World) -> None:
+    world.run()
+    world.write()
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), cut=20_000))
+    world.run()
+    partial = world.target.datasets[REPLICAS[ZVOL]].partial
+    assert partial
+    stale = partial.package.name
+    del world.source.datasets[ZVOL].snaps[stale]
+    world.runner.revive()
+    world.write()
+    report = world.run()
+    assert report.exit_code is ExitCode.OK, report.results
+    assert [argv[-1] for argv in world.runner.zfs(TARGET, "receive") if "-A" in argv] == [REPLICAS[ZVOL]]
+    assert any("thrown away" in result.message for result in report.results)
+    assert_replicated(world, (WEB,))
+
+
+# -- identity
+
+
+@pytest.mark.parametrize("forged", [False, True], ids=["by-name", "with-our-properties"])
+def test_a_snapshot_recreated_under_its_name_is_not_taken_for_the_old_one(world: World, forged: bool) -> None:
+    world.run()
+    (name,) = world.source.datasets[ZVOL].snaps
+    old = world.source.datasets[ZVOL].snaps.pop(name)
+    world.source.write(ZVOL)
+    new = world.source.snap(f"{ZVOL}@{name}")
+    if forged:
+        new.props.update(old.props)
+    replica = world.target.datasets[REPLICAS[ZVOL]]
+    content = replica.snaps[name].content
+    world.write()
+    report = world.run()
+    assert replica.snaps[name].guid == old.guid
+    assert replica.snaps[name].content == content
+    assert new.guid not in {snap.guid for snap in replica.snaps.values()}
+    if not forged:
+        assert report.exit_code is ExitCode.OK, report.results
+        assert_replicated(world)  # the bookmark was the base
+
+
+def test_names_shuffled_against_time_do_not_mislead(world: World) -> None:
+    world.run()
+    world.clock.now -= 40 * 86400  # the clock was wrong: names and creation say older, createtxg says newer
+    world.write()
+    report = world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    assert report.exit_code is ExitCode.OK, report.results
+    snaps = world.source.datasets[ZVOL].snaps
+    newest = max(snaps.values(), key=lambda snap: snap.createtxg)
+    replica = world.target.datasets[REPLICAS[ZVOL]]
+    assert replica.newest is not None
+    assert replica.newest.guid == newest.guid
+    world.runner.ran.clear()
+    world.clock.now -= 7200
+    world.run(Stage.PRUNE)
+    assert not world.runner.zfs("", "destroy"), "the clock is behind: nothing is removed"
+
+
+def test_a_recreated_disk_starts_a_new_generation_beside_the_old(world: World) -> None:
+    world.run()
+    old = world.target.datasets[REPLICAS[ZVOL]]
+    kept = dict(old.snaps)
+    world.source.drop(ZVOL)
+    world.source.add(ZVOL, zvol=True)
+    world.source.write(ZVOL, 4096)
+    report = world.run()
+    assert report.exit_code is ExitCode.OK, report.results
+    warned = [r for r in world.results(report, Outcome.WARNING) if r.stage == "replicate"]
+    assert "new generation" in warned[0].message
+    generations = [name for name in world.target.datasets if name.startswith(REPLICAS[ZVOL])]
+    assert len(generations) == 2
+    assert world.target.datasets[REPLICAS[ZVOL]].snaps == kept, "the old generation is as it was"
+    new = world.target.datasets[max(generations, key=len)]
+    assert new.newest is not None
+    assert new.newest.content == world.source.datasets[ZVOL].content
+    assert world.complete(TARGET, WEB)[-1] == world.complete(HERE, WEB)[-1]
+    world.write()
+    world.runner.ran.clear()
+    assert world.run().exit_code is ExitCode.OK
+    assert all("-i" in a for a in world.runner.zfs(HERE, "send") if "-nvP" not in a)
+
+
+def test_a_renamed_replica_is_followed_by_guid(world: World) -> None:
+    world.run()
+    world.target.rename(REPLICAS[ZVOL], f"{REPLICAS[ZVOL]}-moved")
+    world.write()
+    world.runner.ran.clear()
+    assert world.run().exit_code is ExitCode.OK
+    assert REPLICAS[ZVOL] not in world.target.datasets
+    assert len(world.target.datasets[f"{REPLICAS[ZVOL]}-moved"].snaps) == 2
+
+
+def test_foreign_snapshots_survive_everything(world: World) -> None:
+    names = [f"{ZVOL}@__replicate_100-0_1795000000__", f"{ZVOL}@vzdump", f"{ZVOL}@pzb:mine", f"{ZVOL}@before-upgrade"]
+    foreign = [world.source.snap(name) for name in names]
+    world.source.datasets[ZVOL].props["pve-zfsbackup:point"] = "100/20261118T110640Z-ffff"  # inherited by them all
+    for _ in range(6):
+        world.write()
+        assert world.run().exit_code is ExitCode.OK
+    assert [world.source.find(name) for name in names] == foreign
+    destroyed = {argv[-1] for argv in world.runner.zfs("", "destroy")}
+    assert destroyed
+    assert not [name for name in destroyed if any(n.partition("@")[2] in name for n in names)]
+
+
+def test_history_of_a_guest_that_is_gone_stays(world: World) -> None:
+    world.run()
+    world.node.remove(DB)
+    world.source.drop(ENCRYPTED)
+    for _ in range(5):
+        world.write()
+        assert world.run().exit_code is ExitCode.OK
+    assert len(world.complete(TARGET, DB)) == 1
+
+
+# -- exit codes
+
+
+def test_nothing_worked_is_failed(world: World) -> None:
+    world.runner.faults.append(Fault(words=("snapshot", "--"), again=True, answer=(1, "suspended")))
+    report = world.run(Stage.SNAPSHOT)
+    assert report.exit_code is ExitCode.FAILED
+    assert len(world.results(report, Outcome.FAILED)) == 3
+
+
+def test_a_second_run_is_told_who_has_the_lock_and_touches_nothing(world: World) -> None:
+    with run_lock(world.place / "run"):
+        world.runner.ran.clear()
+        with pytest.raises(LockedError, match=r"process \d+") as caught:
+            world.run()
+    assert caught.value.exit_code is ExitCode.LOCKED
+    assert not world.runner.ran
+
+
+def test_an_unknown_job_or_guest_is_a_mistake_of_the_caller(world: World) -> None:
+    with pytest.raises(ConfigError, match="no job named nightly") as caught:
+        world.run(jobs=["nightly"])
+    assert caught.value.exit_code is ExitCode.CONFIG
+    with pytest.raises(ConfigError, match="999: no such guest"):
+        world.run(guests=["999"])
+    assert not world.runner.changes
+
+
+def test_without_the_api_nothing_is_done(world: World) -> None:
+    world.node.api = "ipcc_send_rec[1] failed: Connection refused"
+    with pytest.raises(PveError) as caught:
+        world.run()
+    assert caught.value.exit_code is ExitCode.FAILED
+    assert not world.runner.changes
+
+
+# -- the journal and syslog
+
+
+def journal(world: World) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (world.place / "log/journal.jsonl").read_text().splitlines()]
+
+
+def test_the_journal_tells_the_run(world: World, syslog_lines: list[tuple[int, str]]) -> None:
+    report = world.run()
+    lines = journal(world)
+    assert [line["event"] for line in lines] == ["start", *["result"] * 9, "end"]
+    assert {line["run"] for line in lines} == {report.run}
+    assert lines[-1]["exit_code"] == 0
+    ((_, text),) = syslog_lines
+    assert "snapshot+replicate+prune: 6 ok, 3 skipped" in text
+
+
+def test_what_breaks_a_run_off_is_its_last_line(world: World, syslog_lines: list[tuple[int, str]]) -> None:
+    world.node.api = "ipcc_send_rec[1] failed: Connection refused"
+    with pytest.raises(PveError):
+        world.run()
+    assert [line["event"] for line in journal(world)] == ["start", "broken-off"]
+    assert "broken off" in syslog_lines[0][1]
+
+
+def test_two_jobs_with_one_guest_make_one_point_by_the_strictest(world: World) -> None:
+    world.configure(CONFIG + "")
+    text = world.config.read_text().replace(
+        "jobs:\n", "jobs:\n  strict: {guests: [101], quiesce: require, keep: {keep-last: 9}}\n"
+    )
+    world.config.write_text(text)
+    world.guest(DB).agent = "dead"
+    report = world.run()
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert failed.vmid == DB
+    assert "required" in failed.message
+    world.guest(DB).agent = "ok"
+    for _ in range(6):
+        world.write()
+        world.run()
+    assert (len(world.complete(HERE, DB)), len(world.complete(HERE, WEB))) == (6, 3)

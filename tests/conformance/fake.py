@@ -1,0 +1,60 @@
+"""Plays the cases on the fake: the counterpart of remote.py."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pve_zfsbackup.host.runner import Completed
+from tests.fakes.pools import KIB, Clock, Pools
+from tests.fakes.streams import Receiver, Sender
+from tests.fakes.zfs import FakeZfs
+
+ROOT = "rpool/conformance"
+
+
+def play(name: str, steps: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """The fake's answers to one case, in remote.py's form."""
+    pools = Pools("pve1", Clock())
+    pools.pool("rpool")
+    pools.add(ROOT)
+    pools.add(f"{ROOT}/{name}")
+    return [answer for step in steps if (answer := _one(pools, _filled(pools, step, f"{ROOT}/{name}"))) is not None]
+
+
+def _filled(pools: Pools, step: Sequence[Any], base: str) -> Sequence[Any]:
+    def token(match: re.Match[str]) -> str:
+        partial = pools.datasets[match[1]].partial
+        assert partial is not None
+        return partial.token
+
+    def fill(part: Any) -> Any:
+        if isinstance(part, tuple):
+            return tuple(fill(item) for item in part)
+        return re.sub(r"\{token:([^}]+)\}", token, part.replace("{b}", base)) if isinstance(part, str) else part
+
+    return tuple(fill(part) for part in step)
+
+
+def _one(pools: Pools, step: Sequence[Any]) -> dict[str, Any] | None:
+    if step[0] == "write":
+        pools.write(step[1], step[2] * KIB)
+        return None
+    if step[0] == "pipe":
+        sent, stream = Sender(pools, [pools]).run(step[1])
+        cut = step[3] * KIB if len(step) > 3 else None
+        return {
+            **_answer(Receiver(pools).run(step[2], stream, cut)),
+            "sent": sent.returncode,
+            "sent stderr": sent.stderr,
+        }
+    if step[1] == "send":
+        return _answer(Sender(pools, [pools]).run(step)[0])
+    if step[1] == "receive":
+        return _answer(Receiver(pools).abort(step))
+    return _answer(FakeZfs(pools).run(step))
+
+
+def _answer(done: Completed) -> dict[str, Any]:
+    return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}

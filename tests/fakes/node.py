@@ -1,0 +1,122 @@
+"""A fake Proxmox node: its configuration files, what `pvesh` and `qm` answer from them, its guests' agents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pve_zfsbackup.errors import CommandTimeoutError
+from pve_zfsbackup.host.runner import Completed
+from tests.fakes.pools import no, ok
+
+REFUSAL = {"error": {"class": "GenericError", "desc": "Command guest-fsfreeze-freeze has been disabled"}}
+
+
+@dataclass(slots=True)
+class GuestState:
+    """A guest at run time. `agent`: ok, refuse, dead, hang; `lost`: the freeze works, its answer never comes."""
+
+    running: bool = True
+    frozen: bool = False
+    agent: str = "ok"
+    lost: bool = False
+    deaf: int = 0  # so many thaws are not answered
+    thawed_meanwhile: bool = False  # somebody else thaws as soon as a snapshot is taken
+
+
+@dataclass(slots=True)
+class FakeNode:
+    """`etc` is what /etc/pve is on a real node."""
+
+    etc: Path
+    name: str = "pve1"
+    storages: list[dict[str, Any]] = field(default_factory=list)
+    guests: dict[int, GuestState] = field(default_factory=dict)
+    api: str = "ok"  # or the stderr of a pvesh that fails
+
+    def define(self, vmid: int, text: str, *, running: bool = True) -> GuestState:
+        """Give the node a guest: `cores` makes a VM's file, `rootfs` a container's."""
+        folder = self.etc / ("lxc" if "rootfs:" in text else "qemu-server")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{vmid}.conf").write_text(text)
+        self.guests[vmid] = GuestState(running=running)
+        return self.guests[vmid]
+
+    def remove(self, vmid: int) -> None:
+        self._file(vmid).unlink()
+        del self.guests[vmid]
+
+    def _file(self, vmid: int) -> Path:
+        return next(self.etc.glob(f"*/{vmid}.conf"))
+
+    def _config(self, vmid: int) -> dict[str, str]:
+        pairs = (line.split(": ", 1) for line in self._file(vmid).read_text().splitlines() if ": " in line)
+        return dict(pairs)
+
+    def _entries(self, kind: str) -> list[dict[str, Any]]:
+        found = []
+        for path in sorted((self.etc / ("lxc" if kind == "lxc" else "qemu-server")).glob("*.conf")):
+            config = self._config(int(path.stem))
+            status = "running" if self.guests[int(path.stem)].running else "stopped"
+            entry: dict[str, Any] = {"vmid": int(path.stem), "status": status}
+            entry["name"] = config.get("name") or config.get("hostname", "")
+            entry.update({key: config[key] for key in ("lock", "tags") if key in config})
+            if kind == "qemu":
+                entry["qmpstatus"] = status
+            found.append(entry)
+        return found
+
+    def pvesh(self, argv: Sequence[str]) -> Completed:
+        assert argv[1] == "get", f"a backup never changes Proxmox's configuration: {argv}"
+        if self.api == "hang":
+            raise CommandTimeoutError("pvesh: no end after 120 s")
+        if self.api != "ok":
+            return no(argv, self.api, status=2)
+        parts = argv[2].strip("/").split("/")
+        if argv[2] == "/storage":
+            answer: Any = self.storages
+        elif argv[2] == "/cluster/resources":
+            kinds = ("qemu", "lxc")
+            answer = [{**entry, "node": self.name, "type": kind} for kind in kinds for entry in self._entries(kind)]
+        elif len(parts) == 3:
+            assert parts[1] == self.name
+            answer = self._entries(parts[2])
+        elif parts[4:] == ["pending"]:
+            answer = [{"key": key, "value": value} for key, value in self._config(int(parts[3])).items()]
+        else:
+            assert parts[4:] == ["config"], argv
+            digest = hashlib.sha1(self._file(int(parts[3])).read_bytes()).hexdigest()
+            answer = {**self._config(int(parts[3])), "digest": digest}
+        return ok(argv, json.dumps(answer) + "\n")
+
+    def qm(self, argv: Sequence[str]) -> Completed:
+        assert argv[1:3] == ("guest", "cmd"), argv
+        vmid, command = int(argv[3]), argv[4]
+        guest = self.guests.get(vmid)
+        if guest is None:
+            return no(argv, f"Configuration file 'nodes/{self.name}/qemu-server/{vmid}.conf' does not exist", status=2)
+        if not guest.running:
+            return no(argv, f"VM {vmid} is not running", status=2)
+        if guest.agent == "dead":
+            return no(argv, "QEMU guest agent is not running", status=255)
+        if guest.agent == "hang":
+            raise CommandTimeoutError("qm: no end after 15 s")
+        if command == "fsfreeze-status":
+            return ok(argv, "frozen\n" if guest.frozen else "thawed\n")
+        if command == "fsfreeze-thaw":
+            if guest.deaf:
+                guest.deaf -= 1
+                return no(argv, "QEMU guest agent is not running", status=255)
+            count, guest.frozen = int(guest.frozen) * 2, False
+            return ok(argv, f"{count}\n")
+        assert command == "fsfreeze-freeze", argv
+        if guest.agent == "refuse":
+            return ok(argv, json.dumps(REFUSAL, indent=3) + "\n")
+        guest.frozen = True
+        if guest.lost:
+            raise CommandTimeoutError("qm: no end after 10 s")
+        return ok(argv, "2\n")

@@ -1,0 +1,213 @@
+"""What the ZFS of a fake host remembers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pve_zfsbackup.host.runner import Completed
+
+KIB = 1024
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds since the epoch, the same for all fakes of a test; moved by hand."""
+
+    now: int = 1_795_000_000  # 2026-11-18T11:06:40Z
+
+
+@dataclass(slots=True, kw_only=True)
+class Snap:
+    name: str
+    guid: int
+    createtxg: int
+    creation: int
+    content: tuple[str, ...]
+    refer: int
+    written: int
+    props: dict[str, str] = field(default_factory=dict)
+    holds: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True, kw_only=True)
+class Mark:
+    name: str
+    guid: int
+    createtxg: int
+    creation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """One snapshot on its way: a full stream without `base`. A stream has one or, of `-I`, several."""
+
+    origin: str  # the snapshot's full name on the sending side
+    guid: int
+    creation: int
+    content: tuple[str, ...]
+    refer: int
+    base: int = 0
+    size: int = 0
+    raw: bool = False
+    zvol: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.origin.partition("@")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partial:
+    """An interrupted receive: `done` bytes of `package` are there."""
+
+    package: Package
+    done: int
+
+    @property
+    def token(self) -> str:
+        seed = f"{self.package.guid} {self.package.base} {self.done}".encode()
+        return f"1-{hashlib.md5(seed).hexdigest()[:9]}-e8-{hashlib.sha256(seed).hexdigest()}"
+
+    def contents(self) -> str:
+        lines = ["resume token contents:", "nvlist version: 0"]
+        if self.package.base:
+            lines.append(f"\tfromguid = {hex(self.package.base)}")
+        lines += ["\tobject = 0x2", f"\toffset = {hex(self.done)}", f"\tbytes = {hex(self.done)}"]
+        lines += [f"\ttoguid = {hex(self.package.guid)}", f"\ttoname = {self.package.origin}", "\tcompressok = 1"]
+        if self.package.raw:
+            lines.append("\trawok = 1")
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(slots=True, kw_only=True)
+class Ds:
+    name: str
+    guid: int
+    createtxg: int
+    creation: int
+    zvol: bool = False
+    props: dict[str, str] = field(default_factory=dict)
+    snaps: dict[str, Snap] = field(default_factory=dict)
+    marks: dict[str, Mark] = field(default_factory=dict)
+    content: tuple[str, ...] = ()
+    refer: int = 96 * KIB
+    dirty: int = 0  # bytes written since the newest snapshot
+    crypt: str = "off"
+    key: bool = True
+    origin: str = ""
+    partial: Partial | None = None
+
+    @property
+    def newest(self) -> Snap | None:
+        return max(self.snaps.values(), key=lambda snap: snap.createtxg, default=None)
+
+
+@dataclass(slots=True)
+class Pools:
+    """The datasets of one host, and how the rest of a test touches them: write, look, wreck."""
+
+    seed: str
+    clock: Clock
+    datasets: dict[str, Ds] = field(default_factory=dict)
+    txgs: dict[str, int] = field(default_factory=dict)
+    _made: int = 0
+
+    def pool(self, name: str) -> None:
+        self.txgs[name] = 4
+        self.add(name)
+
+    def add(self, name: str, *, zvol: bool = False, crypt: str = "off") -> Ds:
+        made = Ds(
+            name=name, guid=self.guid(), createtxg=self.txg(name), creation=self.clock.now, zvol=zvol, crypt=crypt
+        )
+        self.datasets[name] = made
+        if zvol:
+            made.props["volsize"] = str(1 << 30)
+        return made
+
+    def guid(self) -> int:
+        """Looks random, as real ones: they do not grow with time."""
+        self._made += 1
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {self._made}".encode()).digest()[:8], "big") | 1 << 40
+
+    def txg(self, name: str) -> int:
+        pool = name.partition("/")[0]
+        self.txgs[pool] += 7
+        return self.txgs[pool]
+
+    def write(self, name: str, size: int = 64 * KIB) -> None:
+        """The guest writes: content that is found again in every replica of a later snapshot."""
+        dataset = self.datasets[name]
+        self._made += 1
+        dataset.content = (*dataset.content, f"{self.seed}:{self._made}")
+        dataset.refer += size
+        dataset.dirty += size
+
+    def snap(self, name: str) -> Snap:
+        """A snapshot somebody else takes."""
+        dataset, _, label = name.partition("@")
+        return self.freeze(self.datasets[dataset], label, self.txg(dataset), {})
+
+    def freeze(self, dataset: Ds, label: str, txg: int, props: dict[str, str]) -> Snap:
+        made = Snap(
+            name=label,
+            guid=self.guid(),
+            createtxg=txg,
+            creation=self.clock.now,
+            content=dataset.content,
+            refer=dataset.refer,
+            written=dataset.dirty,
+            props=dict(props),
+        )
+        dataset.snaps[label] = made
+        dataset.dirty = 0
+        return made
+
+    def find(self, full: str) -> Snap | None:
+        dataset, _, label = full.partition("@")
+        return self.datasets[dataset].snaps.get(label) if dataset in self.datasets else None
+
+    def get(self, full: str) -> Snap:
+        found = self.find(full)
+        assert found is not None, f"{full} does not exist"
+        return found
+
+    def drop(self, name: str) -> None:
+        """`zfs destroy -r`, as Proxmox and administrators do it."""
+        for other in [other for other in self.datasets if other == name or other.startswith(f"{name}/")]:
+            del self.datasets[other]
+
+    def rename(self, old: str, new: str) -> None:
+        dataset = self.datasets.pop(old)
+        dataset.name = new
+        self.datasets[new] = dataset
+
+    def clones(self, full: str) -> list[str]:
+        return sorted(name for name, dataset in self.datasets.items() if dataset.origin == full)
+
+    def below(self, name: str) -> Iterable[Ds]:
+        """The dataset and its descendants, parents first, as `zfs list` orders them."""
+        found = [other for other in self.datasets if other == name or other.startswith(f"{name}/")]
+        return (self.datasets[other] for other in sorted(found, key=lambda other: other.split("/")))
+
+    def inherited(self, name: str, prop: str) -> str | None:
+        while name:
+            dataset = self.datasets.get(name)
+            if dataset and prop in dataset.props:
+                return dataset.props[prop]
+            name = name.rpartition("/")[0]
+        return None
+
+    def encryption(self, name: str) -> Ds | None:
+        dataset = self.datasets.get(name)
+        return dataset if dataset and dataset.crypt != "off" else None
+
+
+def ok(argv: Iterable[str], stdout: str = "", stderr: str = "") -> Completed:
+    return Completed(argv=tuple(argv), returncode=0, stdout=stdout, stderr=stderr)
+
+
+def no(argv: Iterable[str], stderr: str, *, status: int = 1, stdout: str = "") -> Completed:
+    return Completed(argv=tuple(argv), returncode=status, stdout=stdout, stderr=stderr.rstrip("\n") + "\n")

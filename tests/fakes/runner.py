@@ -1,0 +1,265 @@
+"""A `Runner` that runs nothing: the node's programs and, behind `ssh`, those of the targets, with faults on order."""
+
+from __future__ import annotations
+
+import fnmatch
+import shlex
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pve_zfsbackup.host.runner import DEFAULT_TIMEOUT, Completed, Progress, failure
+from tests.fakes.node import FakeNode
+from tests.fakes.pools import Pools, no, ok
+from tests.fakes.streams import Receiver, Sender, Stream
+from tests.fakes.zfs import FakeZfs
+
+HERE = "pve1"
+CHANGING = {"set", "create", "clone", "snapshot", "bookmark", "hold", "release", "destroy", "receive", "rename"}
+
+
+class Killed(BaseException):
+    """SIGKILL: from here on nothing of this process happens any more, not even its `finally`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A command and the host it ran on."""
+
+    host: str
+    argv: tuple[str, ...]
+
+    @property
+    def changing(self) -> bool:
+        if self.argv[0] == "zfs":
+            return self.argv[1] in CHANGING and not (self.argv[1] == "destroy" and "-nvp" in self.argv)
+        return self.argv[0] in ("systemd-run", "systemctl") or self.argv[-1] in ("fsfreeze-freeze", "fsfreeze-thaw")
+
+
+@dataclass(slots=True, kw_only=True)
+class Fault:
+    """What goes wrong at the `nth` command that has all `words` (on `host`, if given), and at every one after it
+    with `again`. One of: `answer` instead of the command, `error` raised, `cut` a stream after so many bytes,
+    `lie`: success without the work."""
+
+    words: tuple[str, ...]
+    host: str = ""
+    nth: int = 1
+    again: bool = False
+    answer: tuple[int, str] | None = None
+    error: BaseException | None = None
+    cut: int | None = None
+    lie: bool = False
+    seen: int = 0
+
+    def strikes(self, ran: Ran) -> bool:
+        if (self.host and ran.host != self.host) or not set(self.words) <= set(" ".join(ran.argv).split()):
+            return False
+        self.seen += 1
+        return self.seen == self.nth or (self.again and self.seen > self.nth)
+
+
+@dataclass(slots=True)
+class FakeRunner:
+    """`pools` by host; `HERE` is the node. `addresses` leads from what ssh is told to a host."""
+
+    pools: dict[str, Pools]
+    node: FakeNode
+    addresses: dict[str, str]
+    ran: list[Ran] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    down: dict[str, str] = field(default_factory=dict)  # host -> what ssh says
+    watchers: list[Callable[[Ran], None]] = field(default_factory=list)  # called before each command
+    timers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    connections: int = 0
+    frozen_at: list[tuple[str, frozenset[int]]] = field(default_factory=list)  # snapshot, guests frozen then
+    kill_at: int = 0  # which command is the last, from 1
+    kill_when: str = "before"  # before, after, or (streams) amid
+    cancelled: bool = False
+    _dead: bool = False
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    # -- what tests ask
+
+    def zfs(self, host: str = "", *verbs: str) -> list[tuple[str, ...]]:
+        return [
+            ran.argv
+            for ran in self.ran
+            if ran.argv[0] == "zfs" and (not host or ran.host == host) and (not verbs or ran.argv[1] in verbs)
+        ]
+
+    @property
+    def changes(self) -> list[Ran]:
+        return [ran for ran in self.ran if ran.changing]
+
+    def revive(self) -> None:
+        """A new process: nothing remembered, faults gone."""
+        self._dead, self.kill_at, self.cancelled = False, 0, False
+        self.ran.clear()
+        self.faults.clear()
+
+    def fire_timers(self) -> None:
+        """Time goes by: what systemd was told to run, it runs."""
+        for unit, argv in list(self.timers.items()):
+            if self.node.qm(argv).returncode == 0:
+                del self.timers[unit]
+
+    # -- Runner
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        check: bool = True,
+    ) -> Completed:
+        with self._lock:
+            host, command, unreachable = self._place(tuple(argv))
+            if unreachable is not None:
+                done = unreachable
+            else:
+                ran = Ran(host, command)
+                self._begin(ran)
+                done = self._faulty(ran) or self._do(ran)
+                self._end()
+        done = Completed(argv=tuple(argv), returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
+        if check and done.returncode:
+            raise failure(done)
+        return done
+
+    def pipe(
+        self, producer: Sequence[str], consumer: Sequence[str], *, progress: Progress, stall: float
+    ) -> tuple[Completed, Completed, int]:
+        with self._lock:
+            self._alive()
+            source, send, _ = self._place(tuple(producer))
+            target, receive, unreachable = self._place(tuple(consumer))
+            if unreachable is not None:
+                return no(send, "Broken pipe", status=-13), unreachable, 0
+            sending, receiving = Ran(source, send), Ran(target, receive)
+            self._begin(sending)
+            self.ran.append(receiving)
+            struck = (fault for ran in (sending, receiving) for fault in self.faults if fault.strikes(ran))
+            done = self._stream(sending, receiving, next(struck, None))
+            self._end()
+        progress(done[2])
+        return done
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def _stream(self, sending: Ran, receiving: Ran, fault: Fault | None) -> tuple[Completed, Completed, int]:
+        if fault and fault.error:
+            raise fault.error
+        sent, stream = self._sender(sending.host).run(sending.argv)
+        cut = fault.cut if fault else None
+        if stream and self.kill_when == "amid" and len(self.counted) == self.kill_at:
+            cut = stream.size // 2
+        if fault and fault.answer:
+            status, text = fault.answer
+            return no(sending.argv, "Broken pipe", status=-13), no(receiving.argv, text, status=status), 0
+        if fault and fault.lie:
+            return sent, ok(receiving.argv), stream.size if stream else 0
+        received = Receiver(self.pools[receiving.host]).run(receiving.argv, stream, cut)
+        size = stream.size if stream else 0
+        if received.returncode and stream:
+            sent = no(sending.argv, "", status=-13)
+        return sent, received, size if cut is None else min(cut, size)
+
+    # -- inside
+
+    @property
+    def counted(self) -> list[Ran]:
+        """Those a kill can strike; both ends of a stream are one."""
+        return [ran for ran in self.ran if ran.argv[1:2] != ("receive",) or "-A" in ran.argv]
+
+    def _alive(self) -> None:
+        if self._dead:
+            raise Killed
+
+    def _begin(self, ran: Ran) -> None:
+        self._alive()
+        for watcher in self.watchers:
+            watcher(ran)
+        self.ran.append(ran)
+        if self.kill_when == "before" and len(self.counted) == self.kill_at:
+            self._dead = True
+            raise Killed
+
+    def _end(self) -> None:
+        if self.kill_when != "before" and len(self.counted) == self.kill_at:
+            self._dead = True
+            raise Killed
+
+    def _place(self, argv: tuple[str, ...]) -> tuple[str, tuple[str, ...], Completed | None]:
+        """Host and command of a command line, and ssh's own failure if there is one."""
+        if argv[0] != "ssh":
+            return HERE, argv, None
+        self._alive()
+        control = Path(next(word for word in argv if word.startswith("ControlPath=")).partition("=")[2])
+        host = self.addresses[argv[argv.index("--") + 1].partition("@")[2]]
+        if "-O" in argv:
+            control.unlink(missing_ok=True)
+            return host, argv, ok(argv)
+        if host in self.down:
+            return host, argv, no(argv, self.down[host], status=255)
+        if not control.exists():
+            control.touch()
+            self.connections += 1
+        (command,) = argv[argv.index("--") + 2 :]
+        return host, tuple(shlex.split(command)), None
+
+    def _faulty(self, ran: Ran) -> Completed | None:
+        fault = next((fault for fault in self.faults if fault.strikes(ran)), None)
+        if fault is None:
+            return None
+        if fault.error:
+            raise fault.error
+        if fault.answer:
+            status, text = fault.answer
+            return no(ran.argv, text, status=status)
+        assert fault.lie, f"{fault} is for streams"
+        return ok(ran.argv)
+
+    def _do(self, ran: Ran) -> Completed:
+        program = ran.argv[0]
+        if program == "zfs":
+            return self._zfs(ran)
+        assert ran.host == HERE, f"only zfs runs on a target: {ran.argv}"
+        if program == "pvesh":
+            return self.node.pvesh(ran.argv)
+        if program == "qm":
+            return self.node.qm(ran.argv)
+        if program == "systemd-run":
+            unit = next(word for word in ran.argv if word.startswith("--unit=")).removeprefix("--unit=")
+            self.timers[unit] = ran.argv[ran.argv.index("--") + 1 :]
+            return ok(ran.argv)
+        assert program == "systemctl", f"the product never runs {ran.argv}"
+        for pattern in ran.argv[2:]:
+            for unit in fnmatch.filter(self.timers, pattern.removesuffix(".timer").removesuffix(".service")):
+                del self.timers[unit]
+        return ok(ran.argv)
+
+    def _zfs(self, ran: Ran) -> Completed:
+        pools = self.pools[ran.host]
+        if ran.argv[1] == "send":
+            done, stream = self._sender(ran.host).run(ran.argv)
+            assert stream is None, f"a stream that nobody takes: {ran.argv}"
+            return done
+        if ran.argv[1] == "receive":
+            assert ran.argv[2] == "-A", ran.argv
+            return Receiver(pools).abort(ran.argv)
+        if ran.argv[1] == "snapshot":
+            frozen = frozenset(vmid for vmid, guest in self.node.guests.items() if guest.frozen)
+            self.frozen_at.append((ran.argv[-1], frozen))
+            for guest in self.node.guests.values():
+                guest.frozen = guest.frozen and not guest.thawed_meanwhile
+        return FakeZfs(pools).run(ran.argv)
+
+    def _sender(self, host: str) -> Sender:
+        return Sender(self.pools[host], list(self.pools.values()))
+
+
+__all__ = ["FakeRunner", "Fault", "Killed", "Ran", "Stream"]

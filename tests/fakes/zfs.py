@@ -1,0 +1,317 @@
+"""`zfs` of a fake host: the commands the product issues, with OpenZFS 2.3's texts (tests/conformance shows that)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pve_zfsbackup.host.runner import Completed
+from tests.fakes.pools import Ds, Mark, Pools, Snap, no, ok
+
+
+class FakeZfs:
+    """Runs `zfs …` on `pools`. Streams are in `streams.py`."""
+
+    def __init__(self, pools: Pools) -> None:
+        self.pools = pools
+
+    def run(self, argv: Sequence[str]) -> Completed:
+        verb, words = argv[1], [word for word in argv[2:] if word != "--"]
+        commands: dict[str, Callable[[Sequence[str], list[str]], Completed]] = {
+            "list": self.list,
+            "get": self.get,
+            "set": self.set,
+            "create": self.create,
+            "clone": self.clone,
+            "snapshot": self.snapshot,
+            "bookmark": self.bookmark,
+            "hold": self.hold,
+            "release": self.release,
+            "destroy": self.destroy,
+        }
+        assert verb in commands, f"the product never issues {argv}"
+        return commands[verb](argv, words)
+
+    # -- reading
+
+    def list(self, argv: Sequence[str], words: list[str]) -> Completed:
+        depth: int | None = 0
+        kinds, columns = "filesystem,volume", "name"
+        roots: list[str] = []
+        while words:
+            word = words.pop(0)
+            if word == "-r":
+                depth = None
+            elif word == "-d":
+                depth = int(words.pop(0))
+            elif word == "-t":
+                kinds = words.pop(0)
+            elif word == "-o":
+                columns = words.pop(0)
+            elif word != "-Hp":
+                roots.append(word)
+        lines: list[str] = []
+        errors = []
+        for root in sorted(roots, key=lambda name: name.split("/")):
+            if root not in self.pools.datasets:
+                errors.append(f"cannot open '{root}': dataset does not exist")
+                continue
+            lines += self._rows(root, depth, kinds.split(","), columns.split(","))
+        out = "".join(f"{line}\n" for line in dict.fromkeys(lines))
+        errors.sort(key=lambda line: roots.index(line.split("'")[1]))
+        return no(argv, "\n".join(errors), stdout=out) if errors else ok(argv, out)
+
+    def _rows(self, root: str, depth: int | None, kinds: list[str], columns: list[str]) -> list[str]:
+        rows = []
+        everything = "all" in kinds
+        for dataset in self.pools.below(root):
+            level = dataset.name.count("/") - root.count("/")
+            if depth is not None and level > depth:
+                continue
+            kind = "volume" if dataset.zvol else "filesystem"
+            if everything or kind in kinds:
+                rows.append([self.cell(dataset, None, column) for column in columns])
+            if depth is not None and level + 1 > depth:
+                continue
+            if everything or "snapshot" in kinds:
+                snaps = sorted(dataset.snaps.values(), key=lambda snap: (snap.createtxg, snap.name))
+                rows += [[self.cell(dataset, snap, column) for column in columns] for snap in snaps]
+            if everything or "bookmark" in kinds:
+                marks = sorted(dataset.marks.values(), key=lambda mark: (mark.createtxg, mark.name))
+                rows += [[self.cell(dataset, mark, column) for column in columns] for mark in marks]
+        return ["\t".join(row) for row in rows]
+
+    def cell(self, dataset: Ds, part: Snap | Mark | None, column: str) -> str:
+        """One property as `zfs list -p` prints it, `-` where it does not apply."""
+        if ":" in column:
+            if isinstance(part, Mark):
+                return "-"
+            own = part.props.get(column) if part else None
+            return own or self.pools.inherited(dataset.name, column) or "-"
+        crypt = {
+            "encryption": dataset.crypt,
+            "keystatus": "-" if dataset.crypt == "off" else "available" if dataset.key else "unavailable",
+        }
+        if isinstance(part, Snap):
+            full = f"{dataset.name}@{part.name}"
+            values = {
+                "type": "snapshot", "name": full, "guid": part.guid, "createtxg": part.createtxg,
+                "creation": part.creation, "used": self._used(dataset, part), "referenced": part.refer,
+                "userrefs": len(part.holds), "clones": ",".join(self.pools.clones(full)) or "-", **crypt,
+            }  # fmt: skip
+        elif part:
+            values = {
+                "type": "bookmark", "name": f"{dataset.name}#{part.name}", "guid": part.guid,
+                "createtxg": part.createtxg, "creation": part.creation, "referenced": dataset.refer,
+            }  # fmt: skip
+        else:
+            values = {
+                "type": "volume" if dataset.zvol else "filesystem", "name": dataset.name, "guid": dataset.guid,
+                "createtxg": dataset.createtxg, "creation": dataset.creation, "used": dataset.refer,
+                "referenced": dataset.refer, "origin": dataset.origin or "-",
+                "receive_resume_token": dataset.partial.token if dataset.partial else "-", **crypt,
+            }  # fmt: skip
+        return str(values.get(column, "-"))
+
+    @staticmethod
+    def _used(dataset: Ds, snap: Snap) -> int:
+        """Only an approximation: what was written into it, but for the newest."""
+        return 0 if snap is dataset.newest else snap.written
+
+    def get(self, argv: Sequence[str], words: list[str]) -> Completed:
+        columns, source, rest = ["name", "property", "value"], "", []
+        while words:
+            word = words.pop(0)
+            if word == "-o":
+                columns = words.pop(0).split(",")
+            elif word == "-s":
+                source = words.pop(0)
+            elif word not in ("-Hp", "-H", "-p"):
+                rest.append(word)
+        prop, *names = rest
+        lines, errors = [], []
+        for name in names:
+            dataset = self.pools.datasets.get(name.partition("@")[0])
+            snap = self.pools.find(name) if "@" in name else None
+            if dataset is None or ("@" in name and snap is None):
+                errors.append(f"cannot open '{name}': dataset does not exist")
+                continue
+            if prop == "all":
+                assert source == "local"
+                own = dict(snap.props if snap else dataset.props)
+                if snap and dataset.zvol:
+                    own["volsize"] = dataset.props["volsize"]  # a zvol's snapshot lists it as its own
+                native = sorted(key for key in own if ":" not in key)
+                pairs = [(key, own[key]) for key in (*native, *sorted(set(own) - set(native)))]
+            else:
+                pairs = [(prop, self.cell(dataset, snap, prop))]
+            for key, value in pairs:
+                cells = {"name": name, "property": key, "value": value, "source": "local"}
+                lines.append("\t".join(cells[column] for column in columns))
+        out = "".join(f"{line}\n" for line in lines)
+        return no(argv, "\n".join(errors), stdout=out) if errors else ok(argv, out)
+
+    # -- changing
+
+    def set(self, argv: Sequence[str], words: list[str]) -> Completed:
+        pairs = [word for word in words if "=" in word]
+        names = [word for word in words if "=" not in word]
+        for name in names:  # not atomic: those before a missing one are set
+            found: Ds | Snap | None = self.pools.find(name) if "@" in name else self.pools.datasets.get(name)
+            if found is None:
+                return no(argv, f"cannot open '{name}': dataset does not exist")
+            found.props.update(pair.split("=", 1) for pair in pairs)
+        return ok(argv)
+
+    def create(self, argv: Sequence[str], words: list[str]) -> Completed:
+        *_, name = words
+        options = dict(words[at + 1].split("=", 1) for at, word in enumerate(words) if word == "-o")
+        if fault := self.refuses("create", name):
+            return no(argv, fault)
+        parent = name.rpartition("/")[0]
+        encryption = self.pools.encryption(parent)
+        made = self.pools.add(name, zvol="-V" in words, crypt=encryption.crypt if encryption else "off")
+        if made.zvol:
+            made.props["volsize"] = str(int(words[words.index("-V") + 1].rstrip("M")) << 20)
+        if "encryption" in options:
+            made.crypt = options.pop("encryption")
+        made.props.update({key: value for key, value in options.items() if key != "keyformat"})
+        return ok(argv)
+
+    def refuses(self, verb: str, name: str) -> str:
+        """Why a dataset of this name cannot be made."""
+        pool, parent = name.partition("/")[0], name.rpartition("/")[0]
+        if pool not in self.pools.txgs:
+            return f"cannot {verb} '{name}': no such pool '{pool}'"
+        if name in self.pools.datasets:
+            return f"cannot {verb} '{name}': dataset already exists"
+        return "" if parent in self.pools.datasets else f"cannot {verb} '{name}': parent does not exist"
+
+    def clone(self, argv: Sequence[str], words: list[str]) -> Completed:
+        origin, name = words
+        snap = self.pools.get(origin)
+        made = self.pools.add(name, zvol=self.pools.datasets[origin.partition("@")[0]].zvol)
+        made.origin, made.content, made.refer = origin, snap.content, snap.refer
+        return ok(argv)
+
+    def snapshot(self, argv: Sequence[str], words: list[str]) -> Completed:
+        options = dict(words[at + 1].split("=", 1) for at, word in enumerate(words) if word == "-o")
+        taken = {at + 1 for at, word in enumerate(words) if word == "-o"}
+        names = [word for at, word in enumerate(words) if word != "-o" and at not in taken]
+        for name in names:
+            if (dataset := name.partition("@")[0]) not in self.pools.datasets:
+                return usage(argv, f"cannot open '{dataset}': dataset does not exist")
+        if len({name.partition("/")[0] for name in names}) > 1:
+            return no(argv, f"cannot create snapshots : invalid cross-device request\n{NO_SNAPSHOTS}")
+        taken_names = [name for name in names if self.pools.find(name)]
+        if taken_names:
+            told = [f"cannot create snapshot '{name}': dataset already exists" for name in taken_names]
+            return no(argv, "\n".join([*told, *([NO_SNAPSHOTS] if len(names) > 1 else [])]))
+        txg = self.pools.txg(names[0])
+        for name in names:
+            dataset, _, label = name.partition("@")
+            self.pools.freeze(self.pools.datasets[dataset], label, txg, options)
+        return ok(argv)
+
+    def bookmark(self, argv: Sequence[str], words: list[str]) -> Completed:
+        origin, name = words
+        dataset, _, label = name.partition("#")
+        snap = self.pools.find(origin)
+        if snap is None:
+            return usage(argv, f"cannot open '{origin}': dataset does not exist")
+        marks = self.pools.datasets[dataset].marks
+        if label in marks:
+            return no(argv, f"cannot create bookmark '{name}': bookmark exists")
+        marks[label] = Mark(name=label, guid=snap.guid, createtxg=snap.createtxg, creation=snap.creation)
+        return ok(argv)
+
+    def hold(self, argv: Sequence[str], words: list[str]) -> Completed:
+        tag, *names = words
+        errors = []
+        for name in names:  # those that can be held are, whatever the others do
+            snap = self.pools.find(name)
+            if snap is None:
+                errors.append(f"cannot hold snapshot '{name}': dataset does not exist")
+            elif tag in snap.holds:
+                errors.append(f"cannot hold snapshot '{name}': tag already exists on this dataset")
+            else:
+                snap.holds.add(tag)
+        return no(argv, "\n".join(errors)) if errors else ok(argv)
+
+    def release(self, argv: Sequence[str], words: list[str]) -> Completed:
+        tag, *names = words
+        found = {name: self.pools.find(name) for name in names}
+        had = [name for name, snap in found.items() if snap and tag in snap.holds]
+        for snap in found.values():
+            if snap:
+                snap.holds.discard(tag)
+        gone = [name for name, snap in found.items() if snap is None]
+        if had and not gone:  # one that had it makes it a success
+            return ok(argv)
+        told = [f"cannot release hold from snapshot '{name}': dataset does not exist" for name in gone]
+        if not had:
+            lacking = (name for name, snap in found.items() if snap)
+            told += [f"cannot release hold from snapshot '{name}': no such tag on this dataset" for name in lacking]
+        return no(argv, "\n".join(told))
+
+    # -- destroying
+
+    def destroy(self, argv: Sequence[str], words: list[str]) -> Completed:
+        *flags, name = words
+        assert set(flags) <= {"-nvp"}, f"the product never issues {argv}"
+        if "#" in name:
+            return self._destroy_bookmark(argv, name)
+        dataset, _, labels = name.partition("@")
+        assert labels, f"the product never destroys a dataset: {argv}"
+        if dataset not in self.pools.datasets:
+            return no(argv, f"cannot open '{dataset}': dataset does not exist")
+        names = [f"{dataset}@{label}" for label in labels.split(",")]
+        there = [name for name in names if self.pools.find(name)]
+        if not there:
+            return no(argv, "could not find any snapshots to destroy; check snapshot names.")
+        if flags:
+            freed = sum(self.pools.get(name).written for name in there)
+            lines = [*(f"destroy\t{name}" for name in there), f"reclaim\t{freed}"]
+            return ok(argv, "\n".join(lines) + "\n")
+        if fault := "\n".join(filter(None, map(self._pinned, there))):
+            return no(argv, fault)
+        for name in there:
+            del self.pools.datasets[dataset].snaps[name.partition("@")[2]]
+        return ok(argv)
+
+    def _pinned(self, name: str) -> str:
+        dataset = name.partition("@")[0]
+        snap = self.pools.get(name)
+        partial = self.pools.datasets[dataset].partial
+        if snap.holds:
+            return f"cannot destroy snapshot {name}: it's being held. Run 'zfs holds -r {name}' to see holders."
+        clones = self.pools.clones(name)
+        if partial and partial.package.base == snap.guid:
+            clones = [*clones, f"{dataset}/%recv"]
+        if not clones:
+            return ""
+        told = "\n".join(clones)
+        return (
+            f"cannot destroy '{name}': snapshot has dependent clones\n"
+            f"use '-R' to destroy the following datasets:\n{told}"
+        )
+
+    def _destroy_bookmark(self, argv: Sequence[str], name: str) -> Completed:
+        dataset, _, label = name.partition("#")
+        marks = self.pools.datasets[dataset].marks if dataset in self.pools.datasets else {}
+        if label not in marks:
+            return no(argv, f"bookmark '{name}' does not exist.")
+        del marks[label]
+        return ok(argv)
+
+
+def usage(argv: Sequence[str], fault: str) -> Completed:
+    """What `zfs` prints where it takes a missing dataset for a wrong argument."""
+    hints = (
+        "For the property list, run: zfs set|get",
+        "For the delegated permission list, run: zfs allow|unallow",
+        "For further help on a command or topic, run: zfs help [<topic>]",
+    )
+    return no(argv, "\n".join((fault, "usage:", f"\t{argv[1]} …", *(f"\n{hint}" for hint in hints))), status=2)
+
+
+NO_SNAPSHOTS = "no snapshots were created"
