@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,13 +28,15 @@ def tools() -> None:
 
 
 @pytest.fixture(scope="session")
-def deb(tools: None) -> Path:
-    """The package, built from the present files."""
+def deb(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package, built from the present files; beside it, what else its build gave. A copy: builds go on."""
     argv = [PROJECT / "tools" / "build-deb"]
     done = subprocess.run(argv, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         pytest.exit(f"the package cannot be built:\n{done.stdout}", returncode=1)
-    return Path(PROJECT, next(line for line in done.stdout.splitlines() if "/pve-zfsbackup_" in line))
+    made = shutil.copytree(PROJECT / "build" / "deb", tmp_path_factory.mktemp("deb") / "made")
+    (package,) = made.glob("pve-zfsbackup_*_all.deb")
+    return package
 
 
 @pytest.fixture(scope="session")

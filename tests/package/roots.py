@@ -94,6 +94,7 @@ class Root:
         return subprocess.run(
             argv,
             check=False,
+            cwd="/",
             env=ENVIRONMENT,
             input=stdin,
             stdout=subprocess.PIPE,

@@ -98,7 +98,7 @@ def test_cron_file_is_one_cron_accepts(unpacked: Path) -> None:
 
 def test_package_is_the_same_when_built_again_elsewhere(deb: Path, tmp_path: Path) -> None:
     """From the source package, in another directory, in another time zone and language, with another umask."""
-    (dsc,) = (PROJECT / "build" / "deb-src").glob("*.dsc")
+    (dsc,) = deb.parent.glob("*.dsc")
     source = tmp_path / "elsewhere" / "src"
     source.parent.mkdir()
     subprocess.run(["dpkg-source", "--no-check", "-x", dsc, source], check=True, stdout=subprocess.DEVNULL)
@@ -125,7 +125,7 @@ def test_package_is_the_same_when_built_again_elsewhere(deb: Path, tmp_path: Pat
 
 
 def test_lintian_has_nothing_to_say(deb: Path) -> None:
-    (changes,) = (PROJECT / "build" / "deb-src").glob("*.changes")
+    (changes,) = deb.parent.glob("*.changes")
     done = subprocess.run(
         ["lintian", "--allow-root", "--fail-on", "error,warning", "--display-info", "--pedantic", changes],
         check=False,

@@ -146,7 +146,7 @@ def test_unit_tests_pass_with_the_libraries_of_the_release(prepared: Prepared, d
     """The autopkgtest `unit`: the installed package, Debian's Python, click, requests, proxmoxer and so on."""
     with Root.on(prepared.release, prepared.cached.with_tests, tmp_path / "root") as root:
         install(root, deb)
-        (source,) = (PROJECT / "build" / "deb-src").glob("*.tar.xz")
+        (source,) = deb.parent.glob("*.tar.xz")
         (root.place / "upper/tmp/src").mkdir()
         subprocess.run(["tar", "-xJf", source, "-C", root.place / "upper/tmp/src", "--strip-components=1"], check=True)
         said = root.shell("cd /tmp/src; rm -r pve_zfsbackup; exec debian/tests/unit")
