@@ -53,6 +53,7 @@ class Certificates:
     ca: Path
     other_ca: Path
     chain: Path
+    other_name: Path
     key: Path
     fingerprint: str
 
@@ -77,7 +78,8 @@ def _certificate(
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     )
     if not ca:
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        here: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names = here if subject == "pve1" else [x509.DNSName(subject)]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return builder.sign(signer, hashes.SHA256())
 
@@ -96,6 +98,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
             "Proxmox Virtual Environment", "Proxmox Virtual Environment", stranger, stranger, ca=True
         ),
         "node.pem": leaf,
+        "pve9.pem": _certificate("pve9", "Proxmox Virtual Environment", node, authority, ca=False),
     }
     for name, certificate in files.items():
         (place / name).write_bytes(certificate.public_bytes(pem))
@@ -106,6 +109,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
         ca=place / "ca.pem",
         other_ca=place / "other.pem",
         chain=place / "node.pem",
+        other_name=place / "pve9.pem",
         key=place / "node.key",
         fingerprint=hashlib.sha256(leaf.public_bytes(serialization.Encoding.DER)).hexdigest(),
     )
@@ -116,7 +120,7 @@ class Replay:
     """A TLS server on loopback that answers `(method, path)` with bytes, in order; the last answer repeats."""
 
     certificates: Certificates
-    host: str = "127.0.0.1"
+    stranger: bool = False  # shows a certificate of the same authority, for another name
     answers: dict[tuple[str, str], list[bytes]] = field(default_factory=lambda: defaultdict(list))
     requests: list[tuple[str, str, bytes]] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
@@ -127,8 +131,9 @@ class Replay:
 
     def __post_init__(self) -> None:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(self.certificates.chain, self.certificates.key)
-        self._socket = socket.create_server((self.host, 0))
+        chain = self.certificates.other_name if self.stranger else self.certificates.chain
+        self._context.load_cert_chain(chain, self.certificates.key)
+        self._socket = socket.create_server(("127.0.0.1", 0))
         self._threads: list[threading.Thread] = []
         self._open: list[socket.socket] = []
         self._stopping = threading.Event()
@@ -136,7 +141,7 @@ class Replay:
 
     @property
     def url(self) -> str:
-        return f"https://{self.host}:{self._socket.getsockname()[1]}"
+        return f"https://127.0.0.1:{self._socket.getsockname()[1]}"
 
     def add(self, name: str) -> Recording:
         """Answer like a recording."""

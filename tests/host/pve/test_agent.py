@@ -148,9 +148,9 @@ def test_thaw_gives_up_at_its_end(replay: Replay, guest: ApiAgent) -> None:
     replay.add("running-after-slow-thaw")
     begin = time.monotonic()
     with pytest.raises(AgentError, match="QEMU guest agent is not running"):
-        agent.thaw(guest, VM, within=0.3)
-    assert 0.2 < time.monotonic() - begin < 3
-    assert len(replay.requests) > 3
+        agent.thaw(guest, VM, within=0.5)
+    assert 0.4 < time.monotonic() - begin < 5
+    assert len(replay.requests) > 1
 
 
 def test_thaw_survives_every_kind_of_trouble(replay: Replay, guest: ApiAgent) -> None:

@@ -284,16 +284,16 @@ def test_fakepve_token_without_acl(fakepve: Any, fake_api: HttpsApi) -> None:
 
 
 def test_guests_are_read_concurrently(replay: Replay, api: HttpsApi) -> None:
-    """40 guests of 50 ms each in less than half of the 2 s that one after the other takes."""
+    """40 guests of 100 ms each in much less than the 4 s that one after the other takes."""
     replay.add_json("GET", "/nodes/n/qemu", json.dumps({"data": [{"vmid": 100 + n} for n in range(40)]}))
     replay.add_json("GET", "/nodes/n/lxc", '{"data":[]}')
     replay.add_json("GET", "/cluster/resources", '{"data":[]}')
     for n in range(40):
         replay.add_json("GET", f"/nodes/n/qemu/{100 + n}/pending", '{"data":[{"key":"digest","value":"d"}]}')
-    replay.latency = 0.05
+    replay.latency = 0.1
     begin = time.monotonic()
     assert len(read_guests(api, "n")) == 40
-    assert time.monotonic() - begin < 1.0
+    assert time.monotonic() - begin < 2.5
     assert replay.connections <= api.parallel
 
 
@@ -435,13 +435,14 @@ def encoded(data: bytes) -> list[str]:
         ["ü"],
         pack_config({"conf": random_text(20_000)})[:1],  # a property is missing
         pack_config({"conf": random_text(20_000)})[::-1],
+        [base64.urlsafe_b64encode(zlib.compress(b'{"conf":""}')[:-4]).decode()],  # no checksum
         encoded(b"[]"),
         encoded(b'{"conf":1}'),
         encoded(b"not json"),
         encoded(b"\xff"),
         encoded(json.dumps({"conf": "x" * (MAX_UNPACKED + 1)}).encode()),  # a bomb
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_damage_is_noticed(chunks: list[str]) -> None:
     with pytest.raises(VerificationError):

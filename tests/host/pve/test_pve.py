@@ -150,6 +150,8 @@ def test_refusal_is_not_transient() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]",
         b"HTTP/1.1 301 Moved\r\nLocation: /api2/json/version\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /api2/json/version\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 2\r\n\r\n{}",
     ],
 )
 def test_what_is_no_proxmox_answer_is_an_error_and_no_redirect_is_followed(
@@ -198,8 +200,8 @@ def test_self_made_authority_is_unknown_to_the_system(replay: Replay) -> None:
 
 
 def test_wrong_name_is_refused(certificates: Certificates) -> None:
-    """The certificate is the authority's, but for localhost and 127.0.0.1."""
-    stranger = Replay(certificates, host="127.0.0.2")
+    """The certificate is the authority's, but another node's."""
+    stranger = Replay(certificates, stranger=True)
     try:
         with HttpsApi(stranger.url, TOKEN, ca_file=certificates.ca) as api, pytest.raises(PveTrustError):
             api.get("/version")

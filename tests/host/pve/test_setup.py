@@ -440,6 +440,18 @@ def test_api_that_does_not_answer_is_said(node: Node, run: RecordedRunner, setti
         setup(run, replace(settings, api=replace(settings.api, url="https://127.0.0.1:1")))
 
 
+@pytest.mark.parametrize("status", [403, 500, 596])
+def test_trouble_with_the_api_is_no_reason_for_a_new_token(
+    node: Node, run: RecordedRunner, settings: Settings, status: int
+) -> None:
+    setup(run, settings)
+    node.changes.clear()
+    node.fake.fail("GET", "/version", status, "trouble")
+    with pytest.raises(PveError, match="trouble"):
+        setup(run, settings)
+    assert node.changes == []
+
+
 def test_node_with_a_certificate_of_its_own(
     node: Node, run: RecordedRunner, settings: Settings, certificates: Certificates
 ) -> None:
