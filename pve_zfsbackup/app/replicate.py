@@ -95,6 +95,7 @@ def _to_target(session: Session, found: Inventory, guests: Sequence[Guest], list
                 yield from work.results
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
+            session.runner.cancel()  # leaving the block waits for the threads, and a stream may take hours
             raise
 
 

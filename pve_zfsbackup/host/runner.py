@@ -65,9 +65,24 @@ class Runner(Protocol):
         """
         ...
 
+    def cancel(self) -> None:
+        """End the streams under way in other threads, and start no more: we are being interrupted."""
+        ...
+
 
 class ProcessRunner:
     """Runs real processes of this host."""
+
+    def __init__(self) -> None:
+        self._pumps: set[_Pump] = set()
+        self._cancelled = False
+        self._lock = threading.Lock()
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            for pump in self._pumps:
+                pump.kill()
 
     def run(
         self,
@@ -101,11 +116,10 @@ class ProcessRunner:
             errors = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2)]
             output = stack.enter_context(tempfile.TemporaryFile())
             first = stack.enter_context(_spawn(producer, stdin=subprocess.DEVNULL, stderr=errors[0]))
-            second = stack.enter_context(
-                _spawn(consumer, stdin=subprocess.PIPE, stdout=output, stderr=errors[1])
-            )
+            second = stack.enter_context(_spawn(consumer, stdin=subprocess.PIPE, stdout=output, stderr=errors[1]))
             pump = _Pump(first, second, progress, stall)
-            pump.run()
+            with self._running(pump):
+                pump.run()
             ends = [
                 _completed(producer, first.returncode, b"", _tail(errors[0])),
                 _completed(consumer, second.returncode, _tail(output), _tail(errors[1])),
@@ -117,6 +131,18 @@ class ProcessRunner:
                 stderr=ends[1].stderr or ends[0].stderr,
             )
         return ends[0], ends[1], pump.moved
+
+    @contextlib.contextmanager
+    def _running(self, pump: _Pump) -> Iterator[None]:
+        with self._lock:
+            if self._cancelled:
+                raise CommandError("interrupted before the stream began")
+            self._pumps.add(pump)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pumps.discard(pump)
 
 
 class _Pump:
@@ -167,8 +193,12 @@ class _Pump:
                 seen, since = self.moved, time.monotonic()
             elif time.monotonic() - since > self.stall:
                 self.stalled = True
-                for process in (self.first, self.second):
-                    process.kill()
+                self.kill()
+
+    def kill(self) -> None:
+        """End both programs; `zfs receive -s` keeps what arrived."""
+        for process in (self.first, self.second):
+            process.kill()
 
 
 @contextlib.contextmanager
@@ -204,7 +234,8 @@ def _spawn(
 
 def failure(done: Completed) -> CommandError:
     """The error for a program that failed, not yet classified."""
-    lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+    told = done.stderr.partition("\nusage:")[0]  # zfs takes some missing datasets for wrong arguments
+    lines = [line for line in told.strip().splitlines() if line.strip()]
     text = "; ".join(lines[-3:]) or f"exit status {done.returncode}, no message"
     return CommandError(f"{_label(done.argv)}: {text}", stderr=done.stderr, returncode=done.returncode)
 

@@ -1,0 +1,144 @@
+"""ssh: one connection, no configuration but ours, hostile names quoted once, its own failures told apart."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pve_zfsbackup.errors import CommandError, HostKeyError, HostUnreachableError, ZfsError
+from pve_zfsbackup.host.runner import Completed
+from pve_zfsbackup.host.ssh import Destination, Host, connected
+
+
+class Ssh:
+    """Answers every command the same; `connects` makes the socket as ssh does."""
+
+    def __init__(self, control: Path, returncode: int = 0, stderr: str = "") -> None:
+        self.control, self.returncode, self.stderr = control, returncode, stderr
+        self.argvs: list[tuple[str, ...]] = []
+
+    def run(self, argv: Sequence[str], **rest: object) -> Completed:
+        self.argvs.append(tuple(argv))
+        self.control.touch()
+        return Completed(argv=tuple(argv), returncode=self.returncode, stdout="", stderr=self.stderr)
+
+    def pipe(self, *args: object, **rest: object) -> tuple[Completed, Completed, int]:
+        raise AssertionError("no stream here")
+
+    def cancel(self) -> None:
+        raise AssertionError("nothing to cancel")
+
+
+def destination(tmp_path: Path) -> Destination:
+    return Destination(
+        host="backup1.example", user="backup", port=2222, identity=Path("/etc/x/id"),
+        known_hosts=Path("/etc/x/known"), control=tmp_path / "run/ssh-b",
+    )  # fmt: skip
+
+
+def host(tmp_path: Path, returncode: int = 0, stderr: str = "") -> tuple[Host, Ssh]:
+    place = destination(tmp_path)
+    place.control.parent.mkdir()
+    runner = Ssh(place.control, returncode, stderr)
+    return Host(name="backup1", runner=runner, destination=place), runner
+
+
+def test_nothing_of_the_users_configuration_counts(tmp_path: Path) -> None:
+    argv = destination(tmp_path).argv(("zfs", "list"))
+    assert argv[:6] == ("ssh", "-F", "none", "-T", "-p", "2222")
+    options = {argv[at + 1] for at, word in enumerate(argv) if word == "-o"}
+    assert {
+        "BatchMode=yes", "StrictHostKeyChecking=yes", "UserKnownHostsFile=/etc/x/known", "GlobalKnownHostsFile=none",
+        "IdentitiesOnly=yes", "IdentityFile=/etc/x/id", "ControlMaster=auto", "ForwardAgent=no",
+        "ClearAllForwardings=yes", "ServerAliveInterval=15", "ConnectTimeout=10", f"ControlPath={tmp_path}/run/ssh-b",
+    } <= options  # fmt: skip
+    assert argv[-3:] == ("--", "backup@backup1.example", "zfs list")
+
+
+@pytest.mark.parametrize(
+    "name", ["tank/a b", "tank/$(reboot)", "tank/`id`", "tank/'x", 'tank/"x', "tank/;ls", "tank/a\nb", "-oProxy", "ü"]
+)
+def test_hostile_names_are_one_word_for_the_other_side(tmp_path: Path, name: str) -> None:
+    *_, command = destination(tmp_path).argv(("zfs", "destroy", f"{name}@x", f"p={name}"))
+    assert shlex.split(command) == ["zfs", "destroy", f"{name}@x", f"p={name}"]
+
+
+def test_the_nodes_own_commands_are_not_quoted() -> None:
+    assert Host(name="source", runner=Ssh(Path("/x"))).argv(("zfs", "list", "a b")) == ("zfs", "list", "a b")
+
+
+def test_the_result_speaks_of_the_command_not_of_ssh(tmp_path: Path) -> None:
+    there, _ = host(tmp_path, 1, "cannot open 'tank/x': dataset does not exist")
+    done = there.run(("zfs", "list", "tank/x"), check=False)
+    assert done.argv == ("zfs", "list", "tank/x")
+    with pytest.raises(CommandError, match="zfs list: cannot open") as caught:
+        there.run(("zfs", "list", "tank/x"))
+    assert not isinstance(caught.value, HostUnreachableError | ZfsError)
+
+
+def test_status_255_means_the_connection_even_when_nothing_is_checked(tmp_path: Path) -> None:
+    there, _ = host(tmp_path, 255, "ssh: connect to host backup1.example port 2222: Connection timed out")
+    with pytest.raises(HostUnreachableError, match="backup@backup1.example:2222 failed.*timed out") as caught:
+        there.run(("zfs", "list"), check=False)
+    assert caught.value.transient
+
+
+def test_255_of_a_local_program_is_its_own() -> None:
+    done = Host(name="source", runner=Ssh(Path("/dev/null"), 255)).run(("zfs", "send", "-t", "x"), check=False)
+    assert done.returncode == 255
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No ED25519 host key is known for backup1.example and you have requested strict checking.\n"
+        "Host key verification failed.",
+        "@@@@\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\n@@@@\nHost key verification failed.",
+    ],
+)
+def test_an_unknown_or_changed_key_is_for_a_person(tmp_path: Path, text: str) -> None:
+    there, _ = host(tmp_path, 255, text)
+    with pytest.raises(HostKeyError) as caught:
+        there.run(("zfs", "list"))
+    assert not caught.value.transient
+    assert "/etc/x/known" in caught.value.hint
+
+
+def test_a_refused_key_names_the_public_one(tmp_path: Path) -> None:
+    there, _ = host(tmp_path, 255, "backup@backup1.example: Permission denied (publickey).")
+    with pytest.raises(HostUnreachableError) as caught:
+        there.run(("zfs", "list"))
+    assert "/etc/x/id.pub" in caught.value.hint
+
+
+def test_the_connection_is_closed_also_after_a_failure(tmp_path: Path) -> None:
+    place = destination(tmp_path)
+    runner = Ssh(place.control)
+    with pytest.raises(RuntimeError), connected(Host(name="b", runner=runner, destination=place)) as there:
+        there.run(("zfs", "list"))
+        raise RuntimeError
+    assert "-O" in runner.argvs[-1]
+    assert runner.argvs[-1][runner.argvs[-1].index("-O") + 1] == "exit"
+    assert place.control.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_nothing_is_closed_that_was_not_opened(tmp_path: Path) -> None:
+    place = destination(tmp_path)
+    runner = Ssh(place.control)
+    with connected(Host(name="b", runner=runner, destination=place)):
+        pass
+    assert not runner.argvs
+
+
+def test_a_path_too_long_for_a_socket_is_told_before_anything(tmp_path: Path) -> None:
+    place = Destination(
+        host="h", user="u", port=22, identity=Path("/i"), known_hosts=Path("/k"), control=tmp_path / ("x" * 90)
+    )
+    with (
+        pytest.raises(CommandError, match="too long for a socket"),
+        connected(Host(name="b", runner=Ssh(place.control), destination=place)),
+    ):
+        pytest.fail("connected")
