@@ -6,7 +6,9 @@ looked up by guid first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from pve_zfsbackup.errors import DatasetNotFoundError, VerificationError
 from pve_zfsbackup.host.runner import Completed, Progress
@@ -14,6 +16,8 @@ from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import Bookmark, Dataset, Guid, Resume, Send, Snapshot
 
+_Item = TypeVar("_Item")
+BATCH = 400  # snapshots in one command: over ssh it is one argument, and Linux takes 128 KiB in one
 STALL_SECONDS = 3600.0  # a sparse increment may read for long before its first byte
 # Inert replicas: nothing mounts, shares or scans them (DESIGN §3.5). `canmount` does not inherit.
 PARENT = {"readonly": "on", "mountpoint": "none", "canmount": "off", "volmode": "none", "snapdir": "hidden"}
@@ -34,7 +38,8 @@ def snapshot(host: Host, datasets: Sequence[Dataset], name: str, properties: Map
 
 
 def set_properties(host: Host, names: Sequence[str], properties: Mapping[str, str]) -> None:
-    zfs(host, "set", *(f"{key}={value}" for key, value in properties.items()), *names)
+    for batch in _batches(names):
+        zfs(host, "set", *(f"{key}={value}" for key, value in properties.items()), *batch)
 
 
 def create_parent(host: Host, dataset: Dataset) -> None:
@@ -73,7 +78,7 @@ def transfer(source: Host, target: Host, step: Send | Resume, progress: Progress
     sent, received, moved = source.runner.pipe(
         source.argv(send_argv(step)), receive, progress=progress, stall=STALL_SECONDS
     )
-    broken_pipe = sent.returncode and ("Broken pipe" in sent.stderr or sent.returncode < 0)
+    broken_pipe = sent.returncode == -signal.SIGPIPE or "Broken pipe" in sent.stderr
     if sent.returncode and not (broken_pipe and received.returncode):
         raise classified(sent)
     if received.returncode:
@@ -107,14 +112,12 @@ def release(host: Host, tag: str, snapshots: Sequence[Snapshot]) -> None:
 
 
 def _each(host: Host, verb: str, tag: str, snapshots: Sequence[Snapshot], *, tolerated: str) -> None:
-    names = [snapshot.full_name for snapshot in snapshots]
-    done = host.run(("zfs", verb, tag, *names), check=False)
-    if not done.returncode:
-        return
-    for name in names:  # the batch is all or nothing: one by one tells which, and does the others
-        single = host.run(("zfs", verb, tag, name), check=False)
-        if single.returncode and tolerated not in single.stderr:
-            raise classified(single)
+    for names in _batches([snapshot.full_name for snapshot in snapshots]):
+        done = host.run(("zfs", verb, tag, *names), check=False)
+        for name in names if done.returncode else ():  # one by one tells which, whatever the batch did
+            single = host.run(("zfs", verb, tag, name), check=False)
+            if single.returncode and tolerated not in single.stderr:
+                raise classified(single)
 
 
 def create_bookmark(host: Host, snapshot: Snapshot, name: str) -> None:
@@ -132,13 +135,13 @@ def destroy_bookmark(host: Host, bookmark: Bookmark) -> None:
 
 def current_guids(host: Host, names: Iterable[str]) -> dict[str, Guid]:
     """The guids these snapshots have now; those that no longer exist are left out."""
-    wanted = list(names)
-    done = host.run(("zfs", "get", "-Hp", "-o", "name,value", "guid", *wanted), check=False)
-    if done.returncode:
-        error = classified(done)
-        if not isinstance(error, DatasetNotFoundError):
-            raise error
-    return {name: Guid(guid) for name, guid in (line.split("\t") for line in done.stdout.splitlines())}
+    found: dict[str, Guid] = {}
+    for batch in _batches(list(names)):
+        done = host.run(("zfs", "get", "-Hp", "-o", "name,value", "guid", *batch), check=False)
+        if done.returncode and any("dataset does not exist" not in line for line in done.stderr.splitlines()):
+            raise classified(done)
+        found |= {name: Guid(guid) for name, guid in (line.split("\t") for line in done.stdout.splitlines())}
+    return found
 
 
 def destroy(host: Host, snapshots: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
@@ -157,13 +160,16 @@ def destroy(host: Host, snapshots: Sequence[Snapshot]) -> list[tuple[Snapshot, E
             present.append(snap)
         elif found is not None:
             failed.append((snap, VerificationError(f"{snap.full_name}: guid is {found}, planned was {snap.guid}")))
-    if not present:
-        return failed
-    batch = f"{present[0].dataset}@{','.join(snap.name for snap in present)}"
-    done = host.run(("zfs", "destroy", batch), check=False)
-    if not done.returncode:
-        return failed
-    for snap in present:
+    for batch in _batches(present):
+        failed += _destroy_batch(host, batch)
+    return failed
+
+
+def _destroy_batch(host: Host, batch: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
+    names = f"{batch[0].dataset}@{','.join(snap.name for snap in batch)}"
+    done = host.run(("zfs", "destroy", names), check=False)
+    failed: list[tuple[Snapshot, Exception]] = []
+    for snap in batch if done.returncode else ():
         single = host.run(("zfs", "destroy", snap.full_name), check=False)
         if single.returncode:
             error = classified(single)
@@ -174,7 +180,13 @@ def destroy(host: Host, snapshots: Sequence[Snapshot]) -> list[tuple[Snapshot, E
 
 def freed(host: Host, snapshots: Sequence[Snapshot]) -> int:
     """Bytes that destroying these snapshots of one dataset together would free (`zfs destroy -nvp`)."""
-    batch = f"{snapshots[0].dataset}@{','.join(snap.name for snap in snapshots)}"
-    done = zfs(host, "destroy", "-nvp", batch)
-    sizes = [line.split("\t")[-1] for line in done.stdout.splitlines() if line.startswith("reclaim")]
-    return int(sizes[-1]) if sizes else 0
+    total = 0
+    for part in _batches(snapshots):
+        batch = f"{part[0].dataset}@{','.join(snap.name for snap in part)}"
+        done = zfs(host, "destroy", "-nvp", batch)
+        total += sum(int(line.split("\t")[-1]) for line in done.stdout.splitlines() if line.startswith("reclaim"))
+    return total
+
+
+def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))

@@ -36,7 +36,11 @@ _TABLE: tuple[tuple[str, type[ZfsError], str], ...] = (
         "upgrade OpenZFS or the pool on the receiving host",
     ),
     (r"dataset is busy|has dependent clones|currently being received", SnapshotBusyError, ""),
-    (r"dataset does not exist|could not find any snapshots to destroy|no such pool", DatasetNotFoundError, ""),
+    (
+        r"dataset does not exist|bookmark .* does not exist|could not find any snapshots to destroy|no such pool",
+        DatasetNotFoundError,
+        "",
+    ),
 )
 
 
