@@ -93,13 +93,17 @@ class Executor:
             f"{PROPERTY}guest": f"{step.guest.kind}/{step.guest.node}",
             **{PROPERTY + key: value for key, value in pack(step.guest).items()},
         }
-        with quiescer.window(step, limit) as window:
-            recorded = window.label
-            for datasets in step.pools:
-                zfs.snapshot(host, datasets, step.name, {**properties, f"{PROPERTY}consistency": recorded})
-        names = [f"{dataset}@{step.name}" for datasets in step.pools for dataset in datasets]
-        if window.label != recorded:
-            zfs.set_properties(host, names, {f"{PROPERTY}consistency": window.label})
+        window, recorded, made = None, "", False
+        try:
+            with quiescer.window(step, limit) as window:
+                recorded = window.label
+                for datasets in step.pools:
+                    zfs.snapshot(host, datasets, step.name, {**properties, f"{PROPERTY}consistency": recorded})
+                made = True
+        finally:  # also when the guest does not confirm its thaw: the point is there, and must not claim too much
+            if made and window and window.label != recorded:
+                names = [f"{dataset}@{step.name}" for datasets in step.pools for dataset in datasets]
+                zfs.set_properties(host, names, {f"{PROPERTY}consistency": window.label})
         return window
 
     def _transfer(self, step: Send | Resume) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from pve_zfsbackup.errors import BackupError, FreezeError, PveError, PveUnreachableError
+from pve_zfsbackup.errors import BackupError, CommandError, FreezeError, PveError, PveUnreachableError
 from pve_zfsbackup.host import agent as guest_agent
 from pve_zfsbackup.host.agent import Agent
 from pve_zfsbackup.host.runner import Runner
@@ -40,7 +40,7 @@ class SystemdWatchdog:
         self._runner = runner
 
     def arm(self, vmid: Vmid, token: str, after: float) -> None:
-        """Raises `CommandError` when the timer cannot be set: then there must be no freeze."""
+        """Raises `CommandError` when the timer cannot be set: then there is no freeze."""
         restart = ("Restart=on-failure", "RestartSec=2", "StartLimitIntervalSec=3600", "StartLimitBurst=300")
         self._runner.run(
             (
@@ -111,7 +111,12 @@ class Quiescer:
             return
         marker = self.markers / str(vmid)
         self._write(marker)
-        self.watchdog.arm(vmid, step.name.rpartition("-")[2], limit + WATCHDOG_SLACK)
+        try:
+            self.watchdog.arm(vmid, step.name.rpartition("-")[2], limit + WATCHDOG_SLACK)
+        except CommandError as error:
+            marker.unlink()  # nothing was frozen: the sweep must not thaw somebody else's freeze
+            yield self._unfrozen(step, f"the watchdog cannot be armed: {error.message}")
+            return
         started = time.monotonic()
         unknown = True
         window = Window(consistency=Consistency.QUIESCED)
@@ -151,10 +156,10 @@ class Quiescer:
             vmid = Vmid(int(marker.name))
             try:
                 guest_agent.thaw(self.agent, vmid, within=THAW_WITHIN)
+                self._done(vmid, marker)
             except BackupError as error:
                 told.append(f"guest {vmid}: may still be frozen by an interrupted run: {error}")
                 continue
-            self._done(vmid, marker)
             told.append(f"guest {vmid}: thawed after an interrupted run")
         return told
 
