@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -194,7 +195,7 @@ def prune(
     "--stage", "stages", multiple=True, type=click.Choice([stage.value for stage in ALL_STAGES]),
     help="Only this stage. Repeatable; the order is always snapshot, replicate, prune.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Show what the first stage would do.")
+@click.option("--dry-run", is_flag=True, help="Show what each stage would do.")
 @common
 def run(stages: Sequence[str], **options: Any) -> int:
     """Snapshot, replicate and prune: what cron calls."""
@@ -229,7 +230,7 @@ def _show_preview(session: Session, scope: Scope, stages: Sequence[Stage], *, as
         terminal.print_json(report.preview_json(shown))
     else:
         terminal.print_table(report.preview_table(shown))
-    return ExitCode.OK
+    return ExitCode.PARTIAL if shown.errors else ExitCode.OK
 
 
 def _session(path: Path) -> Any:
@@ -266,5 +267,8 @@ def main() -> NoReturn:
         code = ExitCode.CONFIG
     except (click.exceptions.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
+        code = ExitCode.FAILED
+    except Exception:  # a bug of ours: Python's own exit status 1 would say "partly done"
+        traceback.print_exc()
         code = ExitCode.FAILED
     sys.exit(int(code or 0))

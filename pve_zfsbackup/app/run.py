@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections import Counter
@@ -97,9 +98,12 @@ def _journal(session: Session, run: str, stages: Sequence[Stage]) -> Iterator[Jo
     try:
         journal.write("start", {"stages": [stage.value for stage in stages], "node": session.node})
         yield journal
-    except BackupError as error:
-        journal.write("broken-off", {"error": error.message, "hint": error.hint})
-        log_line(f"run {run} broken off: {error.message}", failed=True)
+    except BaseException as error:
+        hint = error.hint if isinstance(error, BackupError) else ""
+        told = error.message if isinstance(error, BackupError) else f"{type(error).__name__}: {error}"
+        log_line(f"run {run} broken off: {told}", failed=True)
+        with contextlib.suppress(BackupError):  # the journal itself may be what broke
+            journal.write("broken-off", {"error": told, "hint": hint})
         raise
     finally:
         journal.close()

@@ -59,8 +59,10 @@ def open_session(config: Config, emit: Emit, runner: Runner | None = None) -> It
     """A session whose connections are closed at the end, whatever happened."""
     runner = runner or ProcessRunner()
     node = node_name(config.api.node or "")
-    api, agent = _api(config, runner, node)
     with contextlib.ExitStack() as stack:
+        api, agent = _api(config, runner, node)
+        if isinstance(api, HttpsApi):
+            stack.enter_context(api)
         hosts = {SOURCE: Host(name=SOURCE, runner=runner)}
         for name, target in config.targets.items():
             host = Host(name=name, runner=runner, destination=_destination(target, config.runtime_dir))

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pve_zfsbackup.errors import ConfigError
+from pve_zfsbackup.errors import BackupError, ConfigError
 
 NAME = "journal.jsonl"
 
@@ -29,9 +29,13 @@ class Journal:
             raise ConfigError([f"{directory}: the journal cannot be written: {error.strerror}"]) from None
 
     def write(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Raises `BackupError` when the disk is full or read-only."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": stamp, "run": self._run, "event": event, **fields}, ensure_ascii=False)
-        os.write(self._file, line.encode() + b"\n")
+        try:
+            os.write(self._file, line.encode("utf-8", "replace") + b"\n")
+        except OSError as error:
+            raise BackupError(f"the journal cannot be written: {error.strerror}", hint="free space for it") from None
 
     def close(self) -> None:
         os.close(self._file)
