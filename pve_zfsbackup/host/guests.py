@@ -48,19 +48,19 @@ def read_version(api: Api) -> tuple[int, str]:
 
 
 def read_guests(api: Api, node: str, *, concurrency: int = 8, note: Note = _log.warning) -> tuple[RawGuest, ...]:
-    """Every guest the node owns now, by vmid. `note` is told of guests that vanished meanwhile.
+    """Every guest the node owns now, by vmid. `note` is told of guests that vanished meanwhile or may be hidden.
 
-    Raises `PveError` when the token may see nothing: Proxmox answers that with empty lists (pve-observed 4).
+    Proxmox leaves out of its lists what a token may not see (pve-observed 4). Raises `PveError` when that is all.
     """
     with ThreadPoolExecutor(max(1, min(concurrency, api.parallel))) as threads:
         lists = [
             threads.submit(api.get, f"/nodes/{node}/qemu", full=1),  # full: tells a paused VM from a running one
             threads.submit(api.get, f"/nodes/{node}/lxc"),
             threads.submit(api.get, "/cluster/resources", type="vm"),
+            threads.submit(api.get, "/access/permissions"),
         ]
-        vms, containers, resources = (future.result() or [] for future in lists)
-        if not vms and not containers:
-            _demand_permissions(api)
+        vms, containers, resources, permissions = (future.result() or [] for future in lists)
+        _check_permissions(api, dict(permissions), note)
         pools = {int(entry["vmid"]): str(entry.get("pool") or "") for entry in resources if entry.get("vmid")}
         entries = [(GuestKind.VM, entry) for entry in vms] + [(GuestKind.CT, entry) for entry in containers]
         items = [threads.submit(_pending, api, f"/nodes/{node}/{kind}/{int(entry['vmid'])}") for kind, entry in entries]
@@ -75,11 +75,13 @@ def read_guests(api: Api, node: str, *, concurrency: int = 8, note: Note = _log.
     return tuple(sorted(guests, key=lambda guest: guest.vmid))
 
 
-def _demand_permissions(api: Api) -> None:
-    if not api.get("/access/permissions"):
+def _check_permissions(api: Api, permissions: Mapping[str, Mapping[str, Any]], note: Note) -> None:
+    if not permissions:
         raise PveError(
             f"{api.describe()}: has no permissions at all, so no guest can be seen", hint="run pve-zfsbackup setup"
         )
+    if not permissions.get("/vms", permissions.get("/", {})).get("VM.Audit"):
+        note(f"{api.describe()}: lacks VM.Audit on /vms, so there may be guests that it does not see")
 
 
 def _pending(api: Api, guest: str) -> Sequence[Mapping[str, Any]]:

@@ -47,6 +47,7 @@ def node(replay: Replay) -> Replay:
     """pve1 as recorded: VMs 100 and 101, container 200, VM 102 with pool membership of an old entry."""
     replay.add("qemu")
     replay.add("lxc")
+    replay.add("audit-access-permissions")
     replay.add_json(
         "GET", "/cluster/resources", '{"data":[{"vmid":100,"pool":"gold"},{"vmid":999,"pool":"old"},{"id":"x"}]}'
     )
@@ -84,6 +85,7 @@ def test_recorded_guests(node: Replay, api: HttpsApi) -> None:
 def test_one_call_per_guest(node: Replay, api: HttpsApi) -> None:
     read_guests(api, "pve1")
     assert sorted(path for _, path, _ in node.requests) == [
+        "/access/permissions",
         "/cluster/resources?type=vm",
         "/nodes/pve1/lxc",
         "/nodes/pve1/lxc/200/pending",
@@ -96,6 +98,7 @@ def test_one_call_per_guest(node: Replay, api: HttpsApi) -> None:
 def test_pending_and_current_are_kept_apart(replay: Replay, api: HttpsApi) -> None:
     replay.add_json("GET", "/nodes/n/qemu", '{"data":[{"vmid":"100","status":"running","qmpstatus":"paused"}]}')
     replay.add_json("GET", "/nodes/n/lxc", '{"data":[]}')
+    replay.add("audit-access-permissions")
     replay.add_json("GET", "/cluster/resources", '{"data":[]}')
     replay.add_json(
         "GET",
@@ -133,6 +136,7 @@ def test_pending_and_current_are_kept_apart(replay: Replay, api: HttpsApi) -> No
 def test_digest_is_asked_for_where_pending_lacks_it(replay: Replay, api: HttpsApi) -> None:
     replay.add_json("GET", "/nodes/n/qemu", '{"data":[{"vmid":100,"status":"running"}]}')
     replay.add_json("GET", "/nodes/n/lxc", '{"data":[]}')
+    replay.add("audit-access-permissions")
     replay.add_json("GET", "/cluster/resources", '{"data":[]}')
     replay.add_json("GET", "/nodes/n/qemu/100/pending", '{"data":[{"key":"name","value":"x"}]}')
     replay.add_json("GET", "/nodes/n/qemu/100/config", '{"data":{"name":"x","digest":"abc"}}')
@@ -177,6 +181,25 @@ def test_token_without_permissions_is_not_an_empty_node(replay: Replay, api: Htt
     assert caught.value.hint == "run pve-zfsbackup setup"
 
 
+@pytest.mark.parametrize(
+    "permissions", ['{"/vms/100":{"VM.Audit":1}}', '{"/":{"Sys.Audit":1}}', '{"/vms":{"VM.Audit":0}}']
+)
+def test_token_that_sees_only_some_guests_is_told_of(node: Replay, api: HttpsApi, permissions: str) -> None:
+    """Hidden guests are not in the lists, and nothing else tells that there are any."""
+    node.answers["GET", "/access/permissions"].clear()
+    node.add_json("GET", "/access/permissions", f'{{"data":{permissions}}}')
+    notes: list[str] = []
+    assert len(read_guests(api, "pve1", note=notes.append)) == 3
+    assert len(notes) == 1
+    assert "lacks VM.Audit on /vms" in notes[0]
+
+
+def test_full_view_needs_no_note(node: Replay, api: HttpsApi) -> None:
+    notes: list[str] = []
+    read_guests(api, "pve1", note=notes.append)
+    assert notes == []
+
+
 def test_node_without_guests(replay: Replay, api: HttpsApi) -> None:
     for name in (
         "noperm-nodes-pve1-qemu",
@@ -192,6 +215,7 @@ def test_unknown_node(replay: Replay, api: HttpsApi) -> None:
     for path in ("/nodes/nosuch/qemu", "/nodes/nosuch/lxc"):
         replay.answers["GET", path].append(recording("err-badnode").answer)
     replay.add_json("GET", "/cluster/resources", '{"data":[]}')
+    replay.add("audit-access-permissions")
     with pytest.raises(PveError, match="hostname lookup 'nosuch' failed"):
         read_guests(api, "nosuch")
 
@@ -203,6 +227,7 @@ def test_by_pvesh(runner: RecordedRunner) -> None:
     runner.add_recording(
         "pvesh-cluster-resources-vm", argv=("pvesh", "get", "/cluster/resources", "--type", "vm", *form)
     )
+    runner.add(("pvesh", "get", "/access/permissions", *form), stdout='{"/":{"VM.Audit":1}}')
     for vmid in (100, 101, 102, 200):
         runner.add(
             ("pvesh", "get", f"/nodes/pve1/{'lxc' if vmid == 200 else 'qemu'}/{vmid}/pending", *form),
@@ -212,7 +237,7 @@ def test_by_pvesh(runner: RecordedRunner) -> None:
     assert sorted(guests) == [100, 101, 102, 200]
     assert guests[102].digest == "d102"
     assert guests[100].qmp_status == "stopped"
-    assert len(runner.argvs) == 7
+    assert len(runner.argvs) == 8
 
 
 def test_version(replay: Replay, api: HttpsApi) -> None:
@@ -287,6 +312,7 @@ def test_guests_are_read_concurrently(replay: Replay, api: HttpsApi) -> None:
     """40 guests of 100 ms each in much less than the 4 s that one after the other takes."""
     replay.add_json("GET", "/nodes/n/qemu", json.dumps({"data": [{"vmid": 100 + n} for n in range(40)]}))
     replay.add_json("GET", "/nodes/n/lxc", '{"data":[]}')
+    replay.add("audit-access-permissions")
     replay.add_json("GET", "/cluster/resources", '{"data":[]}')
     for n in range(40):
         replay.add_json("GET", f"/nodes/n/qemu/{100 + n}/pending", '{"data":[{"key":"digest","value":"d"}]}')
