@@ -8,6 +8,9 @@ PYTHON ?= python3
 PHASES := $(PYTHON) tools/phases.py
 IN_VENV := $(abspath $(PZB_VENV))/bin/python
 
+# tests/package runs the unit tests with the libraries of both releases: the build need not as well.
+test test-package test-lab lab demo: export DEB_BUILD_OPTIONS ?= nocheck
+
 .PHONY: help deb test check test-package test-lab lab demo setup clean distclean
 
 help: ## this list
