@@ -79,6 +79,8 @@ class FakeNode:
         parts = argv[2].strip("/").split("/")
         if argv[2] == "/storage":
             answer: Any = self.storages
+        elif argv[2] == "/access/permissions":
+            answer = {"/": {"VM.Audit": 1, "VM.GuestAgent.FileSystemMgmt": 1}}
         elif argv[2] == "/cluster/resources":
             kinds = ("qemu", "lxc")
             answer = [{**entry, "node": self.name, "type": kind} for kind in kinds for entry in self._entries(kind)]

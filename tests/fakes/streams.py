@@ -193,7 +193,7 @@ class Receiver:
         if self._has(name, package):
             return ""
         if package.name in dataset.snaps:
-            return f"cannot receive incremental stream: destination '{name}@{package.name}' exists"
+            return f"cannot restore to {name}@{package.name}: destination already exists"
         start = next((snap for snap in dataset.snaps.values() if snap.guid == package.base), None)
         newer = [snap for snap in dataset.snaps.values() if start and snap.createtxg > start.createtxg]
         if start is None:

@@ -1,0 +1,207 @@
+"""One `zfs list` per host: what is ours, what is missing, and what must never be guessed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pve_zfsbackup.errors import DatasetNotFoundError, ZfsError
+from pve_zfsbackup.host import listing
+from pve_zfsbackup.host.listing import list_host, with_tokens
+from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.model import Dataset, Guid
+from tests.fakes.node import FakeNode
+from tests.fakes.pools import Clock, Package, Partial, Pools
+from tests.fakes.runner import HERE, Fault, FakeRunner
+
+SRC = Dataset("rpool/data/vm-100-disk-0")
+ROOT = Dataset("rpool/data")
+STAMP = "20261118T101010Z-ab12"
+OURS = {"pve-zfsbackup:point": f"100/{STAMP}", "pve-zfsbackup:disks": "scsi0=l:v#1"}
+
+
+@pytest.fixture
+def pools() -> Pools:
+    made = Pools(HERE, Clock())
+    made.pool("rpool")
+    made.add(ROOT)
+    made.add(SRC, zvol=True)
+    return made
+
+
+@pytest.fixture
+def runner(pools: Pools, tmp_path: Path) -> FakeRunner:
+    return FakeRunner({HERE: pools}, FakeNode(tmp_path), {})
+
+
+@pytest.fixture
+def host(runner: FakeRunner) -> Host:
+    return Host(name="source", runner=runner)
+
+
+def test_a_snapshot_of_ours(host: Host, pools: Pools) -> None:
+    made = pools.snap(f"{SRC}@pzb:{STAMP}")
+    made.props |= {**OURS, "pve-zfsbackup:consistency": "quiesced", "pve-zfsbackup:volume": "77"}
+    made.holds |= {"a", "b"}
+    (found,) = list_host(host, [ROOT]).volumes[SRC].snapshots
+    assert (found.point, found.disks, found.consistency, found.volume) == (
+        f"100/{STAMP}", "scsi0=l:v#1", "quiesced", "77",
+    )  # fmt: skip
+    assert (found.guid, found.createtxg, found.creation) == (str(made.guid), made.createtxg, made.creation)
+    assert (found.userrefs, found.clones, found.refer) == (2, False, made.refer)
+
+
+@pytest.mark.parametrize(
+    ("name", "props"),
+    [
+        ("before-upgrade", {}),
+        (f"pzb:{STAMP}", {}),
+        ("__replicate_100-0_1795000000__", OURS),
+        (f"pzb:{STAMP[:-1]}3", OURS),
+        (f"pzb:{STAMP}x", OURS),
+        (f"pzb:{STAMP}", {"pve-zfsbackup:point": f"web/{STAMP}"}),
+        (f"pzb:{STAMP}", {"pve-zfsbackup:point": STAMP}),
+        (f"x-pzb:{STAMP}", OURS),
+    ],
+)
+@pytest.mark.parametrize("inherited", [False, True])
+def test_name_and_property_must_agree_to_be_ours(
+    host: Host, pools: Pools, name: str, props: dict[str, str], inherited: bool
+) -> None:
+    made = pools.snap(f"{SRC}@{name}")
+    (pools.datasets[SRC].props if inherited else made.props).update(props)
+    (found,) = list_host(host, [ROOT]).volumes[SRC].snapshots
+    assert (found.point, found.disks, found.consistency, found.volume) == (None, "", "", "")
+
+
+def test_order_is_createtxg_not_name_nor_time(host: Host, pools: Pools) -> None:
+    for name in ("c", "a", "b"):
+        pools.clock.now -= 1000
+        pools.snap(f"{SRC}@{name}")
+    assert [snap.name for snap in list_host(host, [ROOT]).volumes[SRC].snapshots] == ["c", "a", "b"]
+
+
+def test_clones_bookmarks_origin_and_encryption(host: Host, pools: Pools, runner: FakeRunner) -> None:
+    pools.snap(f"{SRC}@a")
+    for command in (("bookmark", f"{SRC}@a", f"{SRC}#m"), ("clone", f"{SRC}@a", "rpool/data/clone")):
+        runner.run(("zfs", *command))
+    pools.add("rpool/data/crypt", crypt="aes-256-gcm").key = False
+    volumes = list_host(host, [ROOT]).volumes
+    assert volumes[SRC].snapshots[0].clones
+    assert [mark.full_name for mark in volumes[SRC].bookmarks] == [f"{SRC}#m"]
+    assert volumes[Dataset("rpool/data/clone")].origin == f"{SRC}@a"
+    crypt = volumes[Dataset("rpool/data/crypt")]
+    assert (crypt.encrypted, crypt.keystatus, crypt.type) == (True, "unavailable", "filesystem")
+    assert (volumes[SRC].encrypted, volumes[SRC].type) == (False, "volume")
+
+
+def test_nested_roots_list_nothing_twice(host: Host, pools: Pools, runner: FakeRunner) -> None:
+    pools.snap(f"{SRC}@a")
+    found = list_host(host, [ROOT, SRC, Dataset("rpool")])
+    assert len(found.volumes[SRC].snapshots) == 1
+    assert len(runner.ran) == 1
+
+
+def test_depth_stops_below_the_disks(host: Host, pools: Pools) -> None:
+    pools.add(f"{SRC}/deep")
+    pools.snap(f"{SRC}@a")
+    assert list_host(host, [ROOT], depth=2).volumes.keys() == {ROOT, SRC, f"{SRC}/deep"}
+    assert list_host(host, [ROOT], depth=1).volumes.keys() == {ROOT, SRC}
+    assert not list_host(host, [ROOT], depth=1).volumes[SRC].snapshots
+
+
+def test_missing_roots_are_left_out_and_the_others_are_there(host: Host) -> None:
+    found = list_host(host, [ROOT, Dataset("rpool/gone"), Dataset("nopool/x")])
+    assert found.roots == {ROOT}
+    assert SRC in found.volumes
+    assert list_host(host, [Dataset("rpool/gone")]).roots == frozenset()
+    with pytest.raises(DatasetNotFoundError, match="source: dataset rpool/gone"):
+        listing.require(list_host(host, [Dataset("rpool/gone")]), Dataset("rpool/gone"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot open 'rpool/data': I/O error",
+        "cannot open 'rpool/data': permission denied",
+        "cannot open 'rpool/gone': dataset does not exist\ncannot iterate filesystems: I/O error",
+        "internal error: out of memory",
+        "",
+    ],
+)
+def test_any_other_trouble_is_never_absence(host: Host, runner: FakeRunner, text: str) -> None:
+    runner.faults.append(Fault(words=("list",), answer=(1, text)))
+    with pytest.raises(ZfsError):
+        list_host(host, [ROOT, Dataset("rpool/gone")])
+
+
+def test_a_line_that_is_not_understood_is_not_skipped(host: Host, pools: Pools) -> None:
+    pools.snap(f"{SRC}@a").props["pve-zfsbackup:disks"] = "evil\nrpool/other\t1"
+    with pytest.raises(ZfsError, match="columns instead of 17"):
+        list_host(host, [ROOT])
+
+
+def test_without_roots_nothing_is_asked(host: Host, runner: FakeRunner) -> None:
+    assert list_host(host, []).volumes == {}
+    assert not runner.ran
+
+
+# -- resume tokens
+
+
+def half(pools: Pools, base: int, *, raw: bool = False) -> Partial:
+    made = Partial(
+        package=Package(
+            origin=f"{SRC}@pzb:{STAMP}", guid=2**63 + 5, creation=0, content=(), refer=0, base=base, size=9, raw=raw
+        ),
+        done=4,
+    )
+    pools.add("rpool/half", zvol=True).partial = made
+    return made
+
+
+@pytest.mark.parametrize("base", [0, 2**64 - 1])
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_token_tells_what_it_is_for_even_when_that_is_gone(host: Host, pools: Pools, base: int, raw: bool) -> None:
+    token = half(pools, base, raw=raw).token
+    found = with_tokens(list_host(host, [Dataset("rpool")]), host).volumes[Dataset("rpool/half")].resume
+    assert found is not None
+    assert (found.token, found.to_guid, found.raw) == (token, str(2**63 + 5), raw)
+    assert found.from_guid == (str(base) if base else "")
+
+
+def test_a_token_that_cannot_be_read_stays_unread(host: Host) -> None:
+    found = listing.decode_token(host, "1-nonsense")
+    assert (found.to_guid, found.from_guid, found.raw) == ("", "", False)
+
+
+def test_without_tokens_nothing_is_decoded(host: Host, runner: FakeRunner) -> None:
+    with_tokens(list_host(host, [ROOT]), host)
+    assert len(runner.ran) == 1
+
+
+# -- reading back
+
+
+def test_guids_read_back(host: Host, pools: Pools, runner: FakeRunner) -> None:
+    made = pools.snap(f"{SRC}@a")
+    assert listing.read_guids(host, [SRC, ROOT]) == {SRC: {Guid(str(made.guid))}, ROOT: frozenset()}
+    with pytest.raises(DatasetNotFoundError):
+        listing.read_guids(host, [SRC, Dataset("rpool/gone")])
+    runner.ran.clear()
+    assert listing.read_guids(host, []) == {}
+    assert not runner.ran
+
+
+def test_properties_of_points_are_only_ours_and_only_local(host: Host, pools: Pools) -> None:
+    pools.datasets[SRC].props["pve-zfsbackup:disks"] = "inherited"
+    made = pools.snap(f"{SRC}@pzb:{STAMP}")
+    made.props |= {"pve-zfsbackup:point": "100/x", "pve-zfsbackup:conf": "a\tb", "com.sun:auto": "1"}
+    (snap,) = list_host(host, [ROOT]).volumes[SRC].snapshots
+    assert listing.point_properties(host, [snap]) == {
+        snap.full_name: {"pve-zfsbackup:point": "100/x", "pve-zfsbackup:conf": "a\tb"}
+    }
+    del pools.datasets[SRC].snaps[snap.name]
+    with pytest.raises(DatasetNotFoundError):
+        listing.point_properties(host, [snap])
