@@ -31,9 +31,10 @@ class Journal:
     def write(self, event: str, fields: Mapping[str, Any]) -> None:
         """Raises `BackupError` when the disk is full or read-only."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": stamp, "run": self._run, "event": event, **fields}, ensure_ascii=False)
+        # ASCII: a hostile name may hold what other readers take for the end of a line (U+2028).
+        line = json.dumps({"time": stamp, "run": self._run, "event": event, **fields})
         try:
-            os.write(self._file, line.encode("utf-8", "replace") + b"\n")
+            os.write(self._file, line.encode("ascii") + b"\n")
         except OSError as error:
             raise BackupError(f"the journal cannot be written: {error.strerror}", hint="free space for it") from None
 

@@ -13,7 +13,7 @@ from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import Dataset, Guid
 from tests.fakes.node import FakeNode
 from tests.fakes.pools import Clock, Package, Partial, Pools
-from tests.fakes.runner import HERE, Fault, FakeRunner
+from tests.fakes.runner import HERE, FakeRunner, Fault
 
 SRC = Dataset("rpool/data/vm-100-disk-0")
 ROOT = Dataset("rpool/data")

@@ -50,8 +50,6 @@ def test_a_program_that_does_not_exist_is_named() -> None:
 
 
 def test_an_argument_the_kernel_does_not_take_is_an_error_of_ours() -> None:
-    with pytest.raises(CommandError, match="zfs list: cannot be started|zfs: not installed"):
-        ProcessRunner().run(("zfs", "list", "x" * (MIB // 4)))
     with pytest.raises(CommandError, match="echo: cannot be started: Argument list too long"):
         ProcessRunner().run(("echo", "x" * (MIB // 4)))
 

@@ -22,7 +22,7 @@ from pve_zfsbackup.host.ssh import Destination, Host
 from pve_zfsbackup.model import Bookmark, Dataset, Guid, PointId, Resume, Send, Snapshot
 from tests.fakes.node import FakeNode
 from tests.fakes.pools import Clock, Pools
-from tests.fakes.runner import HERE, Fault, FakeRunner
+from tests.fakes.runner import HERE, FakeRunner, Fault
 
 SRC, DST = Dataset("rpool/src"), Dataset("tank/dst")
 
@@ -90,7 +90,7 @@ def test_what_was_reckoned_is_what_moves(source: Host, target: Host) -> None:
 def test_a_receiver_that_refuses_is_the_reason_not_the_broken_pipe(source: Host, target: Host) -> None:
     step = Send(host="backup1", snapshot=taken(source, 1), base=None, dataset=DST, raw=False)
     zfs.transfer(source, target, step, lambda moved: None)
-    with pytest.raises(DestinationModifiedError, match="zfs receive: .*destination 'tank/dst' exists"):
+    with pytest.raises(DestinationModifiedError, match=r"zfs receive: .*destination 'tank/dst' exists"):
         zfs.transfer(source, target, step, lambda moved: None)
 
 

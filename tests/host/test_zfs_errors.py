@@ -70,8 +70,8 @@ def test_no_recorded_refusal_is_taken_for_absence_but_those_that_are() -> None:
     for answer in answers:
         text = answer.get("stderr", "")
         absent = isinstance(classified(done(text)), errors.DatasetNotFoundError)
-        assert absent == ("does not exist" in text and "parent" not in text and "destination" not in text
-                          and "incremental source" not in text
+        assert absent == (("does not exist" in text and "parent" not in text and "destination" not in text
+                          and "incremental source" not in text)
                           or "could not find" in text or "no such pool" in text
                           or "unable to restore" in text), text  # fmt: skip
 

@@ -1,0 +1,291 @@
+"""The freeze window: what is truthfully recorded, and that the guest thaws whatever happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pve_zfsbackup.errors import CommandError, FreezeError, PveError, PveUnreachableError
+from pve_zfsbackup.host.agent import QmAgent
+from pve_zfsbackup.host.quiesce import Quiescer, SystemdWatchdog, Window
+from pve_zfsbackup.model import Consistency, Guest, GuestKind, PointId, Quiesce, SnapshotGuest, Vmid
+from tests.fakes.node import FakeNode, GuestState
+from tests.fakes.pools import Clock, Pools
+from tests.fakes.runner import HERE, FakeRunner, Fault, Killed, Ran
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> FakeNode:
+    made = FakeNode(tmp_path / "etc")
+    made.define(100, "name: web\n")
+    return made
+
+
+@pytest.fixture
+def runner(node: FakeNode) -> FakeRunner:
+    return FakeRunner({HERE: Pools(HERE, Clock())}, node, {})
+
+
+@pytest.fixture
+def guest(node: FakeNode) -> GuestState:
+    return node.guests[100]
+
+
+@pytest.fixture
+def quiescer(runner: FakeRunner, tmp_path: Path) -> Quiescer:
+    return Quiescer(agent=QmAgent(runner), watchdog=SystemdWatchdog(runner), markers=tmp_path / "state/frozen")
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time goes by only where somebody sleeps."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+
+def step(*, freeze: bool = True, quiesce: Quiesce = Quiesce.PREFER, running: bool = True) -> SnapshotGuest:
+    return SnapshotGuest(
+        guest=Guest(vmid=Vmid(100), kind=GuestKind.VM, node="pve1", name="web", running=running),
+        point=PointId("100/20261118T101010Z-ab12"),
+        name="pzb:20261118T101010Z-ab12",
+        pools=(),
+        disks="",
+        quiesce=quiesce,
+        freeze=freeze,
+        reason="" if freeze else "quiesce is off",
+    )
+
+
+def words(runner: FakeRunner) -> list[str]:
+    """What was done, in short: freeze, thaw, status, arm, disarm."""
+    short = {"systemd-run": "arm", "systemctl": "disarm"}
+    return [short.get(ran.argv[0], ran.argv[-1].removeprefix("fsfreeze-")) for ran in runner.ran]
+
+
+def marker(quiescer: Quiescer) -> Path:
+    return quiescer.markers / "100"
+
+
+def through(quiescer: Quiescer, wanted: SnapshotGuest, inside: Callable[[], object] = lambda: None) -> Window:
+    with quiescer.window(wanted, 10) as window:
+        inside()
+    return window
+
+
+def test_armed_before_the_freeze_and_disarmed_after_the_thaw(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState
+) -> None:
+    def inside() -> None:
+        assert guest.frozen
+        assert marker(quiescer).exists()
+        assert marker(quiescer).parent.stat().st_mode & 0o777 == 0o700
+
+    window = through(quiescer, step(), inside)
+    assert words(runner) == ["status", "arm", "freeze", "status", "thaw", "disarm"]
+    assert (window.consistency, window.label) == (Consistency.QUIESCED, "quiesced")
+    assert not guest.frozen
+    assert not marker(quiescer).exists()
+    assert not runner.timers
+
+
+def test_the_watchdog_is_a_timer_that_retries(quiescer: Quiescer, runner: FakeRunner) -> None:
+    through(quiescer, step())
+    argv = next(ran.argv for ran in runner.ran if ran.argv[0] == "systemd-run")
+    assert "--unit=pve-zfsbackup-thaw-100-ab12" in argv
+    assert "--on-active=20s" in argv
+    assert "--property=Restart=on-failure" in argv
+    assert argv[argv.index("--") + 1 :] == ("qm", "guest", "cmd", "100", "fsfreeze-thaw")
+    stop = next(ran.argv for ran in runner.ran if ran.argv[0] == "systemctl")
+    assert stop == ("systemctl", "stop", "pve-zfsbackup-thaw-100-*.timer", "pve-zfsbackup-thaw-100-*.service")
+
+
+@pytest.mark.parametrize(("running", "kind"), [(True, Consistency.CRASH), (False, Consistency.OFFLINE)])
+def test_without_a_freeze_nothing_is_touched(
+    quiescer: Quiescer, runner: FakeRunner, running: bool, kind: Consistency
+) -> None:
+    window = through(quiescer, step(freeze=False, running=running))
+    assert window.label == f"{kind}: quiesce is off"
+    assert not runner.ran
+    assert not quiescer.markers.exists()
+
+
+def test_a_refusing_agent_leaves_a_crash_consistent_point(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState
+) -> None:
+    guest.agent = "refuse"
+    window = through(quiescer, step())
+    assert window.consistency is Consistency.CRASH
+    assert "has been disabled" in window.reason
+    assert words(runner) == ["status", "arm", "freeze", "disarm"], "certainly not frozen: no thaw"
+    assert not marker(quiescer).exists()
+
+
+@pytest.mark.parametrize("agent", ["dead", "hang"])
+def test_an_agent_that_does_not_answer_is_not_asked_to_freeze(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState, agent: str
+) -> None:
+    guest.agent = agent
+    window = through(quiescer, step())
+    assert window.label.startswith("crash-consistent: the guest agent does not answer")
+    assert words(runner) == ["status"]
+
+
+def test_somebody_elses_freeze_is_not_ours_to_thaw(quiescer: Quiescer, runner: FakeRunner, guest: GuestState) -> None:
+    guest.frozen = True
+    window = through(quiescer, step())
+    assert window.label == "crash-consistent: the guest is already frozen by somebody else"
+    assert words(runner) == ["status"]
+    assert guest.frozen
+
+
+def test_a_guest_thawed_by_somebody_else_is_not_called_quiesced(quiescer: Quiescer, guest: GuestState) -> None:
+    window = through(quiescer, step(), lambda: setattr(guest, "frozen", False))
+    assert window.label == "crash-consistent: somebody else thawed the guest before the snapshot was done"
+
+
+def test_a_freeze_whose_answer_was_lost_is_thawed(quiescer: Quiescer, runner: FakeRunner, guest: GuestState) -> None:
+    guest.lost = True
+    window = through(quiescer, step(), lambda: None)
+    assert window.label.startswith("crash-consistent: freezing was given up")
+    assert words(runner) == ["status", "arm", "freeze", "thaw", "disarm"]
+    assert not guest.frozen
+
+
+def test_a_thaw_that_is_not_heard_is_repeated(quiescer: Quiescer, runner: FakeRunner, guest: GuestState) -> None:
+    guest.deaf = 7
+    through(quiescer, step())
+    assert words(runner).count("thaw") == 8
+    assert not guest.frozen
+
+
+def test_a_guest_that_never_confirms_its_thaw_is_left_to_the_watchdog(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState
+) -> None:
+    with pytest.raises(PveError):
+        through(quiescer, step(), lambda: setattr(guest, "agent", "hang"))
+    assert marker(quiescer).exists()
+    assert len(runner.timers) == 1
+    guest.agent = "ok"
+    runner.fire_timers()
+    assert not guest.frozen
+
+
+def test_what_goes_wrong_inside_still_thaws(quiescer: Quiescer, guest: GuestState) -> None:
+    with pytest.raises(ZeroDivisionError):
+        through(quiescer, step(), lambda: 1 // 0)
+    assert not guest.frozen
+    assert not marker(quiescer).exists()
+
+
+def test_an_interrupt_inside_still_thaws(quiescer: Quiescer, guest: GuestState) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        through(quiescer, step(), interrupt)
+    assert not guest.frozen
+
+
+@pytest.mark.parametrize("agent", ["dead", "hang", "refuse"])
+def test_required_quiescing_that_fails_takes_no_snapshot(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState, agent: str
+) -> None:
+    guest.agent = agent
+    with pytest.raises(FreezeError, match="quiescing is required, but"):
+        through(quiescer, step(quiesce=Quiesce.REQUIRE), lambda: pytest.fail("inside"))
+    assert not runner.timers
+    assert not marker(quiescer).exists()
+
+
+def test_required_quiescing_whose_answer_was_lost_is_thawed_and_fails(quiescer: Quiescer, guest: GuestState) -> None:
+    guest.lost = True
+    with pytest.raises(FreezeError):
+        through(quiescer, step(quiesce=Quiesce.REQUIRE), lambda: pytest.fail("inside"))
+    assert not guest.frozen
+
+
+def test_required_quiescing_does_not_take_somebody_elses_freeze(quiescer: Quiescer, guest: GuestState) -> None:
+    guest.frozen = True
+    with pytest.raises(FreezeError, match="already frozen by somebody else"):
+        through(quiescer, step(quiesce=Quiesce.REQUIRE), lambda: pytest.fail("inside"))
+    assert guest.frozen
+
+
+@pytest.mark.parametrize("quiesce", [Quiesce.PREFER, Quiesce.REQUIRE])
+def test_without_a_watchdog_there_is_no_freeze(quiescer: Quiescer, runner: FakeRunner, quiesce: Quiesce) -> None:
+    runner.faults.append(Fault(words=("systemd-run",), answer=(1, "Failed to start transient timer unit")))
+    if quiesce is Quiesce.REQUIRE:
+        with pytest.raises(FreezeError, match="watchdog cannot be armed"):
+            through(quiescer, step(quiesce=quiesce))
+    else:
+        window = through(quiescer, step(quiesce=quiesce))
+        assert window.label.startswith("crash-consistent: the watchdog cannot be armed: systemd-run: Failed to start")
+    assert words(runner) == ["status", "arm"]
+    assert not marker(quiescer).exists(), "the sweep would thaw what we never froze"
+
+
+def test_the_window_tells_how_long_the_guest_stood_still(quiescer: Quiescer) -> None:
+    assert through(quiescer, step(), lambda: time.sleep(1.5)).seconds == 1.5
+
+
+# -- the sweep
+
+
+def test_the_sweep_thaws_what_a_killed_run_left(quiescer: Quiescer, runner: FakeRunner, guest: GuestState) -> None:
+    def die(ran: Ran) -> None:
+        if ran.argv[0] == "qm" and ran.argv[-1] == "fsfreeze-thaw":
+            raise Killed
+
+    runner.watchers.append(die)
+    with pytest.raises(Killed):
+        through(quiescer, step())
+    runner.watchers.clear()
+    assert guest.frozen
+    assert marker(quiescer).exists()
+    assert quiescer.sweep() == ["guest 100: thawed after an interrupted run"]
+    assert not guest.frozen
+    assert not runner.timers
+    assert quiescer.sweep() == []
+
+
+def test_the_sweep_says_what_it_could_not_do_and_goes_on(
+    quiescer: Quiescer, node: FakeNode, guest: GuestState
+) -> None:
+    node.define(101, "name: db\n").frozen = True
+    quiescer.markers.mkdir(parents=True)
+    for vmid in ("100", "101", "999"):
+        (quiescer.markers / vmid).touch()
+    guest.agent = "hang"
+    told = quiescer.sweep()
+    assert told[0].startswith("guest 100: may still be frozen by an interrupted run: ")
+    assert told[1:] == ["guest 101: thawed after an interrupted run", "guest 999: thawed after an interrupted run"]
+    assert [path.name for path in quiescer.markers.iterdir()] == ["100"]
+
+
+def test_a_watchdog_that_cannot_be_stopped_does_not_stop_the_sweep(quiescer: Quiescer, runner: FakeRunner) -> None:
+    quiescer.markers.mkdir(parents=True)
+    marker(quiescer).touch()
+    runner.faults.append(Fault(words=("systemctl",), answer=(1, "Failed to connect to bus")))
+    (told,) = quiescer.sweep()
+    assert "Failed to connect to bus" in told
+    assert marker(quiescer).exists(), "it is tried again"
+
+
+def test_a_stopped_guest_counts_as_thawed(quiescer: Quiescer, guest: GuestState) -> None:
+    quiescer.markers.mkdir(parents=True)
+    marker(quiescer).touch()
+    guest.running = False
+    assert quiescer.sweep() == ["guest 100: thawed after an interrupted run"]
+
+
+def test_a_status_that_cannot_be_read_proves_nothing(quiescer: Quiescer, runner: FakeRunner) -> None:
+    timeout = PveUnreachableError("hung")
+    runner.faults.append(Fault(words=("fsfreeze-status",), nth=2, error=CommandError(timeout.message)))
+    with pytest.raises(CommandError):
+        through(quiescer, step())
+    runner.faults[:] = [Fault(words=("fsfreeze-status",), nth=2, answer=(255, "got timeout"))]
+    assert through(quiescer, step()).consistency is Consistency.CRASH
