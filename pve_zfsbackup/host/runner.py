@@ -216,6 +216,8 @@ def _spawn(
         )
     except FileNotFoundError:
         raise CommandError(f"{argv[0]}: not installed", hint=f"install the package that has {argv[0]}") from None
+    except OSError as error:
+        raise CommandError(f"{_label(argv)}: cannot be started: {error.strerror}") from None
     try:
         yield process
     finally:
