@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 
-from pve_zfsbackup.config import Config, Target
+from pve_zfsbackup.config import Config, Target, read_secret
 from pve_zfsbackup.events import Emit
 from pve_zfsbackup.execute import Executor
 from pve_zfsbackup.host.agent import Agent, ApiAgent, QmAgent
-from pve_zfsbackup.host.api import Api, read_token
+from pve_zfsbackup.host.api import Api, Token
 from pve_zfsbackup.host.guests import node_name
 from pve_zfsbackup.host.pve import HttpsApi
 from pve_zfsbackup.host.pvesh import PveshApi
@@ -76,7 +76,7 @@ def _api(config: Config, runner: Runner, node: str) -> tuple[Api, Agent]:
         return PveshApi(runner), QmAgent(runner)
     api = HttpsApi(
         config.api.url,
-        read_token(config.api.token_file),
+        Token.parse(read_secret(config.api.token_file).reveal()),
         ca_file=config.api.ca_file,
         fingerprint=config.api.fingerprint,
         timeout=config.api.timeout,

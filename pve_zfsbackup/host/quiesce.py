@@ -102,12 +102,8 @@ class Quiescer:
     @contextlib.contextmanager
     def _freeze(self, step: SnapshotGuest, limit: float) -> Iterator[Window]:
         vmid = step.guest.vmid
-        try:
-            if guest_agent.status(self.agent, vmid) == "frozen":
-                yield self._unfrozen(step, "the guest is already frozen by somebody else")
-                return
-        except PveError as error:
-            yield self._unfrozen(step, f"the guest agent does not answer: {error.message}")
+        if obstacle := self._obstacle(vmid):
+            yield self._unfrozen(step, obstacle)
             return
         marker = self.markers / str(vmid)
         self._write(marker)
@@ -118,22 +114,33 @@ class Quiescer:
             yield self._unfrozen(step, f"the watchdog cannot be armed: {error.message}")
             return
         started = time.monotonic()
-        unknown = True
         window = Window(consistency=Consistency.QUIESCED)
+        certain, refused = False, False
         try:
             try:
                 guest_agent.freeze(self.agent, vmid, timeout=limit)
+                certain = True
             except PveUnreachableError as error:
                 window = self._unfrozen(step, f"freezing was given up: {error.message}")
             except PveError as error:
-                unknown = False  # the agent refused: certainly not frozen by us
+                certain = refused = True
                 window = self._unfrozen(step, error.message)
             yield window
         finally:
-            if unknown:
-                guest_agent.thaw(self.agent, vmid, within=THAW_WITHIN)
+            thawed = 0 if refused else guest_agent.thaw(self.agent, vmid, within=THAW_WITHIN)
             window.seconds = time.monotonic() - started
-            self._done(vmid, marker)
+            # A freeze whose fate is unknown may still be queued behind this thaw, which then found nothing frozen:
+            # marker and watchdog stay, and thaw once more.
+            if certain or thawed:
+                self._done(vmid, marker)
+
+    def _obstacle(self, vmid: Vmid) -> str:
+        """Why a freeze is not even tried; empty when it is."""
+        try:
+            frozen = guest_agent.status(self.agent, vmid) == "frozen"
+        except PveError as error:
+            return f"the guest agent does not answer: {error.message}"
+        return "the guest is already frozen by somebody else" if frozen else ""
 
     def _unfrozen(self, step: SnapshotGuest, reason: str) -> Window:
         if step.quiesce == "require":
