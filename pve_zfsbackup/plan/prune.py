@@ -141,25 +141,36 @@ def _protect(found: MutableMapping[Guid, str], guid: Guid, reason: str) -> None:
 
 
 def _unseen(volume: Volume, seen: Survey, policy: PrunePolicy) -> Iterator[tuple[Guid, str]]:
-    """Bases on targets that did not answer, or where no replica was seen: the bookmark tells which it is."""
-    newest = _newest_bookmarks(volume)
-    for target, bookmark in sorted(newest.items()):
+    """What may be the base on targets that did not answer, or where no replica was seen.
+
+    Replication makes a bookmark before it sends and destroys the old ones afterwards: the base is one of what
+    lies between them. Nothing is known of a silent target without any.
+    """
+    marked = _bookmarks_by_target(volume)
+    for target in sorted(marked.keys() | policy.silent):
         if target in policy.silent:
-            yield bookmark.guid, f"base of the next send to {target}, which did not answer"
+            state = "did not answer"
         elif target in seen.world and (volume.name, target) not in seen.based:
-            yield bookmark.guid, f"base of the next send to {target}, which shows no replica"
-    for target in sorted(policy.silent - newest.keys()):
+            state = "shows no replica"
+        else:
+            continue
+        between = marked.get(target)
+        yield from ((bookmark.guid, f"base on {target}, which {state}") for bookmark in between or ())
         for snapshot in volume.snapshots:
-            yield snapshot.guid, f"{target} did not answer and has no bookmark here"
+            if between is None:
+                yield snapshot.guid, f"{target} {state} and has no bookmark here"
+            elif between[0].createtxg < snapshot.createtxg < between[-1].createtxg:
+                yield snapshot.guid, f"perhaps the base on {target}, which {state}"
 
 
-def _newest_bookmarks(volume: Volume) -> dict[str, Bookmark]:
-    newest: dict[str, Bookmark] = {}
-    for bookmark in sorted(volume.bookmarks, key=lambda bookmark: bookmark.createtxg):
+def _bookmarks_by_target(volume: Volume) -> dict[str, list[Bookmark]]:
+    """Ours, oldest first."""
+    found: dict[str, list[Bookmark]] = defaultdict(list)
+    for bookmark in sorted(volume.bookmarks, key=lambda bookmark: (bookmark.createtxg, bookmark.name)):
         target = bookmark_target(bookmark)
         if target is not None:
-            newest[target] = bookmark
-    return newest
+            found[target].append(bookmark)
+    return dict(found)
 
 
 def _stale_bookmarks(volume: Volume, seen: Survey, protections: Mapping[Guid, str]) -> Iterator[Step]:
@@ -168,13 +179,10 @@ def _stale_bookmarks(volume: Volume, seen: Survey, protections: Mapping[Guid, st
     Only of targets that answered: one that did not may have gone back to an older state.
     """
     there = {snapshot.guid for snapshot in volume.snapshots}
-    newest = _newest_bookmarks(volume)
-    for bookmark in sorted(volume.bookmarks, key=lambda bookmark: (bookmark.createtxg, bookmark.name)):
-        target = bookmark_target(bookmark)
-        if target is None or target not in seen.world or bookmark.guid in protections:
-            continue
-        if bookmark.guid not in there and bookmark.createtxg < newest[target].createtxg:
-            yield DestroyBookmark(bookmark=bookmark)
+    for target, bookmarks in sorted(_bookmarks_by_target(volume).items()):
+        for bookmark in bookmarks[:-1]:
+            if target in seen.world and bookmark.guid not in there and bookmark.guid not in protections:
+                yield DestroyBookmark(bookmark=bookmark)
 
 
 def _volumes(own: Sequence[Point], source: Listing) -> list[Volume]:

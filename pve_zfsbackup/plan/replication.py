@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from pve_zfsbackup.model import (
+    AbortReceive,
     Conflict,
     CreateBookmark,
     CreateParent,
@@ -15,6 +16,7 @@ from pve_zfsbackup.model import (
     Mark,
     Plan,
     Release,
+    Resume,
     Send,
     Snapshot,
     Step,
@@ -31,6 +33,7 @@ __all__ = [
     "compare",
     "default_path",
     "find_replica",
+    "phases",
     "plan_replication",
 ]
 
@@ -39,7 +42,8 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Pla
     """Bring the newest complete point of one disk, and ours since the common base, to the target.
 
     `CreateParent` steps of several disks may name the same dataset: the caller drops repetitions.
-    The new hold comes before the old release, the new bookmark before the old one goes (DESIGN §3.3).
+    The bookmark of what will be the base is made before it is sent: cut off anywhere, the base lies between the
+    bookmarks of this target. The new hold comes before the old release (DESIGN §3.3).
     """
     source = sides.source.volumes.get(disk.dataset) if disk.dataset else None
     if source is None:
@@ -56,17 +60,33 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Pla
     top = sends[-1].snapshot if sends else way.base
     assert top is not None  # there is something wanted: it is sent, or there is a base
     there = (*way.snapshots, *(received(sent, way.path) for send in sends for sent in _sent(send)))
-    steps: list[Step] = [*way.steps]
+    steps: list[Step] = []
     if way.base is None:
         steps += _parents(way.path, sides, policy)
+    before, after = _bookmarks(source, top, way.common, policy)
+    steps += [*before, *way.steps]
     steps += _marks(source, way, policy)
     for send in sends:
         marks = (Mark(host=policy.host, source=s, dataset=way.path, volume=source.guid) for s in _sent(send))
         steps += [send, *marks]
     steps += _holds(source, top, there, way.path, sides, policy)
-    steps += _bookmarks(source, top, policy)
+    steps += after
     warnings = (*way.warnings, *_overtaken(wanted[-1], top, there, policy))
     return Plan(steps=tuple(steps), warnings=warnings, reasons=(*way.reasons, *_explain(ordered, sends, top, policy)))
+
+
+def phases(plan: Plan) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]]:
+    """The steps of one disk cut in three, each in the order of the plan: parents, streams, and what follows.
+
+    Parents are shared by disks, streams run in parallel, and what follows (marks, holds, old bookmarks) waits until
+    the received guids were read back. The new bookmark belongs to the streams: it is made before them.
+    """
+    moving = [index for index, step in enumerate(plan.steps) if isinstance(step, Send | Resume | AbortReceive)]
+    end = moving[-1] + 1 if moving else 0
+    parents = tuple(step for step in plan.steps if isinstance(step, CreateParent))
+    streams = tuple(step for step in plan.steps[:end] if not isinstance(step, CreateParent | Mark))
+    marks = tuple(step for step in plan.steps[:end] if isinstance(step, Mark))
+    return parents, streams, (*marks, *(step for step in plan.steps[end:] if not isinstance(step, CreateParent)))
 
 
 def _sends(
@@ -173,23 +193,29 @@ def _old_generations(source: Volume, path: Dataset, sides: Sides) -> list[Datase
     return [volume.name for volume in volumes if not foreign_owner(source, volume, sides)]
 
 
-def _bookmarks(source: Volume, top: Base, policy: ReplicationPolicy) -> Iterator[Step]:
-    """A bookmark beside the newest common snapshot stays when that is destroyed; older ones of this target go."""
+def _bookmarks(
+    source: Volume, top: Base, common: Base | None, policy: ReplicationPolicy
+) -> tuple[list[Step], list[Step]]:
+    """What is done before and after the streams so that a bookmark stands beside the newest common snapshot.
+
+    Those that earlier runs made for what never arrived go before: two stand at any time, no more. Without a
+    common base they stay until the full stream has arrived: what they name may yet show up again.
+    """
+    if isinstance(top, Snapshot) and top.point is None:
+        return [], []  # a foreign one has none of ours beside it
     ours = [bookmark for bookmark in source.bookmarks if bookmark_target(bookmark) == policy.host]
-    if isinstance(top, Snapshot):
-        if top.point is None:
-            return
-        name = bookmark_name(top, policy.host)
-        same = [bookmark for bookmark in ours if bookmark.name == name]
-        for bookmark in same:
-            if bookmark.guid != top.guid:  # of a destroyed snapshot whose name was used again
-                yield DestroyBookmark(bookmark=bookmark)
-        if not any(bookmark.guid == top.guid for bookmark in same):
-            yield CreateBookmark(snapshot=top, name=name)
-        ours = [bookmark for bookmark in ours if bookmark.name != name]
-    for bookmark in sorted(ours, key=lambda bookmark: bookmark.createtxg):
-        if bookmark.createtxg < top.createtxg:
-            yield DestroyBookmark(bookmark=bookmark)
+    ours.sort(key=lambda bookmark: (bookmark.createtxg, bookmark.name))
+    name = bookmark_name(top, policy.host) if isinstance(top, Snapshot) else ""
+    before: list[Step] = []
+    after: list[Step] = []
+    for bookmark in ours:
+        if bookmark.guid != top.guid:
+            needed = common is None or bookmark.guid == common.guid
+            # A name is used again only after a snapshot was destroyed and made anew by hand.
+            (after if needed and bookmark.name != name else before).append(DestroyBookmark(bookmark=bookmark))
+    if isinstance(top, Snapshot) and all(bookmark.guid != top.guid for bookmark in ours):
+        before.append(CreateBookmark(snapshot=top, name=name))
+    return before, after
 
 
 def _overtaken(goal: Snapshot, top: Base, there: Iterable[Snapshot], policy: ReplicationPolicy) -> Iterator[str]:

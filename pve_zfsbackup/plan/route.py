@@ -41,9 +41,13 @@ class ReplicationPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """The way found. `snapshots` are on the replica after `steps`; without `base` a full stream follows."""
+    """The way found. `snapshots` are on the replica after `steps`; without `base` a full stream follows.
+
+    `common` is the base before `steps`: what stays so when they are cut off.
+    """
 
     path: Dataset
+    common: Base | None = None
     base: Base | None = None
     snapshots: tuple[Snapshot, ...] = ()
     steps: tuple[Step, ...] = ()
@@ -79,7 +83,7 @@ def _follow(replica: Volume, source: Volume, sides: Sides, policy: ReplicationPo
         return obstacle
     kind = "snapshot" if isinstance(base, Snapshot) else "bookmark, its snapshot is gone"
     why = f"base {base.full_name} ({kind}): the newest common guid, and the newest on {replica.name}"
-    way = Route(path=replica.name, base=base, snapshots=replica.snapshots, reasons=(why,))
+    way = Route(path=replica.name, common=base, base=base, snapshots=replica.snapshots, reasons=(why,))
     if replica.resume is None:
         return way
     if fault := _unusable(replica.resume, source, replica):

@@ -302,9 +302,43 @@ def test_a_bookmark_takes_one_step_and_the_rest_go_together() -> None:
 
 
 def test_marks_follow_each_stream_in_order() -> None:
-    assert kinds(replicate(build(["ou", "f-", "o-", "o-"])).steps) == [
-        "Mark", "Send", "Mark", "Send", "Mark", "Hold", "CreateBookmark",
+    assert kinds(replicate(build(["Ou", "f-", "o-", "o-"])).steps) == [
+        "CreateBookmark", "Mark", "Send", "Mark", "Send", "Mark", "Hold", "DestroyBookmark",
     ]  # fmt: skip
+
+
+def test_two_bookmarks_at_most_whatever_fails() -> None:
+    """Every run makes one before it sends; none of these ever arrives."""
+    here = build(["Oh", "o-"])
+    for number in range(3, 9):
+        plan = replicate(here)
+        sent = next(index for index, step in enumerate(plan.steps) if isinstance(step, Send))
+        here = project(here, plan.steps[:sent])
+        marked = [found.guid for found in here[SOURCE].volumes[ZVOL].bookmarks]
+        assert marked == [guid(1), guid(number - 1)]
+        volume = here[SOURCE].volumes[ZVOL]
+        volume = replace(volume, snapshots=(*volume.snapshots, snapshot(number, ZVOL)))
+        here = {**here, SOURCE: replace(here[SOURCE], volumes={**here[SOURCE].volumes, ZVOL: volume})}
+    here = project(here, replicate(here).steps)
+    assert [found.guid for found in here[SOURCE].volumes[ZVOL].bookmarks] == [guid(8)]
+
+
+def test_the_bookmark_of_the_base_outlives_a_resume_that_fails() -> None:
+    token = replace(GOOD, from_guid=guid(1))
+    here = build(["bh", "o-", "o-"], token=token)
+    plan = replicate(here)
+    resume = next(index for index, step in enumerate(plan.steps) if isinstance(step, Resume))
+    cut = project(here, plan.steps[:resume])
+    assert [found.guid for found in cut[SOURCE].volumes[ZVOL].bookmarks] == [guid(1), guid(3)]
+    done = project(here, plan.steps)
+    assert [found.guid for found in done[SOURCE].volumes[ZVOL].bookmarks] == [guid(3)]
+
+
+def test_a_bookmark_of_another_target_is_not_taken_for_ones_own() -> None:
+    source = replace(source_volume(["bh", "o-"]), bookmarks=(bookmark(1, "backup2"), bookmark(1)))
+    here = world(source, replica_volume(["bh", "o-"]))
+    plan = replicate(here, replace(POLICY, host="backup1"))
+    assert [s.bookmark.name for s in plan.steps if isinstance(s, DestroyBookmark)] == [bookmark(1).name]
 
 
 def test_a_renamed_snapshot_on_the_target_is_a_base_but_no_longer_ours() -> None:
