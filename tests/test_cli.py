@@ -1,0 +1,275 @@
+"""The command line as cron and people see it: golden output, exit codes, what goes where, dry runs that touch nothing.
+
+`pytest tests/test_cli.py --update-golden` writes the golden files anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pve_zfsbackup import cli, terminal
+from pve_zfsbackup.app.session import Session, open_session
+from pve_zfsbackup.config import Config
+from pve_zfsbackup.events import Emit
+from pve_zfsbackup.host.lock import run_lock
+from tests.fakes.runner import HERE, Fault
+from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
+
+GOLDEN = Path(__file__).parent / "golden/cli"
+COMMANDS = ("discover", "list", "status", "snapshot", "replicate", "prune", "run")
+Compare = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Compare:
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        text = re.sub(r"\b\d+\.\d+ (s|[KMG]iB/s|B/s)\b", r"# \1", text)
+        text = re.sub(r'("seconds"): [\d.]+', r"\1: 0", text)
+        text = re.sub(r"\b\d+ B/s\b|# B/s", "# B/s", text)
+        if request.config.getoption("--update-golden"):
+            path.write_text(text)
+        assert text == path.read_text(), f"{path} differs; --update-golden takes it over"
+
+    return compare
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token_hex: None) -> World:
+    made = World(tmp_path)
+
+    @contextlib.contextmanager
+    def opened(config: Config, emit: Emit) -> Iterator[Session]:
+        with open_session(config, emit, made.runner) as session:
+            yield dataclasses.replace(session, pve_root=made.node.etc)
+
+    monkeypatch.setattr(cli, "open_session", opened)
+    monkeypatch.setattr("syslog.syslog", lambda *words: None)
+    monkeypatch.setattr(Session, "now", lambda self: datetime.fromtimestamp(made.clock.now, UTC))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    return made
+
+
+@pytest.fixture
+def old(world: World) -> World:
+    """Three points of every guest on both sides, a fourth only here; the disks of one guest tell a story."""
+    text = (world.node.etc / "qemu-server/101.conf").read_text()
+    more = "ide2: local:iso/debian.iso,media=cdrom\nscsi1: local:101/vm-101-disk-1.qcow2,size=1G\n"
+    world.node.define(DB, text + more)
+    world.node.define(103, "cores: 1\nname: alone\nscsi0: local:103/vm-103-disk-0.qcow2,size=1G\n", running=False)
+    for _ in range(3):
+        world.run()
+        world.write()
+    world.runner.down[TARGET] = "down"
+    world.run()
+    world.runner.down.clear()
+    world.clock.now += 1800
+    world.runner.revive()
+    return world
+
+
+@pytest.fixture
+def call(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Ended]]:
+    """A command line, with the configuration of the world, through `main`: the way out is part of the contract."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def run(*words: str, config: Path | None = None) -> Ended:
+        named = ("--config", str(config or world.config)) if words[0] in COMMANDS else ()
+        monkeypatch.setattr(sys, "argv", ["pve-zfsbackup", *words, *named])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), out, err)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+Call = Callable[..., Ended]
+READING = (
+    ("discover",), ("list",), ("list", "--disks", "100"), ("list", "--where", "source", "101"), ("status",),
+    ("prune", "--dry-run"), ("replicate", "--dry-run"), ("snapshot", "--dry-run"), ("run", "--dry-run"),
+)  # fmt: skip
+
+
+def slug(words: tuple[str, ...]) -> str:
+    return "-".join(word.strip("-") for word in words)
+
+
+@pytest.mark.parametrize("words", READING, ids=slug)
+@pytest.mark.parametrize("form", ["txt", "json"])
+def test_golden_output_of_what_only_looks(
+    old: World, call: Call, golden: Compare, words: tuple[str, ...], form: str
+) -> None:
+    before = (old.source.datasets.keys(), old.points(HERE, WEB), old.points(TARGET, WEB))
+    done = call(*words, *(("--json",) if form == "json" else ()))
+    assert done.code == 0, done.stderr
+    golden(f"{slug(words)}.{form}", done.stdout + "".join(f"stderr: {line}\n" for line in done.stderr.splitlines()))
+    if form == "json":
+        assert json.loads(done.stdout)["format"] == 1
+    assert not old.runner.changes, "a dry run changes nothing"
+    assert before == (old.source.datasets.keys(), old.points(HERE, WEB), old.points(TARGET, WEB))
+    assert not (old.place / "log/journal.jsonl").read_text().count(f"{old.clock.now}")
+
+
+@pytest.mark.parametrize("form", ["txt", "json"])
+def test_golden_output_of_a_run(world: World, call: Call, golden: Compare, form: str) -> None:
+    world.guest(DB).agent = "refuse"
+    world.runner.faults.append(Fault(words=("receive", REPLICAS["fast/vm-100-disk-0"]), answer=(1, "out of space")))
+    done = call("run", "-v", *(("--json",) if form == "json" else ()))
+    assert done.code == 1
+    golden(f"run-v.{form}", done.stdout + "".join(f"stderr: {line}\n" for line in done.stderr.splitlines()))
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "setup"])
+def test_golden_help(call: Call, golden: Compare, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setenv("COLUMNS", "80")
+    done = call(*((command,) if command else ()), "--help")
+    assert (done.code, done.stderr) == (0, "")
+    assert not [line for line in done.stdout.splitlines() if len(line) > 80]
+    golden(f"help-{command or 'main'}.txt", done.stdout.replace("Usage: -c ", "Usage: pve-zfsbackup "))
+
+
+def test_cron_hears_nothing_when_all_is_well(world: World, call: Call) -> None:
+    for command in ("run", "snapshot", "replicate", "prune"):
+        world.clock.now += 3600
+        assert call(command) == Ended(0, "", ""), command
+
+
+def test_cron_hears_what_failed_and_what_to_do(world: World, call: Call) -> None:
+    world.runner.down[TARGET] = "Host key verification failed."
+    done = call("run")
+    assert (done.code, done.stdout) == (1, "")
+    assert "replicate -> backup1 failed: target backup1: host key of backup@backup1.example:22" in done.stderr
+    assert "\n  hint: compare the key by hand" in done.stderr
+
+
+def test_exit_codes_of_a_run(world: World, call: Call, tmp_path: Path) -> None:
+    assert call("run").code == 0
+    world.runner.down[TARGET] = "down"
+    world.clock.now += 3600
+    assert call("run").code == 1
+    assert call("replicate").code == 2
+    world.runner.down.clear()
+    assert call("run", config=tmp_path / "none.yaml").code == 3
+    with run_lock(world.place / "run"):
+        locked = call("run")
+    assert locked.code == 4
+    assert f"error: another run is at work (process {os.getpid()})\nhint: wait" in locked.stderr
+    world.node.api = "ipcc_send_rec[1] failed: Connection refused"
+    assert call("run").code == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "--stage", "fly"), ("list", "1-x"), ("nonsense",), ("run", "--nope"), ("run", "999"),
+        ("run", "--job", "x"),
+    ],
+    ids=slug,
+)
+def test_mistakes_of_the_caller_are_usage(world: World, call: Call, words: tuple[str, ...]) -> None:
+    done = call(*words)
+    assert (done.code, done.stdout) == (3, "")
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+    assert not world.runner.changes
+
+
+def test_all_mistakes_in_the_configuration_at_once(world: World, call: Call) -> None:
+    world.config.write_text("jobs:\n  all: {guests: [al], target: [x]}\ntargts: {}\n")
+    done = call("run")
+    assert (done.code, done.stdout) == (3, "")
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 3
+    assert f"{world.config}:2:" in done.stderr
+    assert "targets" in done.stderr
+    assert not world.runner.ran
+
+
+@pytest.mark.parametrize("words", [("list",), ("status",), ("prune", "--dry-run"), ("run", "--dry-run")], ids=slug)
+def test_looking_without_the_target_tells_what_is_known_and_exits_1(
+    old: World, call: Call, words: tuple[str, ...]
+) -> None:
+    old.runner.down[TARGET] = "ssh: connect to host backup1.example port 22: No route to host"
+    done = call(*words)
+    assert done.code == 1
+    assert "100" in done.stdout
+    assert "No route to host" in done.stdout + done.stderr
+    assert json.loads(call(*words, "--json").stdout)["unreachable"]
+
+
+def test_a_bug_of_ours_is_failed_and_not_partly_done(world: World, call: Call) -> None:
+    world.runner.faults.append(Fault(words=("list",), error=ZeroDivisionError("oops")))
+    done = call("run")
+    assert done.code == 2
+    assert "ZeroDivisionError: oops" in done.stderr
+    last = json.loads((world.place / "log/journal.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["error"]) == ("broken-off", "ZeroDivisionError: oops")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_termination_thaws_and_ends_with_failed(world: World, call: Call, number: signal.Signals) -> None:
+    def terminate(ran: object) -> None:
+        if world.guest(WEB).frozen and world.runner.ran[-1].argv[-1] == "fsfreeze-freeze":
+            signal.raise_signal(number)
+
+    world.runner.watchers.append(terminate)
+    done = call("run")
+    assert (done.code, done.stdout, done.stderr.strip()) == (2, "", "interrupted")
+    assert not world.guest(WEB).frozen
+    assert not world.runner.timers
+
+
+def test_an_interrupted_stream_is_cut_at_once_and_resumed_later(world: World, call: Call) -> None:
+    world.runner.faults.append(Fault(words=("receive",), nth=2, error=KeyboardInterrupt()))
+    assert call("run").code == 2
+    assert world.runner.cancelled
+    world.runner.revive()
+    assert call("run").code == 0
+
+
+def test_hostile_names_do_not_reach_the_terminal(world: World, call: Call) -> None:
+    text = (world.node.etc / "qemu-server/100.conf").read_text()
+    world.node.define(WEB, text.replace("name: web", "name: \x1b[2J[red]evil\u202e"))
+    for words in (("discover",), ("run", "-v"), ("list",), ("status",), ("run", "--dry-run")):
+        done = call(*words)
+        assert "\x1b" not in done.stdout + done.stderr
+        assert "\u202e" not in done.stdout + done.stderr
+        assert "\\x1b[2J[red]evil\\u202e" in done.stdout
+    assert "\x1b" not in call("discover", "--json").stdout
+
+
+def test_a_terminal_gets_a_drawn_table_and_markup_stays_text(
+    world: World, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (world.node.etc / "qemu-server/100.conf").read_text()
+    world.node.define(WEB, text.replace("name: web", "name: [red]web"))
+    monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+    assert "[red]web" in call("discover").stdout
