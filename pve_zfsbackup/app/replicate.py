@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pve_zfsbackup.app.gather import Assignment, Inventory, target_listing
 from pve_zfsbackup.app.outcome import blocked, failed
@@ -130,7 +130,9 @@ def _finish(session: Session, work: _Work, target: str) -> None:
     except BackupError as error:
         work.results.append(failed(STAGE, error, guest=work.guest, host=target))
         return
-    work.results += [failed(STAGE, error, guest=work.guest, host=target) for error in work.faults.values()]
+    for dataset, error in work.faults.items():  # `zfs` does not always say which disk it speaks of
+        told = failed(STAGE, error, guest=work.guest, host=target)
+        work.results.append(replace(told, message=f"{dataset}: {told.message}"))
     if not any(result.outcome is Outcome.FAILED for result in work.results):
         sent = sum(isinstance(step, Send | Resume) for plan in work.plans.values() for step in plan.steps)
         outcome = Outcome.OK if sent or small else Outcome.SKIPPED
