@@ -1,7 +1,8 @@
 """Make or refresh the virtual environment of the tests: `venv.py DIRECTORY`.
 
-It gets the run-time and development libraries pyproject.toml names, from PyPI, but not the product: tests import
-that from the work tree. It is remade when pyproject.toml or the Python version changes, and otherwise left alone.
+It gets the run-time and development libraries pyproject.toml names, and the simulator's as the lab's hosts have them,
+from PyPI, but not the product: tests import that from the work tree. It is remade when one of these files or the
+Python version changes, and otherwise left alone.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 PYPROJECT = PROJECT / "pyproject.toml"
+SIMULATOR = PROJECT / "tests" / "lab" / "image" / "wheels.txt"
 
 
 def requirements() -> list[str]:
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    return [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    simulator = [line for line in SIMULATOR.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+    return [*project["dependencies"], *project["optional-dependencies"]["dev"], *simulator]
 
 
 def make(directory: Path) -> None:
     mark = directory / ".made-for"
-    wanted = hashlib.sha256(PYPROJECT.read_bytes() + sys.version.encode()).hexdigest()
+    wanted = hashlib.sha256("\n".join((sys.version, *requirements())).encode()).hexdigest()
     if mark.exists() and mark.read_text() == wanted and (directory / "bin" / "python").exists():
         return
     print(f"making {directory} with {len(requirements())} libraries and what they need", flush=True)
