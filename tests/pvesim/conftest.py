@@ -26,6 +26,7 @@ def agent(node: Served) -> Iterator[ScriptedAgent]:
     """VM 100 running (this process stands for it) with a scripted guest agent."""
     run = node.node.run_root / "qemu-server"
     (run / "100.pid").write_text(f"{os.getpid()}\n")
-    scripted = ScriptedAgent(run / "100.qga")
+    scripted = ScriptedAgent()
+    node.node.open_agent = scripted.connect
     yield scripted
     scripted.stop()

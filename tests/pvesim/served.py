@@ -18,7 +18,7 @@ from fakepve.model import PveError
 from tests.lab.pve import certs
 from tests.lab.pve import cli as pve_cli
 from tests.lab.pve.cli_text import Reply
-from tests.lab.pve.node import Node
+from tests.lab.pve.node import Node, Streams
 from tests.lab.pve.server import SimPve
 
 
@@ -136,18 +136,20 @@ class Served:
 
 
 class ScriptedAgent:
-    """A guest agent on a unix socket: one client at a time, answers from `say`, each after `delay` seconds."""
+    """A guest agent, one client at a time, that answers from `say`. On loopback: unit tests reach nothing else."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self) -> None:
         self.say: dict[str, Callable[[], dict[str, Any]]] = {
             "guest-ping": lambda: {"return": {}}, "guest-fsfreeze-freeze": lambda: {"return": 2},
             "guest-fsfreeze-thaw": lambda: {"return": 2}, "guest-fsfreeze-status": lambda: {"return": "frozen"}}
         self.heard: list[str] = []
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen(8)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=8)
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
+
+    async def connect(self, _path: Path) -> Streams:
+        """What the node opens instead of the unix socket."""
+        return await asyncio.open_connection("127.0.0.1", self._listener.getsockname()[1])
 
     def refuse(self, command: str, kind: str, text: str) -> None:
         """Let the guest refuse a command."""

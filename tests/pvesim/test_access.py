@@ -8,6 +8,8 @@ from served import Answer, Served
 
 from tests.lab.pve.usercfg import dump, parse
 
+pytestmark = pytest.mark.loopback
+
 PRIVS = "Datastore.Audit VM.Audit VM.Config.Disk VM.GuestAgent.Audit VM.GuestAgent.FileSystemMgmt"
 
 

@@ -6,6 +6,8 @@ import pytest
 import recorded
 from served import ScriptedAgent, Served
 
+pytestmark = pytest.mark.loopback
+
 SAME = [
     "pvesh-err-badnode", "pvesh-err-badparam-value", "pvesh-err-badparam", "pvesh-err-badpath",
     "pvesh-err-badstorage", "pvesh-err-badvmid", "pvesh-err-fsfreeze-get", "pvesh-err-fsfreeze-noagent",

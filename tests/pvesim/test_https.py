@@ -8,6 +8,8 @@ from served import ScriptedAgent, Served
 
 from tests.lab.pve import api_agent
 
+pytestmark = pytest.mark.loopback
+
 SAME = [
     "version", "noperm-version", "access-permissions-a1", "access-permissions-t2", "nodes", "noperm-nodes",
     "cluster-status", "noperm-cluster-status", "noperm-cluster-resources", "bk-cluster-resources", "lxc",

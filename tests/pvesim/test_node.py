@@ -12,6 +12,8 @@ from tests.lab.pve.etc import parse_guest
 from tests.lab.pve.node import Node
 from tests.lab.pve.server import SimPve
 
+pytestmark = pytest.mark.loopback
+
 CONFS = Path(__file__).resolve().parents[1] / "lab" / "pve" / "confs"
 ODD = (CONFS / "104.conf").read_text()
 

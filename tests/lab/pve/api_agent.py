@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 from fakepve.model import PveError
@@ -28,9 +27,9 @@ def _daemon() -> asyncio.Semaphore:
     return _workers.setdefault(loop, asyncio.Semaphore(WORKERS))
 
 
-async def _exchange(socket: Path, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """One connection: synchronise, send one command, read its answer. A socket serves one client at a time."""
-    reader, writer = await asyncio.open_unix_connection(str(socket), limit=2**22)
+async def _exchange(node: Node, vmid: int, command: str) -> dict[str, Any]:
+    """One connection: synchronise, send one command, read its answer."""
+    reader, writer = await node.open_agent(node.qga(vmid))
     try:
         token = random.randrange(2**31)
         sync = {"execute": "guest-sync-delimited", "arguments": {"id": token}}
@@ -42,7 +41,7 @@ async def _exchange(socket: Path, command: str, arguments: dict[str, Any]) -> di
             if not line:
                 raise ConnectionResetError("the agent closed the connection")
             answer = json.loads(line.rpartition(b"\xff")[2])
-        writer.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        writer.write(json.dumps({"execute": command, "arguments": {}}).encode() + b"\n")
         line = await reader.readline()
         if not line:
             raise ConnectionResetError("the agent closed the connection")
@@ -52,9 +51,9 @@ async def _exchange(socket: Path, command: str, arguments: dict[str, Any]) -> di
         writer.close()
 
 
-async def _ping(socket: Path) -> bool:
+async def _ping(node: Node, vmid: int) -> bool:
     try:
-        await asyncio.wait_for(_exchange(socket, "guest-ping", {}), PING_LIMIT)
+        await asyncio.wait_for(_exchange(node, vmid, "guest-ping"), PING_LIMIT)
     except TimeoutError:
         return False
     except (OSError, ValueError):
@@ -70,11 +69,11 @@ async def call(node: Node, vmid: int, command: str) -> dict[str, Any]:
         raise PveError(500, "No QEMU guest agent configured")
     if node.pid(vmid) is None:
         raise PveError(500, f"VM {vmid} is not running")
-    if not agent_enabled(conf.main["agent"]) or not await _ping(node.qga(vmid)):
+    if not agent_enabled(conf.main["agent"]) or not await _ping(node, vmid):
         raise PveError(500, "QEMU guest agent is not running")
     name = f"guest-{command}"
     try:
-        answer = await asyncio.wait_for(_exchange(node.qga(vmid), name, {}), LIMITS.get(name, PLAIN_LIMIT))
+        answer = await asyncio.wait_for(_exchange(node, vmid, name), LIMITS.get(name, PLAIN_LIMIT))
     except TimeoutError:
         word = "qga" if node.major >= 9 else "qmp"
         raise PveError(500, f"VM {vmid} {word} command '{name}' failed - got timeout") from None

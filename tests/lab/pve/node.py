@@ -1,8 +1,9 @@
 """The simulated node's state and the table of its API methods."""
 
+import asyncio
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from .tasks import Tasks
 from .usercfg import Access
 
 Values = dict[str, Any]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Handler = Callable[["Node", Values, str], Any]
 TABLE: dict[tuple[str, str], Handler] = {}
 
@@ -48,6 +50,11 @@ def run(*argv: str) -> str:
     return done.stdout
 
 
+async def open_agent(path: Path) -> Streams:
+    """Connect to a guest agent's unix socket; it serves one client at a time."""
+    return await asyncio.open_unix_connection(str(path), limit=2**22)
+
+
 def disk_usage(path: str) -> tuple[int, int]:
     """(used, available) bytes of the file system at a path; OSError when there is none."""
     found = os.statvfs(path)
@@ -66,6 +73,7 @@ class Node:
     address: str = "127.0.0.1"
     runner: Callable[..., str] = run
     disk_usage: Callable[[str], tuple[int, int]] = disk_usage
+    open_agent: Callable[[Path], Awaitable[Streams]] = open_agent
     started: float = 0.0
     etc: Etc = field(init=False)
     access: Access = field(init=False)
