@@ -42,7 +42,7 @@ def preview(session: Session, scope: Scope, stages: Sequence[Stage]) -> DryRun:
     world: World = {SOURCE: found.listing, **listings}
     previews: list[Preview] = []
     for stage in stages:
-        planned = list(_plans(session, stage, found, items, world))
+        planned = list(_plans(session, stage, found, items, world, frozenset(errors)))
         previews += planned
         steps: list[Step] = list(dict.fromkeys(step for shown in planned for step in shown.plan.steps))
         world = project(world, steps)
@@ -51,7 +51,12 @@ def preview(session: Session, scope: Scope, stages: Sequence[Stage]) -> DryRun:
 
 
 def _plans(
-    session: Session, stage: Stage, found: Inventory, items: Sequence[Assignment], world: World
+    session: Session,
+    stage: Stage,
+    found: Inventory,
+    items: Sequence[Assignment],
+    world: World,
+    silent: frozenset[str],
 ) -> Iterator[Preview]:
     match stage:
         case Stage.SNAPSHOT:
@@ -64,7 +69,7 @@ def _plans(
                     for plan in work.plans.values():
                         yield Preview(stage=stage, guest=work.guest, host=target, plan=plan)
         case Stage.PRUNE:
-            for pruning in decide(session, world, items, silent=frozenset()):
+            for pruning in decide(session, world, items, silent=silent):
                 yield Preview(stage=stage, guest=pruning.item.guest, host="all", plan=pruning.plan.plan)
         case unknown:
             assert_never(unknown)

@@ -14,9 +14,7 @@ from pve_zfsbackup.app.session import HOLD_TAG, Session
 from pve_zfsbackup.errors import BackupError, VerificationError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.model import (
-    AbortReceive,
     CreateBookmark,
-    CreateParent,
     Dataset,
     DestroyBookmark,
     Disk,
@@ -29,13 +27,12 @@ from pve_zfsbackup.model import (
     Release,
     Resume,
     Send,
-    Step,
 )
-from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides, compare, plan_replication
+from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides, compare, phases, plan_replication
 
 STAGE = "replicate"
-_TRANSFERS = (AbortReceive, Send, Resume)
-_FINISH = (Mark, Hold, Release, CreateBookmark, DestroyBookmark)  # in this order
+# One command for all disks of a guest where ZFS allows it. An old bookmark goes before a new one of its name.
+_FINISH = (Mark, Hold, Release, DestroyBookmark, CreateBookmark)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,7 +83,7 @@ def _planned(guest: Guest, sides: Sides, policy: ReplicationPolicy) -> _Work:
 def _to_target(session: Session, found: Inventory, guests: Sequence[Guest], listing: Listing) -> Iterator[Result]:
     target = listing.host
     works = plan_target(session, found, guests, listing)
-    parents = [step for work in works for step in _steps(work, CreateParent)]
+    parents = [step for work in works for plan in work.plans.values() for step in phases(plan)[0]]
     session.executor.execute(list(dict.fromkeys(parents)))
     with ThreadPoolExecutor(session.config.targets[target].parallel) as threads:
         try:
@@ -104,10 +101,10 @@ def _transferred(session: Session, works: Sequence[_Work], threads: ThreadPoolEx
     futures: dict[Future[int], tuple[_Work, Dataset]] = {}
     for work in works:
         for dataset, plan in work.plans.items():
-            transfers = [step for step in plan.steps if isinstance(step, _TRANSFERS)]
-            if transfers:
+            _, streams, _ = phases(plan)
+            if streams:
                 work.pending += 1
-                futures[threads.submit(session.executor.execute, transfers)] = (work, dataset)
+                futures[threads.submit(session.executor.execute, streams)] = (work, dataset)
     yield from (work for work in works if not work.pending)
     for future in as_completed(futures):
         work, dataset = futures[future]
@@ -124,14 +121,14 @@ def _finish(session: Session, work: _Work, target: str) -> None:
     """Read back what arrived, then make it a point there: properties, hold, bookmark. Report the guest."""
     try:
         _verify(session, work, target)
-        alive = [plan for dataset, plan in work.plans.items() if dataset not in work.faults]
-        small = [step for kind in _FINISH for plan in alive for step in plan.steps if isinstance(step, kind)]
+        alive = [phases(plan)[2] for dataset, plan in work.plans.items() if dataset not in work.faults]
+        small = sorted((step for steps in alive for step in steps), key=lambda step: _FINISH.index(type(step)))
         session.executor.execute(small)
     except BackupError as error:
         work.results.append(failed(STAGE, error, guest=work.guest, host=target))
         return
-    for dataset, error in work.faults.items():  # `zfs` does not always say which disk it speaks of
-        told = failed(STAGE, error, guest=work.guest, host=target)
+    for dataset, fault in work.faults.items():  # `zfs` does not always say which disk it speaks of
+        told = failed(STAGE, fault, guest=work.guest, host=target)
         work.results.append(replace(told, message=f"{dataset}: {told.message}"))
     if not any(result.outcome is Outcome.FAILED for result in work.results):
         sent = sum(isinstance(step, Send | Resume) for plan in work.plans.values() for step in plan.steps)
@@ -159,10 +156,6 @@ def _verify(session: Session, work: _Work, target: str) -> None:
             f"{target}: {name} lacks {len(guids)} snapshots that were sent, although every command succeeded",
             hint="the next run plans anew from what is there",
         )
-
-
-def _steps(work: _Work, kind: type[Step]) -> list[Step]:
-    return [step for plan in work.plans.values() for step in plan.steps if isinstance(step, kind)]
 
 
 def _dataset(disk: Disk) -> Dataset:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from pve_zfsbackup.config import Config, Target, read_secret
 from pve_zfsbackup.events import Emit
@@ -48,7 +49,8 @@ class Session:
 
     @property
     def timezone(self) -> tzinfo:
-        return self.config.timezone or datetime.now(UTC).astimezone().tzinfo or UTC
+        """Where days and weeks begin: with its rules for summer time, which an offset of today would not have."""
+        return self.config.timezone or _system_zone()
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -68,6 +70,14 @@ def open_session(config: Config, emit: Emit, runner: Runner | None = None) -> It
             host = Host(name=name, runner=runner, destination=_destination(target, config.runtime_dir))
             hosts[name] = stack.enter_context(connected(host))
         yield Session(config=config, api=api, agent=agent, node=node, runner=runner, hosts=hosts, emit=emit)
+
+
+def _system_zone() -> tzinfo:
+    try:
+        with open("/etc/localtime", "rb") as file:
+            return ZoneInfo.from_file(file)
+    except FileNotFoundError:
+        return UTC
 
 
 def _api(config: Config, runner: Runner, node: str) -> tuple[Api, Agent]:
