@@ -236,7 +236,8 @@ def _spawn(
 
 def failure(done: Completed) -> CommandError:
     """The error for a program that failed, not yet classified."""
-    told = done.stderr.partition("\nusage:")[0]  # zfs takes some missing datasets for wrong arguments
+    # zfs takes some missing datasets for wrong arguments, and after a cut stream it explains how to resume by hand.
+    told = done.stderr.partition("\nusage:")[0].partition("\nPartially received snapshot is saved")[0]
     lines = [line for line in told.strip().splitlines() if line.strip()]
     text = "; ".join(lines[-3:]) or f"exit status {done.returncode}, no message"
     return CommandError(f"{_label(done.argv)}: {text}", stderr=done.stderr, returncode=done.returncode)
