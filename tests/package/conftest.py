@@ -24,7 +24,8 @@ def tools() -> None:
     """Debian's tools these tests call, installed when missing."""
     if os.geteuid() != 0:
         pytest.fail("the package tests install into Debian roots: they need root")
-    subprocess.run([PROJECT / "tools" / "need", "bash-completion", "debootstrap", "groff-base", "man-db"], check=True)
+    packages = ("debootstrap", "dpkg-dev", "groff-base", "iproute2", "man-db")
+    subprocess.run([PROJECT / "tools" / "need", *packages], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 A cached root holds a minimal Debian and what the package depends on, so that installing needs no network; a second
 layer adds what running the unit tests there needs. Every command gets mount, process and network namespaces of its
-own, which end with it: nothing can stay mounted, running or connected.
+own, with nothing but loopback, and they end with it: nothing can stay mounted, running or connected.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ ENVIRONMENT = {
 # $0 is the lower directories, $1 the place of upper, work and root; the command follows.
 _INSIDE = """
 set -e
+ip link set lo up
 mount -t overlay overlay -o "lowerdir=$0,upperdir=$1/upper,workdir=$1/work" "$1/root"
 mount -t proc proc "$1/root/proc"
 place=$1; shift
