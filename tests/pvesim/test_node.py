@@ -98,6 +98,19 @@ def test_replication_jobs_come_from_their_file(node: Served) -> None:
     assert node.request("GET", "/cluster/replication", "root@pam!t2").json["data"] == []
 
 
+@pytest.mark.parametrize(("line", "reason"), [
+    ("disable", "storage 'local-zfs' is disabled"),
+    ("nodes pve7,pve8", "storage 'local-zfs' is not available on node 'pve1'"),
+])
+def test_storages_that_are_not_to_be_had(node: Served, line: str, reason: str) -> None:
+    path = node.node.etc.root / "storage.cfg"
+    path.write_text(path.read_text().replace("\tsparse 1\n", f"\tsparse 1\n\t{line}\n"))
+    got = node.request("GET", "/nodes/pve1/storage/local-zfs/content")
+    assert (got.status, got.reason) == (500, reason)
+    listed = {item["storage"]: item["enabled"] for item in node.request("GET", "/nodes/pve1/storage").json["data"]}
+    assert listed.get("local-zfs") == (0 if line == "disable" else None)
+
+
 def test_another_node_is_out_of_reach(node: Served) -> None:
     (node.node.etc.root / "nodes" / "pve2").mkdir()
     got = node.request("GET", "/nodes/pve2/qemu")

@@ -134,6 +134,8 @@ def content(node: Node, v: Values, who: str) -> Any:
     keys = _known(node, sid)
     if _flag(keys, "disable"):
         raise PveError(500, f"storage '{sid}' is disabled")
+    if keys.get("nodes") and node.name not in split(keys["nodes"]):
+        raise PveError(500, f"storage '{sid}' is not available on node '{node.name}'")
     containers = {vmid for vmid, kind in node.etc.guests() if kind == "lxc"}
     found = (_zfs_volumes(node, sid, keys, containers) if keys["type"] == "zfspool"
              else _dir_volumes(sid, keys, containers))
