@@ -7,11 +7,11 @@ import json
 import pytest
 
 from pve_zfsbackup.app.run import Stage
-from pve_zfsbackup.errors import ConfigError, ExitCode, LockedError, PveError
+from pve_zfsbackup.errors import CommandTimeoutError, ConfigError, ExitCode, LockedError, PveError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.guests import unpack_config
 from pve_zfsbackup.host.lock import run_lock
-from tests.fakes.pools import Snap
+from tests.fakes.pools import Pools, Snap
 from tests.fakes.runner import HERE, Fault
 from tests.fakes.world import CONFIG, CT, DB, REPLICAS, TARGET, WEB, World, assert_replicated, assert_safe
 
@@ -272,6 +272,65 @@ def test_a_failing_listing_of_the_source_ends_the_run_before_anything(world: Wor
     with pytest.raises(Exception, match="out of memory"):
         world.run()
     assert not world.runner.changes
+
+
+def test_one_silent_target_does_not_keep_the_points_from_the_other(world: World) -> None:
+    world.runner.pools["backup2"] = Pools("backup2", world.clock)
+    world.runner.pools["backup2"].pool("tank")
+    world.runner.addresses["backup2.example"] = "backup2"
+    text = world.config.read_text().replace("targets: [backup1]", "targets: [backup1, backup2]")
+    other = "  backup2: {host: backup2.example, root: tank/backups, parallel: 1, keep: {keep-last: 3}}\njobs:\n"
+    world.config.write_text(text.replace("jobs:\n", other))
+    assert world.run().exit_code is ExitCode.OK
+    (base,) = world.complete(HERE, WEB)
+    world.runner.down[TARGET] = DOWN
+    for _ in range(5):
+        world.write()
+        report = world.run()
+        assert report.exit_code is ExitCode.PARTIAL
+        assert {result.host for result in world.results(report, Outcome.FAILED)} == {TARGET}
+    assert len(world.complete("backup2", WEB)) == 3
+    assert world.complete("backup2", WEB)[-1] == world.complete(HERE, WEB)[-1]
+    assert base in world.complete(HERE, WEB), "what the silent one needs stays"
+    world.runner.down.clear()
+    assert world.run().exit_code is ExitCode.OK
+    assert_replicated(world)
+    assert world.complete("backup2", WEB)[-1] == world.complete(TARGET, WEB)[-1]
+
+
+def test_a_connection_that_breaks_during_a_stream_is_the_targets_fault(world: World) -> None:
+    reset = Fault(words=("receive", REPLICAS[ZVOL]), answer=(255, "client_loop: send disconnect: Broken pipe"))
+    world.runner.faults.append(reset)
+    report = world.run()
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert (failed.vmid, failed.host) == (WEB, TARGET)
+    assert f"{ZVOL}: target backup1: ssh to backup@backup1.example:22 failed" in failed.message
+    world.runner.revive()
+    assert world.run().exit_code is ExitCode.OK
+    assert_replicated(world)
+
+
+def test_a_stream_that_stalls_is_told_and_made_up_for(world: World) -> None:
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), error=CommandTimeoutError("no byte moved")))
+    report = world.run()
+    assert [result.vmid for result in world.results(report, Outcome.FAILED)] == [WEB]
+    world.runner.revive()
+    assert world.run().exit_code is ExitCode.OK
+    assert_replicated(world)
+
+
+def test_a_held_snapshot_is_no_reason_to_stop_pruning_the_others(world: World) -> None:
+    for _ in range(3):
+        world.run()
+        world.write()
+    oldest = min(world.target.datasets[REPLICAS[ZVOL]].snaps.values(), key=lambda snap: snap.createtxg)
+    oldest.holds.add("auditor")
+    for _ in range(4):
+        world.write()
+        assert world.run().exit_code is ExitCode.OK
+    names = list(world.target.datasets[REPLICAS[ZVOL]].snaps.values())
+    assert oldest in names
+    assert len(names) <= 4
 
 
 # -- interrupted streams
