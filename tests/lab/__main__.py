@@ -45,7 +45,7 @@ def _up() -> None:
         print("\nThe lab is up. Each host as root, from another terminal:", file=sys.stderr)
         for host in lab.hosts.values():
             print(f"  {host.name:8} {shlex.join(host.shell_command)}", file=sys.stderr)
-        print(f"Serial logs: {lab.logs}", file=sys.stderr)
+        print(f"Serial logs: {lab.logs}; to run tests against it: PZB_LAB_ATTACH={lab.run}", file=sys.stderr)
         if sys.stdin.isatty():
             print("This is a shell on pve1; leaving it ends the lab.\n", file=sys.stderr, flush=True)
             subprocess.run(lab.pve1.shell_command, check=False)

@@ -6,6 +6,7 @@ Tests that need other hosts than the shared ones make a Lab of their own.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,12 @@ DEBS = TREE / "build" / "deb"
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Both hosts, booted and provisioned: see Lab.provision."""
+    """Both hosts, booted and provisioned: see Lab.provision. PZB_LAB_ATTACH names the run of a lab that is up already."""
+    if attached := os.environ.get("PZB_LAB_ATTACH"):
+        existing = Lab()
+        existing.attach(Path(attached))
+        yield existing
+        return
     with Lab() as running:
         running.provision()
         yield running

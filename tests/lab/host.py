@@ -5,6 +5,7 @@ All commands of one host share one ssh connection (a new one costs more than a s
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import subprocess
@@ -175,7 +176,8 @@ class Host:
 
     @property
     def _control(self) -> Path:
-        return self.machine.run / f"{self.name}.ssh"
+        owner = f"-{os.getpid()}" if self.machine.attached else ""
+        return self.machine.run / f"{self.name}{owner}.ssh"
 
     def _ssh(self, *options: str) -> tuple[str, ...]:
         shared = ("-o", f"ControlPath={self._control}", "-o", "BatchMode=yes", "-o", "ConnectTimeout=60")

@@ -77,9 +77,19 @@ class Lab:
             raise
         image.say(f"lab: ready after {time.monotonic() - started:.0f} s")
 
+    def attach(self, run: Path) -> None:
+        """Use the hosts of a lab that `make lab` left running, for developing tests; `stop` leaves them running."""
+        base = image.ensure()
+        for spec in self.specs:
+            machine = Machine(spec=spec, image=base, run=run, logs=run)
+            machine.port = int((run / f"{spec.name}.port").read_text())
+            machine.attached = True
+            self.hosts[spec.name] = Host(machine=machine)
+
     @staticmethod
     def _bring_up(host: Host) -> None:
         host.boot()
+        (host.machine.run / f"{host.name}.port").write_text(str(host.machine.port))
         setup.prepare(host)
 
     def stop(self) -> None:

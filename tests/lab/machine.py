@@ -56,6 +56,7 @@ class Machine:
     logs: Path
     peers: tuple[str, ...] = ()
     port: int = field(init=False, default=0)
+    attached: bool = field(init=False, default=False)  # started by somebody else, see Lab.attach
     process: subprocess.Popen[bytes] | None = field(init=False, default=None)
 
     @property
@@ -83,7 +84,7 @@ class Machine:
 
     @property
     def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.attached or (self.process is not None and self.process.poll() is None)
 
     def kill(self) -> None:
         """Cut the power: QEMU gets SIGKILL, nothing inside is told. Harmless when it is off already."""
