@@ -120,9 +120,10 @@ def perform(phase: Phase) -> Result:
 
 
 def summary(results: list[Result]) -> str:
-    """One line in pytest's words over all its phases."""
+    """One line in pytest's words over all its phases; a phase that failed otherwise than by a test is an error."""
     words = ("failed", "passed", "skipped", "errors")
     total = {word: sum(result.counts.get(word, 0) for result in results) for word in words}
+    total["errors"] += sum(not result.ok and not result.counts.get("failed") for result in results)
     said = [f"{number} {word}" for word, number in total.items() if number] or ["no tests ran"]
     seconds = sum(result.seconds for result in results)
     return f" {', '.join(said)} in {seconds:.2f}s ".center(80, "=")

@@ -30,10 +30,14 @@ def make(directory: Path) -> None:
     wanted = hashlib.sha256("\n".join((sys.version, *requirements())).encode()).hexdigest()
     if mark.exists() and mark.read_text() == wanted and (directory / "bin" / "python").exists():
         return
+    if directory.is_dir() and any(directory.iterdir()) and not mark.exists():
+        sys.exit(f"{directory} is not empty and was not made by this: PZB_VENV names another, or remove it")
     print(f"making {directory} with {len(requirements())} libraries and what they need", flush=True)
     if sys.prefix == sys.base_prefix:
         subprocess.run([str(PROJECT / "tools" / "need"), *debian_packages()], check=True)
     shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    mark.touch()  # ours, even if it is interrupted now
     subprocess.run([sys.executable, "-m", "venv", directory], check=True)
     pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, *requirements()], check=True)
