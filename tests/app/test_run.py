@@ -12,7 +12,7 @@ from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.guests import unpack_config
 from pve_zfsbackup.host.lock import run_lock
 from tests.fakes.pools import Pools, Snap
-from tests.fakes.runner import HERE, Fault
+from tests.fakes.runner import HERE, Fault, Ran
 from tests.fakes.world import CONFIG, CT, DB, REPLICAS, TARGET, WEB, World, assert_replicated, assert_safe
 
 ZVOL = "rpool/data/vm-100-disk-0"
@@ -184,13 +184,26 @@ def test_one_disk_that_cannot_be_sent_does_not_stop_the_others(world: World) -> 
 
 
 def test_a_receive_that_lies_is_found_out(world: World) -> None:
-    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), lie=True))
+    """It says it is done, and there is a snapshot of the right name: only the guid tells."""
+    world.run()
+    world.write()
+    replica = REPLICAS[ZVOL]
+    world.runner.faults.append(Fault(words=("receive", replica), lie=True))
+
+    def forge(ran: Ran) -> None:
+        if ran.argv[:3] == ("zfs", "send", "-L") and ZVOL in ran.argv[-1]:
+            world.target.snap(f"{replica}@{ran.argv[-1].partition('@')[2]}")
+
+    world.runner.watchers.append(forge)
     report = world.run()
     (failed,) = world.results(report, Outcome.FAILED)
     assert failed.vmid == WEB
-    assert not world.complete(TARGET, WEB)
-    assert world.run().exit_code is ExitCode.OK
-    assert_replicated(world)
+    assert f"{replica} lacks 1 snapshots that were sent, although every command succeeded" in failed.message
+    forged = world.target.datasets[replica].newest
+    assert forged is not None
+    assert not forged.props, "it is not made part of a point"
+    assert not forged.holds
+    assert len(world.complete(TARGET, WEB)) == 1
 
 
 def test_marks_that_did_not_arrive_are_made_up_for(world: World) -> None:
