@@ -56,6 +56,7 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Pla
     way = route(disk, source, sides, policy)
     if isinstance(way, Conflict):
         return _blocked(way)
+    wanted, forged = _namesakes(wanted, way)
     sends = _sends(source, ordered, wanted, way, policy)
     top = sends[-1].snapshot if sends else way.base
     assert top is not None  # there is something wanted: it is sent, or there is a base
@@ -71,7 +72,7 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Pla
         steps += [send, *marks]
     steps += _holds(source, top, there, way.path, sides, policy)
     steps += after
-    warnings = (*way.warnings, *_overtaken(wanted[-1], top, there, policy))
+    warnings = (*way.warnings, *forged, *(_overtaken(wanted[-1], top, there, policy) if wanted else ()))
     return Plan(steps=tuple(steps), warnings=warnings, reasons=(*way.reasons, *_explain(ordered, sends, top, policy)))
 
 
@@ -87,6 +88,18 @@ def phases(plan: Plan) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, 
     streams = tuple(step for step in plan.steps[:end] if not isinstance(step, CreateParent | Mark))
     marks = tuple(step for step in plan.steps[:end] if isinstance(step, Mark))
     return parents, streams, (*marks, *(step for step in plan.steps[end:] if not isinstance(step, CreateParent)))
+
+
+def _namesakes(wanted: list[Snapshot], way: Route) -> tuple[list[Snapshot], tuple[str, ...]]:
+    """What can be sent, and a warning for each that cannot: the replica has another snapshot under its name.
+
+    Somebody destroyed a snapshot of ours and made one like it. The replica keeps the old one, as it must.
+    """
+    held = {snapshot.name: snapshot.guid for snapshot in way.snapshots}
+    good = [snapshot for snapshot in wanted if held.get(snapshot.name, snapshot.guid) == snapshot.guid]
+    bad = [snapshot for snapshot in wanted if snapshot not in good]
+    told = (f"{snapshot.full_name} was made anew by somebody; the replica keeps the one it has" for snapshot in bad)
+    return good, tuple(told)
 
 
 def _sends(

@@ -446,3 +446,21 @@ def test_holds_on_foreign_snapshots_are_not_released() -> None:
     here = {**here, HOST: replace(here[HOST], volumes=volumes)}
     released = [step.snapshot.guid for step in replicate(here).steps if isinstance(step, Release)]
     assert released == [guid(2)]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_snapshot_made_anew_under_our_name_is_never_sent_over_the_old_one(later: bool) -> None:
+    """Its bookmark is still the base; whatever comes after it goes on from there."""
+    history = ("Oh", "Oh", "o-") if later else ("Oh", "Oh")
+    before = build(history)
+    volume = before[SOURCE].volumes[ZVOL]
+    forged = replace(volume.snapshots[1], guid=Guid("424242"), createtxg=volume.snapshots[1].createtxg + 5)
+    changed = replace(volume, snapshots=(volume.snapshots[0], forged, *volume.snapshots[2:]))
+    world = {**before, SOURCE: listing(SOURCE, changed)}
+    plan = replicate(world)
+    assert any("made anew" in warning for warning in plan.warnings)
+    sent = [step for step in plan.steps if isinstance(step, Send)]
+    assert [step.snapshot.guid for step in sent] == ([guid(3)] if later else [])
+    after = project(world, plan.steps)
+    assert guids(before[HOST].volumes[REPLICA]) <= guids(after[HOST].volumes[REPLICA])
+    assert forged.guid not in guids(after[HOST].volumes[REPLICA])
