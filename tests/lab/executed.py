@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from tests.lab.machine import LabError
+
 if TYPE_CHECKING:
     from tests.lab.host import Host
 
@@ -88,8 +90,6 @@ def _probe() -> str:
 @contextmanager
 def recording(host: Host) -> Iterator[Executed]:
     """Record between two ssh commands; what those two execute themselves is left out."""
-    from tests.lab.machine import LabError
-
     record = Executed()
     host.script(_START, _probe())
     try:

@@ -36,7 +36,7 @@ class Result:
         return self.stdout.splitlines()
 
 
-class CommandFailed(LabError):
+class CommandError(LabError):
     """A command on a host ended with another status than 0."""
 
     def __init__(self, host: str, result: Result) -> None:
@@ -47,7 +47,7 @@ class CommandFailed(LabError):
 
 @dataclass(slots=True, kw_only=True)
 class Host:
-    """One host of the lab. Methods raise LabError when the host does not answer, CommandFailed for a bad status."""
+    """One host of the lab. Methods raise LabError when the host does not answer, CommandError for a bad status."""
 
     machine: Machine
     _master: subprocess.Popen[bytes] | None = field(init=False, default=None)
@@ -79,7 +79,7 @@ class Host:
         if done.returncode == 255 and not self._connected:
             raise LabError(f"{self.name}: the connection broke while running {shlex.join(argv)}: {err.strip()}")
         if check and done.returncode != 0:
-            raise CommandFailed(self.name, result)
+            raise CommandError(self.name, result)
         return result
 
     def script(self, text: str, *arguments: str, check: bool = True, timeout: float = 300) -> Result:
@@ -121,7 +121,9 @@ class Host:
 
     def write(self, path: str, content: str | bytes, *, mode: int = 0o644) -> None:
         """Write a file whole, with its mode from the first byte, its directories made as needed."""
-        text = 'd=$(dirname "$1"); mkdir -p "$d"; t=$(mktemp "$d/.lab.XXXXXX"); cat > "$t"; chmod "$2" "$t"; mv "$t" "$1"'
+        text = (
+            'd=$(dirname "$1"); mkdir -p "$d"; t=$(mktemp "$d/.lab.XXXXXX"); cat > "$t"; chmod "$2" "$t"; mv "$t" "$1"'
+        )
         self.run(("sh", "-euc", text, "sh", path, f"{mode:o}"), input=content)
 
     def read(self, path: str) -> str:

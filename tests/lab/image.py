@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,7 @@ class Image:
 
     @property
     def kernel(self) -> Path:
-        return self.directory / "vmlinuz"
+        return self.directory / "vmlinux"
 
     @property
     def initrd(self) -> Path:
@@ -77,12 +78,12 @@ def cache_root() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
 
 
-def definition_hash() -> str:
-    """Hash over every file of `tests/lab/image/`: names, contents and the guest's Python version."""
+def definition_hash(directory: Path = DEFINITION) -> str:
+    """Hash over every file below a directory, by default all of `tests/lab/image/`: names and contents."""
     digest = hashlib.sha256(GUEST_PYTHON.encode())
-    for path in sorted(p for p in DEFINITION.rglob("*") if p.is_file()):
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         content = path.read_bytes()
-        digest.update(f"{path.relative_to(DEFINITION)}\0{len(content)}\0".encode())
+        digest.update(f"{path.relative_to(directory)}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()[:16]
 
@@ -99,7 +100,9 @@ def install_tools() -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     install = ("apt-get", "-qy", "install", "--no-install-recommends", *missing)
     for command in (("apt-get", "-q", "update"), install):
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
         if done.returncode != 0:
             raise ImageError(f"{' '.join(command)} failed:\n{done.stdout}")
 
@@ -109,7 +112,9 @@ def _which(tool: str) -> str | None:
 
 
 def ensure() -> Image:
-    """The image for the present definition; built (about six minutes) when the cache has none.
+    """The image for the present definition; built when the cache has none.
+
+    Six minutes on two idle cores, one minute when only the base is there: a changed file compiles no OpenZFS.
 
     Raises ImageError when it cannot be built.
     """
@@ -145,21 +150,44 @@ def _sweep(cache: Path) -> None:
 
 
 def _build(entry: Path) -> None:
+    """Make one cache entry; the caller holds the lock."""
     if os.geteuid() != 0:
         raise ImageError("building the lab's image needs root (debootstrap)")
     started = time.monotonic()
+    base = entry.parent / f"base-{definition_hash(DEFINITION / 'base')}.tar.zst"
     work = Path(tempfile.mkdtemp(prefix="building-", dir=entry.parent))
     log = entry.parent / f"{entry.name}.log"
-    say(f"lab: building the image, about six minutes; log in {log}")
+    duration = "a minute" if base.exists() else "six minutes"
+    say(f"lab: building the image, about {duration}; log in {log}")
     with log.open("w") as output:
+        if not base.exists():
+            _logged((str(DEFINITION / "base" / "build.sh"), str(work)), output, started)
+            (work / "base.tar.zst").rename(base)
         subprocess.run(("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", work / "id"), check=True)
-        _progress(started, "wheels")
         _logged(_wheel_command(work / "wheels"), output, started)
-        _logged((str(DEFINITION / "build.sh"), str(work)), output, started)
+        _logged((str(DEFINITION / "build.sh"), str(work), str(base)), output, started)
+    _unpack_kernel(work / "vmlinuz", work / "vmlinux")
     shutil.rmtree(work / "wheels")
     work.chmod(0o700)
     work.rename(entry)
     say(f"lab: image ready in {time.monotonic() - started:.0f} s: {entry}")
+
+
+def _unpack_kernel(packed: Path, plain: Path) -> None:
+    """Take the kernel proper out of a bzImage, so that no host spends seconds unpacking it under emulation.
+
+    Offsets: Documentation/arch/x86/boot.rst (setup_sects 0x1f1, payload_offset 0x248, payload_length 0x24c).
+    """
+    raw = packed.read_bytes()
+    sectors = raw[0x1F1] or 4
+    offset, length = struct.unpack_from("<II", raw, 0x248)
+    start = (sectors + 1) * 512 + offset
+    # The last four bytes of the payload are the unpacked size, not part of the zstd frame.
+    done = subprocess.run(("zstd", "-dc"), input=raw[start : start + length - 4], capture_output=True, check=False)
+    if done.returncode != 0 or not done.stdout.startswith(b"\x7fELF"):
+        raise ImageError(f"the kernel is not packed by zstd: {done.stderr.decode(errors='replace').strip()}")
+    plain.write_bytes(done.stdout)
+    packed.unlink()
 
 
 def _wheel_command(target: Path) -> tuple[str, ...]:

@@ -46,7 +46,9 @@ class Lab:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     @property
@@ -63,23 +65,30 @@ class Lab:
         """Boot all hosts side by side and make their pools. LabError (or ImageError) when that fails; none is left."""
         base = image.ensure()
         self._make_directories()
+        (self.run / "image").symlink_to(base.directory)
         started = time.monotonic()
         image.say(f"lab: booting {' and '.join(s.name for s in self.specs)}; logs in {self.logs}")
+        threads = ThreadPoolExecutor()
         try:
             for spec in self.specs:
                 peers = tuple(other.name for other in self.specs if other is not spec)
                 machine = Machine(spec=spec, image=base, run=self.run, logs=self.logs, peers=peers)
                 self.hosts[spec.name] = Host(machine=machine)
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(self._bring_up, self.hosts.values()))
+                machine.start()
+            list(threads.map(self._bring_up, self.hosts.values()))
         except BaseException:
+            # Without their machines the threads end at once, also after Ctrl-C.
+            for host in self.hosts.values():
+                host.machine.kill()
+            threads.shutdown(cancel_futures=True)
             self.stop()
             raise
+        threads.shutdown()
         image.say(f"lab: ready after {time.monotonic() - started:.0f} s")
 
     def attach(self, run: Path) -> None:
         """Use the hosts of a lab that `make lab` left running, for developing tests; `stop` leaves them running."""
-        base = image.ensure()
+        base = image.Image(directory=(run / "image").resolve(strict=True))
         for spec in self.specs:
             machine = Machine(spec=spec, image=base, run=run, logs=run)
             machine.port = int((run / f"{spec.name}.port").read_text())
@@ -88,8 +97,7 @@ class Lab:
 
     @staticmethod
     def _bring_up(host: Host) -> None:
-        host.boot()
-        (host.machine.run / f"{host.name}.port").write_text(str(host.machine.port))
+        host.wait_up()
         setup.prepare(host)
 
     def stop(self) -> None:
@@ -120,10 +128,12 @@ class Lab:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the disks of runs whose process is gone: a live one holds its lock."""
+    """Remove the disks of runs whose process is gone: a live one holds its lock, a young one may not yet."""
     for leftover in parent.glob(f"{RUN_PREFIX}*"):
         try:
             with (leftover / "lock").open("r+") as lock:
+                if time.time() - os.fstat(lock.fileno()).st_mtime < 60:
+                    continue
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, FileNotFoundError):
             continue
