@@ -1,8 +1,8 @@
 """Run pve-zfsbackup again and again, killing it (SIGKILL) before its first, second, third … outer action.
 
 Runs on the node: `killer.py FIRST LAST VMID ARGUMENTS…`. An outer action is a program it starts, a stream it joins, or
-a call of the Proxmox API. After each kill: waits until the guest is thawed, and then runs the command to its end. Prints one
-JSON line per kill; ends at the first kill that was not reached. Each attempt is a fork, so Python starts once.
+a call of the Proxmox API. After each kill: waits until the guest is thawed, and then runs the command to its end.
+Prints one JSON line per kill; ends at the first kill that was not reached. Each attempt is a fork: Python starts once.
 """
 
 from __future__ import annotations
