@@ -20,11 +20,12 @@ from pve_zfsbackup.errors import (
 )
 from pve_zfsbackup.host.api import Api, refusal
 from pve_zfsbackup.host.runner import Runner
-from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.model import Vmid, printable
 
 TIMEOUT: Final = 15.0  # the pre-check's ping takes 3 s, the command itself 5 s
 FREEZE_TIMEOUT: Final = 35.0  # the API answers 596 after 30 s
 PAUSE: Final = 0.5
+TOLD: Final = 200  # characters of what a guest says that are repeated
 
 # Checked before anything reaches the guest; "not running" also while another command occupies the agent.
 _ABSENT: Final = re.compile(
@@ -138,9 +139,8 @@ def _result(vmid: Vmid, command: str, result: Any) -> Any:
     """The agent's answer, or its own error, which comes as a success: HTTP 200, exit status 0."""
     if isinstance(result, dict) and isinstance(result.get("error"), dict):
         error = result["error"]
-        raise AgentError(
-            f"vm {vmid}: the guest agent refuses {command}: {error.get('desc') or error.get('class')}", status=200
-        )
+        told = printable(str(error.get("desc") or error.get("class")))[:TOLD]  # the guest's own words: hostile
+        raise AgentError(f"vm {vmid}: the guest agent refuses {command}: {told}", status=200)
     return result
 
 

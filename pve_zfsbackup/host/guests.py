@@ -7,7 +7,6 @@ digest among the keys (pve-facts §a).
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import itertools
 import json
@@ -169,8 +168,13 @@ def read_config_file(vmid: Vmid, kind: GuestKind, *, digest: str = "", root: Pat
     if digest and found != digest:
         raise PveError(f"{root / name}: changed since it was read, now {found}, before {digest}")
     texts = {"conf": current_section(raw.decode("utf-8", "surrogateescape"))}
-    with contextlib.suppress(FileNotFoundError):
-        texts["firewall"] = (root / f"firewall/{vmid}.fw").read_text("utf-8", "surrogateescape")
+    firewall = root / f"firewall/{vmid}.fw"
+    try:
+        texts["firewall"] = firewall.read_text("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return texts
+    except OSError as error:
+        raise PveError(f"{firewall}: cannot be read: {error.strerror}", hint="is pve-cluster running?") from None
     return texts
 
 

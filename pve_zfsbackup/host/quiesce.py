@@ -19,11 +19,12 @@ from pve_zfsbackup.errors import BackupError, CommandError, FreezeError, PveErro
 from pve_zfsbackup.host import agent as guest_agent
 from pve_zfsbackup.host.agent import Agent
 from pve_zfsbackup.host.runner import Runner
-from pve_zfsbackup.model import Consistency, SnapshotGuest, Vmid
+from pve_zfsbackup.model import Consistency, SnapshotGuest, Vmid, printable
 
 THAW_WITHIN: Final = 60.0  # seconds of trying before it is left to the watchdog
 WATCHDOG_SLACK: Final = 10.0  # seconds the watchdog waits longer than a freeze may take
 UNIT: Final = "pve-zfsbackup-thaw"
+LABEL_LIMIT: Final = 400  # characters
 
 
 class Watchdog(Protocol):
@@ -68,7 +69,10 @@ class Window:
 
     @property
     def label(self) -> str:
-        return f"{self.consistency}: {self.reason}" if self.reason else self.consistency.value
+        """As a property's value: one short line of ASCII. The reason may hold what a hostile guest's agent said,
+        and one tab or line break in it would make every later listing of the node unreadable."""
+        reason = printable(self.reason).encode("ascii", "backslashreplace").decode("ascii")[:LABEL_LIMIT]
+        return f"{self.consistency}: {reason}" if reason else self.consistency.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +110,11 @@ class Quiescer:
             yield self._unfrozen(step, obstacle)
             return
         marker = self.markers / str(vmid)
-        self._write(marker)
+        try:
+            self._write(marker)
+        except OSError as error:  # full or read-only: without a marker there is no freeze
+            yield self._unfrozen(step, f"its marker cannot be written: {marker}: {error.strerror}")
+            return
         try:
             self.watchdog.arm(vmid, step.name.rpartition("-")[2], limit + WATCHDOG_SLACK)
         except CommandError as error:
