@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
@@ -101,6 +102,7 @@ def _destination(target: Target, runtime: Path) -> Destination:
         port=target.port,
         identity=target.identity_file,
         known_hosts=target.known_hosts_file,
-        control=runtime / f"ssh-{target.name}",
+        # Of this process alone: who is done closes the connection, and `status` shall not cut the streams of a run.
+        control=runtime / f"ssh-{target.name}-{os.getpid()}",
         connect_timeout=int(target.connect_timeout),
     )
