@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 DEFINITION = Path(__file__).with_name("image")
 CACHE_VARIABLE = "PZB_LAB_CACHE"
@@ -78,8 +81,9 @@ def cache_root() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
 
 
-def definition_hash(directory: Path = DEFINITION) -> str:
-    """Hash over every file below a directory, by default all of `tests/lab/image/`: names and contents."""
+def definition_hash(part: str = ".") -> str:
+    """Hash over every file of `tests/lab/image/`, or of a part of it: names and contents."""
+    directory = DEFINITION / part
     digest = hashlib.sha256(GUEST_PYTHON.encode())
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         content = path.read_bytes()
@@ -122,14 +126,15 @@ def ensure() -> Image:
     entry = cache_root() / definition_hash()
     if not entry.is_dir():
         cache_root().mkdir(parents=True, exist_ok=True)
-        with _locked(cache_root() / "build.lock"):
+        with _locked(cache_root() / "build.lock") as lock:
             if not entry.is_dir():
-                _build(entry)
+                _build(entry, lock)
     return Image(directory=entry)
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[int]:
+    """Hold the lock. Programs that inherit its descriptor hold it, too: a build outlives a killed caller a while."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,7 +142,7 @@ def _locked(path: Path) -> Iterator[None]:
             say("lab: another build of the image is under way; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         _sweep(path.parent)
-        yield
+        yield lock.fileno()
 
 
 def _sweep(cache: Path) -> None:
@@ -149,23 +154,24 @@ def _sweep(cache: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def _build(entry: Path) -> None:
+def _build(entry: Path, lock: int) -> None:
     """Make one cache entry; the caller holds the lock."""
     if os.geteuid() != 0:
         raise ImageError("building the lab's image needs root (debootstrap)")
     started = time.monotonic()
-    base = entry.parent / f"base-{definition_hash(DEFINITION / 'base')}.tar.zst"
+    base = entry.parent / f"base-{definition_hash('base')}.tar.zst"
     work = Path(tempfile.mkdtemp(prefix="building-", dir=entry.parent))
     log = entry.parent / f"{entry.name}.log"
     duration = "a minute" if base.exists() else "six minutes"
     say(f"lab: building the image, about {duration}; log in {log}")
     with log.open("w") as output:
+        run = partial(_logged, log=output, started=started, lock=lock)
         if not base.exists():
-            _logged((str(DEFINITION / "base" / "build.sh"), str(work)), output, started)
+            run((str(DEFINITION / "base" / "build.sh"), str(work)))
             (work / "base.tar.zst").rename(base)
         subprocess.run(("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", work / "id"), check=True)
-        _logged(_wheel_command(work / "wheels"), output, started)
-        _logged((str(DEFINITION / "build.sh"), str(work), str(base)), output, started)
+        run(_wheel_command(work / "wheels"))
+        run((str(DEFINITION / "build.sh"), str(work), str(base)))
     _unpack_kernel(work / "vmlinuz", work / "vmlinux")
     shutil.rmtree(work / "wheels")
     work.chmod(0o700)
@@ -200,16 +206,23 @@ def _wheel_command(target: Path) -> tuple[str, ...]:
     return (sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", *choice, *abis, *platforms, *wanted)
 
 
-def _logged(command: tuple[str, ...], log: object, started: float) -> None:
+def _logged(command: tuple[str, ...], *, log: IO[str], started: float, lock: int) -> None:
     """Run one part of the build; its output goes to the log, its "==> " lines also to the terminal."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=both, text=True, errors="replace", pass_fds=(lock,), start_new_session=True
+    ) as child:
         assert child.stdout is not None
-        for line in child.stdout:
-            print(line, end="", file=log, flush=True)  # type: ignore[call-overload]
-            if line.startswith("==> "):
-                _progress(started, line[4:].strip())
+        try:
+            for line in child.stdout:
+                print(line, end="", file=log, flush=True)
+                if line.startswith("==> "):
+                    _progress(started, line[4:].strip())
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
     if child.returncode != 0:
-        raise ImageError(f"{command[0]} failed with status {child.returncode}; see the log in {cache_root()}")
+        raise ImageError(f"{command[0]} failed with status {child.returncode}; see {log.name}")
 
 
 def _progress(started: float, text: str) -> None:
