@@ -1,12 +1,14 @@
 """Run pve-zfsbackup again and again, killing it (SIGKILL) before its first, second, third … outer action.
 
-Runs on the node: `killer.py FIRST LAST VMID ARGUMENTS…`. An outer action is a program it starts, a stream it joins, or
-a call of the Proxmox API. After each kill: waits until the guest is thawed, and then runs the command to its end.
-Prints one JSON line per kill; ends at the first kill that was not reached. Each attempt is a fork: Python starts once.
+Runs on the node: `killer.py EVERY STRIDE VMID ARGUMENTS…` kills at each of the first EVERY actions, then at one in
+STRIDE. An outer action is a program it starts, a stream it joins, or a call of the Proxmox API. After each kill: waits
+until the guest is thawed, and then runs the command to its end. Prints one JSON line per kill; ends at the first kill
+that was not reached. Each attempt is a fork: Python starts once.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -23,9 +25,9 @@ THAW_LIMIT = 30.0
 
 
 def main() -> None:
-    first, last, vmid = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    every, stride, vmid = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     arguments = sys.argv[4:]
-    for number in range(first, last + 1):
+    for number in itertools.chain(range(1, every + 1), itertools.count(every + stride, stride)):
         reached = attempt(arguments, kill_at=number)
         if reached["code"] != -signal.SIGKILL:
             print(json.dumps({"kill": number, "unreached": True, **reached}), flush=True)
