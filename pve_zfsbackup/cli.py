@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import traceback
@@ -183,7 +184,7 @@ def prune(
     else:
         terminal.print_table(report.verdicts_table(work, zone))
         for host, count in sorted(total.items()):
-            print(f"{host}: {report.size(count)} would be freed")
+            terminal.say(f"{host}: {report.size(count)} would be freed")
         for result in work.silent:
             terminal.note(terminal.result_line(result))
     return ExitCode.PARTIAL if work.silent else ExitCode.OK
@@ -255,20 +256,34 @@ def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> NoReturn:
     """Entry point. Every way out has a documented exit code."""
+    terminal.open_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupted)
+    code: int | None = ExitCode.FAILED
     try:
         code = cli.main(standalone_mode=False)
-    except BackupError as error:
-        terminal.print_error(error)
-        code = error.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = ExitCode.CONFIG
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        code = ExitCode.FAILED
-    except Exception:  # a bug of ours: Python's own exit status 1 would say "partly done"
-        traceback.print_exc()
-        code = ExitCode.FAILED
+    except Exception as error:
+        code = _exit_code(error)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            _tell(error)
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            print("interrupted", file=sys.stderr)
     sys.exit(int(code or 0))
+
+
+def _exit_code(error: Exception) -> ExitCode:
+    if isinstance(error, BackupError):
+        return error.exit_code
+    return ExitCode.CONFIG if isinstance(error, click.ClickException) else ExitCode.FAILED
+
+
+def _tell(error: Exception) -> None:
+    if isinstance(error, BackupError):
+        terminal.print_error(error)
+    elif isinstance(error, click.ClickException):
+        error.show()
+    elif isinstance(error, click.exceptions.Abort):
+        print("interrupted", file=sys.stderr)
+    else:  # a bug of ours: Python's own exit status 1 would say "partly done"
+        traceback.print_exception(error)

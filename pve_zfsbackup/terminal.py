@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import sys
 import threading
 from collections.abc import Mapping
@@ -30,8 +33,26 @@ from pve_zfsbackup.report import Table, size
 _COLOURS = {Outcome.OK: "green", Outcome.SKIPPED: "dim", Outcome.WARNING: "yellow", Outcome.FAILED: "red"}
 
 
+def open_streams() -> None:
+    """Make standard streams usable that a caller closed (`>&-`) or whose encoding lacks a letter of a name."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)  # the lowest free number: its own
+            setattr(sys, name, os.fdopen(handle, "w" if number else "r", encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it
+
+
+def say(text: str) -> None:
+    """To standard output. A reader who went away (`| head`) has read enough: what was done decides the exit code."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor shall the interpreter stumble at its end
+
+
 def print_json(value: Mapping[str, Any]) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=True))
+    say(json.dumps(value, indent=2, ensure_ascii=True))
 
 
 def print_table(table: Table) -> None:
@@ -44,9 +65,10 @@ def print_table(table: Table) -> None:
             drawn.add_row(*(escape(cell) for cell in row))
         Console().print(drawn)
         return
-    widths = [max(len(row[i]) for row in (table.columns, *table.rows)) for i in range(len(table.columns))]
-    for row in (table.columns, *table.rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    rows = (table.columns, *table.rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    say("\n".join(line.rstrip() for line in lines))
 
 
 def print_error(error: BackupError) -> None:
@@ -83,11 +105,12 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars:
-            self._bars.stop()
+            with contextlib.suppress(OSError):
+                self._bars.stop()
 
     def emit(self, event: Event) -> None:
-        """Called from several threads."""
-        with self._lock:
+        """Called from several threads. Nobody listening (a closed terminal, a full disk) stops no backup."""
+        with self._lock, contextlib.suppress(OSError):
             if isinstance(event, Progress):
                 self._progress(event)
             else:

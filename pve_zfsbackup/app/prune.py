@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from pve_zfsbackup.app.gather import Assignment, Inventory, target_listings
@@ -59,7 +59,7 @@ def decide(
     return tuple(guests)
 
 
-def prune(session: Session, work: PruneWork) -> Iterator[Result]:
+def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
     """Carry it out, guest by guest."""
     for pruning in work.guests:
         yield _one(session, pruning)

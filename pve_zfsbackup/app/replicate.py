@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 
@@ -48,7 +48,7 @@ class _Work:
     started: float = field(default_factory=time.monotonic)
 
 
-def replicate(session: Session, found: Inventory, items: Iterable[Assignment]) -> Iterator[Result]:
+def replicate(session: Session, found: Inventory, items: Iterable[Assignment]) -> Generator[Result, None, None]:
     """Bring the points to every target. A target that does not answer fails alone."""
     items = list(items)
     for target in session.config.targets:

@@ -6,13 +6,14 @@ import contextlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import assert_never
 
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory
+from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.prune import plan_all, prune
 from pve_zfsbackup.app.replicate import replicate
 from pve_zfsbackup.app.session import Session
@@ -21,6 +22,7 @@ from pve_zfsbackup.errors import BackupError, ExitCode
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.journal import Journal, log_line
 from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.model import Vmid
 
 
 class Stage(StrEnum):
@@ -30,6 +32,7 @@ class Stage(StrEnum):
 
 
 ALL_STAGES = tuple(Stage)
+Results = Generator[Result, None, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +46,15 @@ class Report:
 
     @property
     def exit_code(self) -> ExitCode:
-        """OK, PARTIAL when something failed and something else worked, FAILED when nothing worked."""
-        outcomes = {result.outcome for result in self.results}
-        if Outcome.FAILED not in outcomes:
-            return ExitCode.OK
-        return ExitCode.PARTIAL if outcomes & {Outcome.OK, Outcome.WARNING} else ExitCode.FAILED
+        return _exit_code(self.results)
+
+
+def _exit_code(results: Iterable[Result]) -> ExitCode:
+    """OK, PARTIAL when something failed and something else worked, FAILED when nothing worked."""
+    outcomes = {result.outcome for result in results}
+    if Outcome.FAILED not in outcomes:
+        return ExitCode.OK
+    return ExitCode.PARTIAL if outcomes & {Outcome.OK, Outcome.WARNING} else ExitCode.FAILED
 
 
 def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) -> Report:
@@ -61,25 +68,64 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
     results: list[Result] = []
     notes: list[str] = []
     with run_lock(session.config.runtime_dir), _journal(session, name, stages) as journal:
+        written = _Written(session, journal, results)
         for told in session.quiescer.sweep():
-            journal.write("sweep", {"message": told})
+            written.add("sweep", {"message": told})
             notes.append(told)
+        for vmid in session.quiescer.unthawed():
+            written.result(_unthawed(vmid))
         for stage in stages:
             found = inventory(session)
             items, remarks = assign(session, found, scope)
             notes += [note for note in (*found.notes, *remarks) if note not in notes]
-            for result in _stage(stage, session, found, items):
-                results.append(result)
-                journal.write("result", _fields(result))
-                session.emit(result)
+            # Closed while the lock is ours, whatever ends the loop: its streams end then.
+            with contextlib.closing(_stage(stage, session, found, items)) as stage_results:
+                for result in stage_results:
+                    written.result(result)
         seconds = time.monotonic() - started
+        end = {"seconds": round(seconds, 3), "notes": notes}
+        written.add("end", {"exit_code": int(_exit_code(results)), **end})
         report = Report(run=name, results=tuple(results), notes=tuple(notes), seconds=seconds)
-        journal.write("end", {"exit_code": int(report.exit_code), "seconds": round(seconds, 3), "notes": notes})
     log_line(_summary(report, stages), failed=report.exit_code is not ExitCode.OK)
     return report
 
 
-def _stage(stage: Stage, session: Session, found: Inventory, items: Sequence[Assignment]) -> Iterator[Result]:
+@dataclass(slots=True)
+class _Written:
+    """Results as they come: kept, written to the journal, told. A journal that cannot be written any more is a
+    failure of the run that is told once, and no reason to leave the other guests without their points."""
+
+    session: Session
+    journal: Journal
+    results: list[Result]
+    broken: bool = False
+
+    def result(self, result: Result) -> None:
+        self.results.append(result)
+        self.session.emit(result)
+        self.add("result", _fields(result))
+
+    def add(self, event: str, fields: Mapping[str, object]) -> None:
+        if self.broken:
+            return
+        try:
+            self.journal.write(event, fields)
+        except BackupError as error:
+            self.broken = True
+            self.result(failed("journal", error))
+
+
+def _unthawed(vmid: Vmid) -> Result:
+    return Result(
+        stage="thaw",
+        outcome=Outcome.FAILED,
+        vmid=vmid,
+        message="may still be frozen by an interrupted run",
+        hint=f"look at the guest; `qm guest cmd {vmid} fsfreeze-thaw` thaws it",
+    )
+
+
+def _stage(stage: Stage, session: Session, found: Inventory, items: Sequence[Assignment]) -> Results:
     match stage:
         case Stage.SNAPSHOT:
             return snapshot(session, found, items)

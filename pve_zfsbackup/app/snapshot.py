@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 
 from pve_zfsbackup.app.gather import Assignment, Inventory
@@ -25,7 +25,7 @@ def plan_one(session: Session, found: Inventory, item: Assignment) -> Plan:
     )
 
 
-def snapshot(session: Session, found: Inventory, items: Iterable[Assignment]) -> Iterator[Result]:
+def snapshot(session: Session, found: Inventory, items: Iterable[Assignment]) -> Generator[Result, None, None]:
     """Take a point of every guest, one after another; a frozen guest never waits for another one."""
     for item in items:
         yield _one(session, found, item)

@@ -167,7 +167,7 @@ class Quiescer:
     def sweep(self) -> list[str]:
         """Thaw what an earlier run may have left frozen; returns what was done. Call it under the lock."""
         told = []
-        for marker in sorted(self.markers.glob("[0-9]*")):
+        for marker in self._left():
             vmid = Vmid(int(marker.name))
             try:
                 guest_agent.thaw(self.agent, vmid, within=THAW_WITHIN)
@@ -177,6 +177,13 @@ class Quiescer:
                 continue
             told.append(f"guest {vmid}: thawed after an interrupted run")
         return told
+
+    def unthawed(self) -> tuple[Vmid, ...]:
+        """Guests that may still be frozen: those the sweep could do nothing about."""
+        return tuple(Vmid(int(marker.name)) for marker in self._left())
+
+    def _left(self) -> list[Path]:
+        return sorted(path for path in self.markers.glob("[1-9]*") if path.name.isdecimal())
 
     def _done(self, vmid: Vmid, marker: Path) -> None:
         self.watchdog.disarm(vmid)
