@@ -31,11 +31,16 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """A guest with the jobs that have it. `guest` has the disks of all of them, `targets` those of each target."""
+    """A guest with all jobs that have it. `guest` has the disks of all of them, `targets` those of each target.
+
+    Named jobs on the command line narrow down guests and targets, never the rules: what another job of the guest
+    wants kept stays, and so does the base on its targets, the `unasked`.
+    """
 
     guest: Guest
     jobs: tuple[Job, ...]
     targets: Mapping[str, Guest]
+    unasked: frozenset[str] = frozenset()
 
     @property
     def quiesce(self) -> Quiesce:
@@ -103,8 +108,6 @@ def assign(session: Session, found: Inventory, scope: Scope) -> tuple[tuple[Assi
     members: dict[Vmid, list[tuple[Job, Guest]]] = {}
     notes: list[str] = []
     for name, job in jobs.items():
-        if scope.jobs and name not in scope.jobs:
-            continue
         chosen = select(
             found.guests,
             include=job.guests,
@@ -112,15 +115,18 @@ def assign(session: Session, found: Inventory, scope: Scope) -> tuple[tuple[Assi
             exclude_disks=job.exclude_disks,
             by=f"job {name}",
         )
-        notes += [f"job {name}: no guest here is {text}" for text in (*chosen.unknown, *chosen.unmatched)]
+        if not scope.jobs or name in scope.jobs:
+            notes += [f"job {name}: no guest here is {text}" for text in (*chosen.unknown, *chosen.unmatched)]
         for guest in chosen.guests:
             members.setdefault(guest.vmid, []).append((job, guest))
-    assignments = [_merged(pairs) for _, pairs in sorted(members.items())]
+    named = frozenset(scope.jobs or jobs)
+    merged = (_merged(pairs, named) for _, pairs in sorted(members.items()))
+    assignments = [item for item in merged if any(job.name in named for job in item.jobs)]
     if scope.guests:
-        named = select([a.guest for a in assignments], include=scope.guests)
-        wanted = {guest.vmid for guest in named.guests}
+        meant = select([a.guest for a in assignments], include=scope.guests)
+        wanted = {guest.vmid for guest in meant.guests}
         assignments = [a for a in assignments if a.guest.vmid in wanted]
-        missing = (*named.unknown, *named.unmatched)
+        missing = (*meant.unknown, *meant.unmatched)
         if missing:
             raise ConfigError(
                 [f"{text}: no such guest in any job of this node" for text in missing],
@@ -129,15 +135,17 @@ def assign(session: Session, found: Inventory, scope: Scope) -> tuple[tuple[Assi
     return tuple(assignments), tuple(notes)
 
 
-def _merged(pairs: Sequence[tuple[Job, Guest]]) -> Assignment:
+def _merged(pairs: Sequence[tuple[Job, Guest]], named: frozenset[str]) -> Assignment:
     targets: dict[str, Guest] = {}
     for job, guest in pairs:
-        for target in job.targets:
+        for target in job.targets if job.name in named else ():
             targets[target] = _union(targets[target], guest) if target in targets else guest
     whole = pairs[0][1]
     for _, guest in pairs[1:]:
         whole = _union(whole, guest)
-    return Assignment(guest=whole, jobs=tuple(job for job, _ in pairs), targets=targets)
+    jobs = tuple(job for job, _ in pairs)
+    unasked = frozenset(target for job in jobs for target in job.targets) - targets.keys()
+    return Assignment(guest=whole, jobs=jobs, targets=targets, unasked=unasked)
 
 
 def _union(one: Guest, other: Guest) -> Guest:

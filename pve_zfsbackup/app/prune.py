@@ -53,7 +53,7 @@ def decide(
     for item in items:
         keep: dict[str, Sequence[Keep]] = {SOURCE: [job.keep for job in item.jobs]}
         keep |= {name: [session.config.targets[name].keep] for name in item.targets if name in world}
-        policy = PrunePolicy(keep=keep, silent=silent & item.targets.keys())
+        policy = PrunePolicy(keep=keep, silent=silent & item.targets.keys(), unasked=item.unasked)
         decided = plan_prune(item.guest.vmid, seen, policy, tz=session.timezone, now=now)
         guests.append(Pruning(item=item, plan=decided))
     return tuple(guests)

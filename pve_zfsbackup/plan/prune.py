@@ -32,10 +32,12 @@ from pve_zfsbackup.plan.retention import decide_retention
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePolicy:
-    """For one guest: the keep rules per host, those of all its jobs, and its targets that did not answer."""
+    """For one guest: the keep rules per host, those of all its jobs, its targets that did not answer, and those
+    that were not asked this time."""
 
     keep: Mapping[str, Sequence[Keep]]
     silent: frozenset[str] = frozenset()
+    unasked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,9 +149,11 @@ def _unseen(volume: Volume, seen: Survey, policy: PrunePolicy) -> Iterator[tuple
     lies between them. Nothing is known of a silent target without any.
     """
     marked = _bookmarks_by_target(volume)
-    for target in sorted(marked.keys() | policy.silent):
+    for target in sorted(marked.keys() | policy.silent | policy.unasked):
         if target in policy.silent:
             state = "did not answer"
+        elif target in policy.unasked:
+            state = "was not asked"
         elif target in seen.world and (volume.name, target) not in seen.based:
             state = "shows no replica"
         else:

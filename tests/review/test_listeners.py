@@ -125,7 +125,10 @@ def test_without_a_journal_from_the_beginning_nothing_is_begun(world: World, mon
     assert not world.runner.changes
 
 
-def test_a_guest_that_may_still_be_frozen_is_a_failure_of_the_run(world: World) -> None:
+def test_a_guest_that_may_still_be_frozen_is_a_failure_of_the_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pve_zfsbackup.host.quiesce.THAW_WITHIN", 0.0)
     world.run()
     (world.place / "state/frozen").mkdir(parents=True, exist_ok=True)
     for vmid in ("100", "100~", ".swp"):
