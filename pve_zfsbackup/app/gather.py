@@ -152,6 +152,6 @@ def _union(one: Guest, other: Guest) -> Guest:
     """A disk is in when either has it in."""
 
     def better(a: Disk, b: Disk) -> Disk:
-        return a if a.protected else b
+        return a if a.protected or (a.lost and not b.protected) else b
 
     return replace(one, disks=tuple(better(a, b) for a, b in zip(one.disks, other.disks, strict=True)))

@@ -27,7 +27,9 @@ class Disk:
     """One volume of a guest's configuration and whether we can protect it.
 
     `dataset` is set only when the volume lies on a ZFS storage of this node and exists there.
-    `reason` says why it is not protected; empty when it is.
+    `reason` says why it is not protected; empty when it is. `lost`: the reason is no decision of an administrator
+    and no property of the disk, but something that should be there and is not seen: a pool that is not imported, a
+    storage that the API's token may not see.
     """
 
     key: str
@@ -37,6 +39,7 @@ class Disk:
     dataset: Dataset | None = None
     size: int = 0
     reason: str = ""
+    lost: bool = False
 
     @property
     def protected(self) -> bool:

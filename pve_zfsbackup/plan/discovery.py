@@ -116,7 +116,7 @@ def _disk(raw: RawGuest, key: str, volumes: Volumes) -> Disk:
         return replace(disk, reason=reason)
     disk = volumes.locate(disk, raw.vmid)
     own = _unwanted(raw, key, backup=backup)
-    return replace(disk, reason=own) if own else disk
+    return replace(disk, reason=own, lost=False) if own else disk
 
 
 def _not_a_volume(volid: str, values: Mapping[str, str]) -> str:

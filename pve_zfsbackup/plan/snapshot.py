@@ -51,6 +51,11 @@ def plan_snapshot(guest: Guest, source: Listing, *, now: datetime, suffix: str, 
         message = f"guest is locked ({guest.lock})"
         hint = f"wait until the task has ended; if it is dead: {_tool(guest)} unlock {guest.vmid}"
         return _blocked(Conflict(kind="locked", object=label, message=message, resolve=hint))
+    lost = tuple(f"{disk.key} {disk.volid}: {disk.reason}" for disk in guest.disks if disk.lost)
+    if lost:  # a point without them would pass for complete, and in time replace those that have them
+        message = f"{len(lost)} of the guest's disks are not there: {lost[0]}"
+        hint = "import the pool or run `pve-zfsbackup setup`; to go on without a disk: backup=0 or exclude-disks"
+        return _blocked(Conflict(kind="lost-disk", object=label, message=message, evidence=lost, resolve=hint))
     if not guest.protected_disks:
         evidence = tuple(f"{disk.key} {disk.volid}: {disk.reason}" for disk in guest.disks)
         message = "guest has no disk that can be protected"

@@ -33,7 +33,7 @@ class Volumes:
         storage = self.storages.get(storage_id)
         reason = self._storage_reason(storage_id, storage)
         if reason or storage is None:
-            return replace(disk, reason=reason)
+            return replace(disk, reason=reason, lost=storage is None)
         parts = _VOLUME.match(name)
         if not parts:
             return replace(disk, reason=f"not a volume name of Proxmox: {name}")
@@ -59,7 +59,7 @@ class Volumes:
     def _on_zfs(self, disk: Disk, dataset: Dataset, parts: re.Match[str], owner: Vmid) -> Disk:
         volume = self.listing.volumes.get(dataset)
         if volume is None:
-            return replace(disk, reason=f"dataset {dataset} does not exist")
+            return replace(disk, reason=f"dataset {dataset} does not exist", lost=True)
         disk = replace(disk, dataset=dataset)
         if int(parts[2]) != owner:
             return replace(disk, reason=f"belongs to guest {parts[2]} by its name")
