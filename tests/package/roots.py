@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE = Path(os.environ.get("PZB_LAB_CACHE") or "/var/cache/pve-zfsbackup-lab") / "roots"
-RECIPE = "1"  # counted up when a root made by an older version of this module will not do
+RECIPE = "2"  # counted up when a root made by an older version of this module will not do
 COMPONENTS = "main,contrib"  # zfsutils-linux is in contrib there; Proxmox has it in its own repository
 ALWAYS = ("bash-completion", "ca-certificates", "logrotate", "man-db")  # looked at by the tests
 UNIT = ("python3-cryptography", "python3-pytest", "python3-responses")
@@ -144,6 +144,7 @@ def _make(release: str, depends: Sequence[str], entry: Path) -> None:
     policy = base / "usr/sbin/policy-rc.d"  # no service is started here
     policy.write_text("#!/bin/sh\nexit 101\n")
     policy.chmod(0o755)
+    (base / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost ip6-localhost\n")
     install = ("apt-get", "-qy", "install", "--no-install-recommends")
     for layer, below, packages in (
         (making / "depends", (base,), (*depends, *ALWAYS)),
