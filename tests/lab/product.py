@@ -36,8 +36,10 @@ zfs allow pve-zfsbackup \
 # The content of snapshots, by clones that are destroyed again: a zvol's bytes, a file system's files with their owners,
 # modes and times.
 _HASH = r"""
+count=0
 for snapshot; do
-  dataset=${snapshot%@*}; clone=${dataset%/*}/lab-hash-$$
+  # A new name each time: udev may take the last clone's link away when this one's is already there.
+  count=$((count + 1)); dataset=${snapshot%@*}; clone=${dataset%/*}/lab-hash-$$-$count
   if [ "$(zfs get -H -o value type "$dataset")" = volume ]; then
     zfs clone -o volmode=dev "$snapshot" "$clone"
     for i in $(seq 600); do [ -b "/dev/zvol/$clone" ] && break; sleep 0.1; done

@@ -152,11 +152,12 @@ def test_a_quiesced_file_system_needs_no_recovery(first_run: Product) -> None:
     verdicts = {}
     for name in (quiesced, raw["disks"][0]["snapshot"]):
         text = """
-        zfs clone "$1" rpool/lab-fsck
-        for i in $(seq 600); do [ -b /dev/zvol/rpool/lab-fsck ] && break; sleep 0.1; done
-        dumpe2fs -h /dev/zvol/rpool/lab-fsck 2> /dev/null | grep '^Filesystem features'
-        e2fsck -fn /dev/zvol/rpool/lab-fsck > /dev/null 2>&1 && echo clean || echo dirty
-        for i in $(seq 100); do zfs destroy rpool/lab-fsck 2> /dev/null && break; sleep 0.2; done
+        clone=rpool/lab-fsck-$$
+        zfs clone "$1" $clone
+        for i in $(seq 600); do [ -b /dev/zvol/$clone ] && break; sleep 0.1; done
+        dumpe2fs -h /dev/zvol/$clone 2> /dev/null | grep '^Filesystem features'
+        e2fsck -fn /dev/zvol/$clone > /dev/null 2>&1 && echo clean || echo dirty
+        for i in $(seq 100); do zfs destroy $clone 2> /dev/null && break; sleep 0.2; done
         """
         verdicts[name] = product.pve1.script(text, name).stdout
     features, state = verdicts[quiesced].splitlines()
@@ -259,7 +260,8 @@ def test_a_snapshot_recreated_under_its_name_is_not_taken_for_the_old_one(first_
     properties = [part for key, value in rows if key.startswith("pve-zfsbackup:") for part in ("-o", f"{key}={value}")]
     product.pve1.run(("zfs", "destroy", newest["snapshot"]))
     product.pve1.run(("zfs", "snapshot", *properties, newest["snapshot"]))
-    product.run("run", "106")
+    done = product.run("run", "106", "--stage", "snapshot", "--stage", "replicate")
+    assert "made anew" in done.stderr, "somebody is told"
     assert zfs(product.backup1, "get", "-H", "-p", "-o", "value", "guid", there["snapshot"]) == [[there["guid"]]]
     assert hashes(product.backup1, [there["snapshot"]]) == before
     assert product.points(106)[-1]["disks"][0]["guid"] == product.points(106, "backup1")[-1]["disks"][0]["guid"]
