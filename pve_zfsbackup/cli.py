@@ -261,7 +261,7 @@ def main() -> NoReturn:
         signal.signal(number, _interrupted)
     code: int | None = ExitCode.FAILED
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="pve-zfsbackup", standalone_mode=False)
     except Exception as error:
         code = _exit_code(error)
         with contextlib.suppress(OSError):  # the terminal may be gone

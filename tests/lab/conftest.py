@@ -23,7 +23,7 @@ DEBS = TREE / "build" / "deb"
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Both hosts, booted and provisioned: see Lab.provision. PZB_LAB_ATTACH names the run of a lab that is up already."""
+    """Both hosts, booted and provisioned (Lab.provision). PZB_LAB_ATTACH: the run of a lab that is up already."""
     if attached := os.environ.get("PZB_LAB_ATTACH"):
         existing = Lab()
         existing.attach(Path(attached))
