@@ -103,6 +103,6 @@ def _destination(target: Target, runtime: Path) -> Destination:
         identity=target.identity_file,
         known_hosts=target.known_hosts_file,
         # Of this process alone: who is done closes the connection, and `status` shall not cut the streams of a run.
-        control=runtime / f"ssh-{target.name}-{os.getpid()}",
+        control=runtime / f"{target.name}.{os.getpid()}",
         connect_timeout=int(target.connect_timeout),
     )

@@ -27,7 +27,7 @@ def small(place: Path, clock: Clock) -> World:
 @pytest.fixture
 def veteran(tmp_path: Path, world: World) -> World:
     """A history of three points on both sides: the next run has something of everything to do."""
-    made = small(tmp_path / "veteran", world.clock)
+    made = small(tmp_path / "old", world.clock)
     for _ in range(3):
         made.run()
         made.write()
@@ -85,7 +85,7 @@ def test_killed_at_every_command_of_a_later_run(tmp_path: Path, veteran: World, 
     assert len(places) >= 3
     published = {key: set(ids) for key, ids in kept(veteran).items()}
     for kill_at in places:
-        broken = veteran.copy(tmp_path / f"{when}-{kill_at}")
+        broken = veteran.copy(tmp_path / f"{when[0]}{kill_at}")
         assert broken.killed_run(kill_at, when), f"the run ended before its command {kill_at}"
         for key, ids in kept(broken).items():
             assert len(set(ids) & published[key]) >= 2, f"{key} after command {kill_at}"
@@ -95,7 +95,7 @@ def test_killed_at_every_command_of_a_later_run(tmp_path: Path, veteran: World, 
 def test_killed_at_every_command_of_a_first_run(tmp_path: Path, world: World) -> None:
     young = small(tmp_path / "young", world.clock)
     for kill_at in range(1, len(counted(young, tmp_path / "count")) + 1):
-        broken = young.copy(tmp_path / f"first-{kill_at}")
+        broken = young.copy(tmp_path / f"f{kill_at}")
         assert broken.killed_run(kill_at, "before")
         converge(broken, points=2)
 
