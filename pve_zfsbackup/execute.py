@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import assert_never
 
-from pve_zfsbackup.errors import BackupError, VerificationError
+from pve_zfsbackup.errors import BackupError, HostUnreachableError, VerificationError
 from pve_zfsbackup.events import Emit, Progress
 from pve_zfsbackup.host import listing, zfs
 from pve_zfsbackup.host.quiesce import Quiescer, Window
@@ -33,6 +33,7 @@ from pve_zfsbackup.model import (
     Release,
     Resume,
     Send,
+    Snapshot,
     SnapshotGuest,
     Step,
 )
@@ -160,11 +161,14 @@ class Executor:
         groups: dict[tuple[str, Dataset], list[Destroy]] = defaultdict(list)
         for step in steps:
             groups[step.host, step.snapshot.dataset].append(step)
-        failed = [
-            failure
-            for (host, _), members in groups.items()
-            for failure in zfs.destroy(self.hosts[host], [step.snapshot for step in members])
-        ]
+        failed: list[tuple[Snapshot, Exception]] = []
+        for (host, _), members in groups.items():
+            try:
+                failed += zfs.destroy(self.hosts[host], [step.snapshot for step in members])
+            except HostUnreachableError:
+                raise  # the other datasets are there as well
+            except BackupError as error:
+                failed += ((step.snapshot, error) for step in members)
         if failed:
             raise BackupError(
                 f"{len(failed)} snapshots could not be destroyed: "

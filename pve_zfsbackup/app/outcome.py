@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.model import Conflict, Guest
@@ -9,15 +11,23 @@ from pve_zfsbackup.model import Conflict, Guest
 _HARMLESS = frozenset({"no-protected-disk"})  # nothing failed: `discover` and `status` name what is not protected
 
 
-def failed(stage: str, error: BackupError, *, guest: Guest | None = None, host: str = "") -> Result:
+def failed(stage: str, error: Exception, *, guest: Guest | None = None, host: str = "") -> Result:
+    """A fault as a result. What nobody foresaw is a bug of ours: told with its place, and no other guest's trouble."""
+    if isinstance(error, BackupError):
+        message, hint, details = error.message, error.hint, []
+    else:
+        message = f"internal error: {type(error).__name__}: {error}"
+        hint = "this is a bug of pve-zfsbackup: please report it with the lines above"
+        details = [line.rstrip() for line in traceback.format_tb(error.__traceback__)]
     return Result(
         stage=stage,
         outcome=Outcome.FAILED,
         vmid=guest.vmid if guest else None,
         guest=guest.name if guest else "",
         host=host,
-        message=error.message,
-        hint=error.hint,
+        message=message,
+        hint=hint,
+        details=tuple(details),
     )
 
 

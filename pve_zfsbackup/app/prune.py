@@ -6,11 +6,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from pve_zfsbackup.app.gather import Assignment, Inventory, target_listings
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Snapshot, World
@@ -62,22 +62,28 @@ def decide(
 def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
     """Carry it out, guest by guest."""
     for pruning in work.guests:
-        yield _one(session, pruning)
+        yield from _one(session, pruning)
     yield from work.silent
 
 
-def _one(session: Session, pruning: Pruning) -> Result:
+def _one(session: Session, pruning: Pruning) -> Generator[Result, None, None]:
+    """Each host for itself: what one refuses the others do not wait for."""
     guest = pruning.item.guest
     started = time.monotonic()
-    steps = pruning.plan.plan.steps
+    steps = [step for step in pruning.plan.plan.steps if isinstance(step, Destroy | DestroyBookmark)]
     destroyed = [step for step in steps if isinstance(step, Destroy)]
-    try:
-        session.executor.execute([step for step in steps if isinstance(step, Destroy | DestroyBookmark)])
-    except BackupError as error:
-        return failed(STAGE, error, guest=guest)
+    trouble = []
+    for host, own in groupby(steps, key=lambda step: step.host if isinstance(step, Destroy) else SOURCE):
+        try:
+            session.executor.execute(list(own))
+        except Exception as error:  # also a bug of ours is this guest's alone
+            trouble.append(failed(STAGE, error, guest=guest, host="" if host == SOURCE else host))
+    if trouble:
+        yield from trouble
+        return
     kept = Counter(verdict.host for verdict in pruning.plan.verdicts if verdict.keep)
     told = ", ".join(f"{count} on {host}" for host, count in kept.items()) or "none"
-    return Result(
+    yield Result(
         stage=STAGE,
         outcome=Outcome.OK if steps else Outcome.SKIPPED,
         vmid=guest.vmid,

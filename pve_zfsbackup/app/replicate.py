@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pve_zfsbackup.app.gather import Assignment, Inventory, target_listing
 from pve_zfsbackup.app.outcome import blocked, failed
 from pve_zfsbackup.app.session import HOLD_TAG, Session
-from pve_zfsbackup.errors import BackupError, VerificationError
+from pve_zfsbackup.errors import VerificationError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.model import (
     CreateBookmark,
@@ -42,7 +42,7 @@ class _Work:
     guest: Guest
     plans: dict[Dataset, Plan] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
-    faults: dict[Dataset, BackupError] = field(default_factory=dict)
+    faults: dict[Dataset, Exception] = field(default_factory=dict)
     pending: int = 0
     moved: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -57,7 +57,7 @@ def replicate(session: Session, found: Inventory, items: Iterable[Assignment]) -
             continue
         try:
             yield from _to_target(session, found, guests, target_listing(session, target))
-        except BackupError as error:
+        except Exception as error:  # also a bug of ours is this target's alone
             yield failed(STAGE, error, host=target)
 
 
@@ -71,7 +71,11 @@ def plan_target(session: Session, found: Inventory, guests: Sequence[Guest], lis
 def _planned(guest: Guest, sides: Sides, policy: ReplicationPolicy) -> _Work:
     work = _Work(guest=guest)
     for disk in guest.protected_disks:
-        plan = plan_replication(disk, sides, policy)
+        try:
+            plan = plan_replication(disk, sides, policy)
+        except Exception as error:
+            work.results.append(failed(STAGE, error, guest=guest, host=policy.host))
+            continue
         work.plans[_dataset(disk)] = plan
         work.results += [blocked(STAGE, c, guest=guest, host=policy.host) for c in plan.conflicts]
         work.results += [
@@ -110,7 +114,7 @@ def _transferred(session: Session, works: Sequence[_Work], threads: ThreadPoolEx
         work, dataset = futures[future]
         try:
             work.moved += future.result()
-        except BackupError as error:
+        except Exception as error:
             work.faults[dataset] = error
         work.pending -= 1
         if not work.pending:
@@ -124,7 +128,7 @@ def _finish(session: Session, work: _Work, target: str) -> None:
         alive = [phases(plan)[2] for dataset, plan in work.plans.items() if dataset not in work.faults]
         small = sorted((step for steps in alive for step in steps), key=lambda step: _FINISH.index(type(step)))
         session.executor.execute(small)
-    except BackupError as error:
+    except Exception as error:
         work.results.append(failed(STAGE, error, guest=work.guest, host=target))
         return
     for dataset, fault in work.faults.items():  # `zfs` does not always say which disk it speaks of

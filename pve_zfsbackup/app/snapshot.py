@@ -10,7 +10,6 @@ from pathlib import Path
 from pve_zfsbackup.app.gather import Assignment, Inventory
 from pve_zfsbackup.app.outcome import blocked, failed
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.guests import pack_config, read_config_file
 from pve_zfsbackup.model import Consistency, Guest, Plan, SnapshotGuest
@@ -42,7 +41,7 @@ def _one(session: Session, found: Inventory, item: Assignment) -> Result:
         assert isinstance(step, SnapshotGuest)
         config = _config(guest, session.pve_root)  # before the freeze: nothing but the snapshot belongs inside
         window = session.executor.snapshot(step, session.quiescer, lambda _: config, item.freeze_limit)
-    except BackupError as error:
+    except Exception as error:  # also a bug of ours is this guest's alone
         return failed(STAGE, error, guest=guest)
     wanted_more = step.freeze and window.consistency is not Consistency.QUIESCED
     return Result(

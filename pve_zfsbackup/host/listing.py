@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -47,9 +48,10 @@ def list_host(host: Host, roots: Sequence[Dataset], *, depth: int | None = None)
     missing = set(_MISSING.findall(done.stderr))
     if done.returncode:
         unexplained = [line for line in done.stderr.splitlines() if line.strip() and not _MISSING.search(line)]
-        if unexplained or not missing:
+        if unexplained or not missing or done.returncode != 1:  # a killed one answers half
             raise classified(done)
-    volumes = _volumes(done.stdout.splitlines())
+    with _readable(host):
+        volumes = _volumes(done.stdout.splitlines())
     return Listing(host=host.name, volumes=volumes, roots=frozenset(r for r in roots if r not in missing))
 
 
@@ -90,9 +92,10 @@ def read_guids(host: Host, datasets: Iterable[Dataset]) -> dict[Dataset, frozens
     if done.returncode:
         raise classified(done)
     found: dict[Dataset, set[Guid]] = {name: set() for name in names}
-    for line in done.stdout.splitlines():
-        name, guid = line.split("\t")
-        found.setdefault(Dataset(name.partition("@")[0]), set()).add(Guid(guid))
+    with _readable(host):
+        for line in done.stdout.splitlines():
+            name, guid = line.split("\t")
+            found.setdefault(Dataset(name.partition("@")[0]), set()).add(Guid(guid))
     return {name: frozenset(guids) for name, guids in found.items()}
 
 
@@ -106,11 +109,21 @@ def point_properties(host: Host, snapshots: Sequence[Snapshot]) -> dict[str, dic
     if done.returncode:
         raise classified(done)
     found: dict[str, dict[str, str]] = {name: {} for name in names}
-    for line in done.stdout.splitlines():
-        name, key, value = line.split("\t", 2)
-        if key.startswith(PROPERTY):
-            found[name][key] = value
+    with _readable(host):
+        for line in done.stdout.splitlines():
+            name, key, value = line.split("\t", 2)
+            if key.startswith(PROPERTY):
+                found[name][key] = value
     return found
+
+
+@contextlib.contextmanager
+def _readable(host: Host) -> Iterator[None]:
+    """A host whose answer is garbage has failed like one that says an error: that host, and no other."""
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        raise ZfsError(f"{host.name}: the answer of zfs is not understood: {str(error)[:200]}") from None
 
 
 @dataclass(slots=True)

@@ -138,7 +138,9 @@ def current_guids(host: Host, names: Iterable[str]) -> dict[str, Guid]:
     found: dict[str, Guid] = {}
     for batch in _batches(list(names)):
         done = host.run(("zfs", "get", "-Hp", "-o", "name,value", "guid", *batch), check=False)
-        if done.returncode and any("dataset does not exist" not in line for line in done.stderr.splitlines()):
+        told = done.stderr.splitlines()
+        # Without a word nothing is known to be gone: it was killed, not answered.
+        if done.returncode and (not told or any("dataset does not exist" not in line for line in told)):
             raise classified(done)
         found |= {name: Guid(guid) for name, guid in (line.split("\t") for line in done.stdout.splitlines())}
     return found
