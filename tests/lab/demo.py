@@ -77,7 +77,7 @@ def _restore(product: Product) -> list[tuple[str, str]]:
     setup.trust(product.pve1, product.backup1)  # an administrator's own way: the backup account is not for reading
     product.pve1.script(f'{pull} | zfs receive -u -o readonly=on "$1"', RESTORED)
     restored = f"{RESTORED}@{replica.partition('@')[2]}"
-    found = hashes(product.pve1, [source, restored])
+    found = hashes(product.pve1, [source, restored], "sha256sum")
     if found[source] != found[restored]:
         raise LabError(f"the restored disk differs: {found}")
     return [

@@ -36,17 +36,17 @@ zfs allow pve-zfsbackup \
 # The content of snapshots, by clones that are destroyed again: a zvol's bytes, a file system's files with their owners,
 # modes and times.
 _HASH = r"""
-count=0
+tool=$1; shift; count=0
 for snapshot; do
   # A new name each time: udev may take the last clone's link away when this one's is already there.
   count=$((count + 1)); dataset=${snapshot%@*}; clone=${dataset%/*}/lab-hash-$$-$count
   if [ "$(zfs get -H -o value type "$dataset")" = volume ]; then
     zfs clone -o volmode=dev "$snapshot" "$clone"
     for i in $(seq 600); do [ -b "/dev/zvol/$clone" ] && break; sleep 0.1; done
-    sum=$(sha256sum "/dev/zvol/$clone")
+    sum=$($tool "/dev/zvol/$clone")
   else
     zfs clone -o mountpoint=/mnt/lab-hash -o canmount=on "$snapshot" "$clone"
-    sum=$(tar --sort=name --numeric-owner --xattrs --acls -C /mnt/lab-hash -cf - . | sha256sum)
+    sum=$(tar --sort=name --numeric-owner --xattrs --acls -C /mnt/lab-hash -cf - . | $tool)
   fi
   for i in $(seq 100); do zfs destroy "$clone" 2> /dev/null && break; sleep 0.2; done
   ! zfs list "$clone" > /dev/null 2>&1
@@ -97,9 +97,9 @@ def connect(lab: Lab) -> Product:
     return product
 
 
-def hashes(host: Host, snapshots: list[str]) -> dict[str, str]:
-    """sha256 of the content of each snapshot."""
-    lines = host.script(_HASH, *snapshots, timeout=900).lines
+def hashes(host: Host, snapshots: list[str], tool: str = "b2sum") -> dict[str, str]:
+    """Hash of the content of each snapshot. BLAKE2 takes the emulated processor half the time of SHA-256."""
+    lines = host.script(_HASH, tool, *snapshots, timeout=900).lines
     return {name: digest for digest, name in (line.split(" ", 1) for line in lines)}
 
 
