@@ -132,6 +132,8 @@ class World:
         twin = World(place, keep=self.keep, clock=self.clock)
         twin.source, twin.target = (copy.deepcopy(pools, {id(self.clock): self.clock}) for pools in self.hosts)
         twin.runner.pools = {HERE: twin.source, TARGET: twin.target}
+        for vmid in twin.node.guests.keys() - self.node.guests.keys():
+            twin.node.remove(vmid)
         return twin
 
     @property
