@@ -81,6 +81,11 @@ class Product:
         found = self.json("list", str(vmid), "--where", host)["points"]
         return [point for point in found if point["complete"]]
 
+    def newest(self) -> dict[tuple[int, str], dict[str, Any]]:
+        """The newest complete point of every guest by vmid and host, in one command: each takes seconds here."""
+        found = self.json("list")["points"]
+        return {(point["vmid"], point["host"]): point for point in found if point["complete"]}
+
     def configure(self, text: str = CONFIG_TEXT, path: str = CONFIG) -> None:
         self.pve1.write(path, text, mode=0o600)
 

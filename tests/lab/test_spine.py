@@ -83,8 +83,9 @@ def test_every_guest_has_a_complete_point_here_and_there(first_run: Product) -> 
 
 
 def test_all_disks_of_a_guest_carry_the_point_at_one_instant(first_run: Product) -> None:
+    newest = first_run.newest()
     for vmid in (100, 105, 200):
-        (point,) = first_run.points(vmid)
+        point = newest[vmid, "source"]
         snapshots = [disk["snapshot"] for disk in point["disks"]]
         rows = zfs(first_run.pve1, "get", "-Hp", "-o", "name,value", "createtxg", *snapshots)
         by_pool: dict[str, set[str]] = {}
@@ -108,9 +109,13 @@ def test_a_point_carries_the_guest_configuration(first_run: Product) -> None:
 
 def test_replicas_equal_the_source_and_the_encrypted_one_stays_closed(first_run: Product) -> None:
     product = first_run
-    here = {vmid: product.points(vmid)[-1]["disks"] for vmid in PROTECTED}
-    there = {vmid: product.points(vmid, "backup1")[-1]["disks"] for vmid in PROTECTED}
-    pairs = [(a["snapshot"], b["snapshot"]) for vmid in PROTECTED for a, b in zip(here[vmid], there[vmid], strict=True)]
+    newest = product.newest()
+    pairs = [
+        (here["snapshot"], there["snapshot"])
+        for vmid in PROTECTED
+        for here, there in zip(newest[vmid, "source"]["disks"], newest[vmid, "backup1"]["disks"], strict=True)
+    ]
+    assert len(pairs) == sum(map(len, PROTECTED.values()))
     crypt = f"{ROOT}/crypt/vm-101-disk-0"
     assert zfs(product.backup1, "get", "-H", "-o", "value", "keystatus", crypt) == [["unavailable"]]
     assert _count_on_disk(product.backup1, MARKER) == 0
