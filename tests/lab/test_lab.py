@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -141,36 +142,54 @@ with Lab(specs=(Spec(name="tiny", number=9, memory_mib=256, cpus=1),)) as lab:
 """
 
 
-def processes_of(run: str) -> list[str]:
-    """Command lines of every process on this machine that mentions a run's directory."""
-    found = []
+def processes_of(run: str) -> dict[int, str]:
+    """Every process on this machine whose command line mentions a run's directory."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             continue
         if run in line:
-            found.append(line)
+            found[int(entry.parent.name)] = line
     return found
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_nothing_outlives_the_lab(ending: signal.Signals) -> None:
+@pytest.fixture
+def tiny() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Another process with a lab of one small host, and the directory of that run."""
     child = subprocess.Popen(
         (sys.executable, "-c", ORPHAN), cwd=TREE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert child.stdout is not None
-    assert child.stdin is not None
-    run = child.stdout.readline().strip()
-    assert any("qemu-system" in line for line in processes_of(run))
-    os.kill(child.pid, ending)
-    assert child.wait(timeout=30) != 0
-    child.stdout.close()
-    child.stdin.close()
+    with child:
+        assert child.stdout is not None
+        run = child.stdout.readline().strip()
+        assert any("qemu-system" in line for line in processes_of(run).values())
+        yield child, run
+        child.kill()
+
+
+def assert_all_end(run: str) -> None:
     deadline = time.monotonic() + 10
     while (left := processes_of(run)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert left == []
+    assert left == {}
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_outlives_the_lab(tiny: tuple[subprocess.Popen[str], str], ending: signal.Signals) -> None:
+    child, run = tiny
+    child.send_signal(ending)
+    assert child.wait(timeout=30) != 0
+    assert_all_end(run)
+
+
+def test_no_host_outlives_its_guardian(tiny: tuple[subprocess.Popen[str], str]) -> None:
+    child, run = tiny
+    (guardian,) = (pid for pid, line in processes_of(run).items() if "guardian.py" in line)
+    os.kill(guardian, signal.SIGKILL)
+    assert_all_end(run)
+    assert child.poll() is None
 
 
 def test_orderly_end_leaves_neither_process_nor_disk() -> None:
@@ -179,5 +198,5 @@ def test_orderly_end_leaves_neither_process_nor_disk() -> None:
     )
     run = done.stdout.strip()
     assert run
-    assert processes_of(run) == []
+    assert processes_of(run) == {}
     assert not Path(run).exists()
