@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, target_listings
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.errors import BackupError, ConfigError
 from pve_zfsbackup.model import SOURCE, Disk, Guest, Listing, Point, Vmid
 from pve_zfsbackup.plan.points import by_guest, points
 
@@ -33,7 +33,10 @@ class Discovery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """All points of the guests in scope, by host, oldest first; and the hosts that could not be asked."""
+    """All points of the guests in scope, by host, oldest first; and the hosts that could not be asked.
+
+    `orphans` have points but are no guests of this node any more: what one looks for after a loss.
+    """
 
     coverage: tuple[Coverage, ...]
     points: Mapping[str, Mapping[Vmid, tuple[Point, ...]]]
@@ -41,6 +44,7 @@ class History:
     targets: Mapping[Vmid, tuple[str, ...]]
     notes: tuple[str, ...]
     now: int
+    orphans: tuple[Vmid, ...] = ()
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -56,23 +60,43 @@ def discover(session: Session) -> Discovery:
 
 def history(session: Session, scope: Scope, *, only: str = "") -> History:
     """The points of the guests in scope, here and on every target that answers; `only` names one host."""
+    if only not in ("", SOURCE, *session.config.targets):
+        known = ", ".join((SOURCE, *session.config.targets))
+        raise ConfigError([f"no host named {only}"], hint=f"hosts: {known}")
     found = inventory(session)
-    items, notes = assign(session, found, scope)
     names = [name for name in session.config.targets if only in ("", name)]
     listings, errors = target_listings(session, names)
     if only in ("", SOURCE):
         listings = {SOURCE: found.listing, **listings}
+    points_by_host = {host: _points(listing) for host, listing in listings.items()}
+    here = {guest.vmid for guest in found.guests}
+    gone = {vmid for guests in points_by_host.values() for vmid in guests} - here
+    asked = bool(scope.guests)
+    orphans, scope, meant = _orphans(gone, scope)
+    items, notes = assign(session, found, scope) if meant else ((), ())
+    if asked:
+        notes = (*notes, *(f"{vmid} is no guest of this node any more: its points stay" for vmid in orphans))
     coverage = _coverage(found, items)
-    if scope.guests or scope.jobs:
+    if scope.guests or scope.jobs or not meant:
         coverage = tuple(entry for entry in coverage if entry.jobs)
     return History(
         coverage=coverage,
-        points={host: _points(listing) for host, listing in listings.items()},
+        points=points_by_host,
         errors=errors,
         targets={item.guest.vmid: tuple(item.targets) for item in items},
         notes=(*found.notes, *notes),
         now=int(session.now().timestamp()),
+        orphans=orphans,
     )
+
+
+def _orphans(gone: Set[Vmid], scope: Scope) -> tuple[tuple[Vmid, ...], Scope, bool]:
+    """Which of those that are gone are meant, the scope without them, and whether anything else is meant."""
+    named = [selector for selector in scope.guests if selector.explicit and selector.low in gone]
+    rest = tuple(selector for selector in scope.guests if selector not in named)
+    if scope.guests:
+        return tuple(Vmid(selector.low) for selector in named), replace(scope, guests=rest), bool(rest)
+    return () if scope.jobs else tuple(sorted(gone)), scope, True
 
 
 def _points(listing: Listing) -> Mapping[Vmid, tuple[Point, ...]]:

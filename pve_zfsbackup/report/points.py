@@ -6,18 +6,18 @@ from datetime import tzinfo
 from typing import Any
 
 from pve_zfsbackup.app.history import Coverage, History
-from pve_zfsbackup.model import SOURCE, Disk, Point, Snapshot
+from pve_zfsbackup.model import SOURCE, Disk, Point, Snapshot, Vmid
 from pve_zfsbackup.report.coverage import reason
 from pve_zfsbackup.report.format import FORMAT, Table, age, clean, moment, size
 
 
 def points_table(found: History, tz: tzinfo, *, disks: bool = False) -> Table:
     rows: list[tuple[str, ...]] = []
-    for entry in found.coverage:
-        for host, point in _points_of(found, entry):
+    for vmid, name in _guests(found):
+        for host, point in _points_of(found, vmid):
             rows.append(
                 (
-                    str(point.vmid), entry.guest.name, host, point.stamp, moment(point.creation, tz),
+                    str(vmid), name, host, point.stamp, moment(point.creation, tz),
                     _total(point, "used"), _total(point, "refer"), _quality(point),
                 )
             )  # fmt: skip
@@ -36,16 +36,21 @@ def points_json(found: History) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "points": [
-            _point_json(host, entry, point) for entry in found.coverage for host, point in _points_of(found, entry)
+            _point_json(host, name, point) for vmid, name in _guests(found) for host, point in _points_of(found, vmid)
         ],
         "unreachable": {host: error.message for host, error in found.errors.items()},
     }
 
 
-def _point_json(host: str, entry: Coverage, point: Point) -> dict[str, Any]:
+def _guests(found: History) -> list[tuple[Vmid, str]]:
+    """Those with a name are there; of the others only their points are."""
+    return [(entry.guest.vmid, entry.guest.name) for entry in found.coverage] + [(vmid, "") for vmid in found.orphans]
+
+
+def _point_json(host: str, name: str, point: Point) -> dict[str, Any]:
     return {
         "vmid": point.vmid,
-        "guest": entry.guest.name,
+        "guest": name,
         "host": host,
         "point": point.id,
         "creation": point.creation,
@@ -67,8 +72,8 @@ def _point_json(host: str, entry: Coverage, point: Point) -> dict[str, Any]:
     }
 
 
-def _points_of(found: History, entry: Coverage) -> list[tuple[str, Point]]:
-    return [(host, point) for host in found.hosts for point in found.points[host].get(entry.guest.vmid, ())]
+def _points_of(found: History, vmid: Vmid) -> list[tuple[str, Point]]:
+    return [(host, point) for host in found.hosts for point in found.points[host].get(vmid, ())]
 
 
 def _total(point: Point, name: str) -> str:
