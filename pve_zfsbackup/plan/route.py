@@ -26,7 +26,7 @@ from pve_zfsbackup.plan.pairing import (
     foreign_owner,
     generation_path,
 )
-from pve_zfsbackup.plan.points import stamp_of
+from pve_zfsbackup.plan.points import bookmark_target, stamp_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +118,11 @@ def _settle(usual: Dataset, source: Volume, sides: Sides, policy: ReplicationPol
             evidence=tuple(_describe(volume) for volume in volumes),
             resolve=f"on {policy.host}: {command}",
         )
-    if free[0] == usual:
+    if free[0] == usual and not any(bookmark_target(bookmark) == policy.host for bookmark in source.bookmarks):
         return replace(way, path=usual)
+    if free[0] == usual:
+        gone = f"{policy.host} has no replica of {source.name} although one was sent there: it is sent in full"
+        return replace(way, path=usual, warnings=(*way.warnings, gone), reasons=(*way.reasons, gone))
     warning = (
         f"new generation {free[0]} on {policy.host}: {usual} has nothing in common with {source.name} "
         "(guest recreated, disk moved, or every common base lost); the old one stays"
