@@ -297,7 +297,7 @@ def test_a_recreated_disk_starts_a_generation_beside_the_old_one(first_run: Prod
     old = zfs(product.backup1, "list", "-Hp", "-t", "snapshot", "-o", "name,guid", "-r", replica)
     contents = hashes(product.backup1, [row[0] for row in old[-1:]])
     recreate_disk(product.pve1, 100, "rpool/data/vm-100-disk-0", 128)
-    done = product.run("run", "100")
+    done = product.run("run", "100", "--stage", "snapshot", "--stage", "replicate")
     assert "generation" in done.stderr, "somebody is told"
     assert zfs(product.backup1, "list", "-Hp", "-t", "snapshot", "-o", "name,guid", "-r", replica) == old
     assert hashes(product.backup1, list(contents)) == contents
