@@ -48,7 +48,7 @@ import sys
 from pve_zfsbackup import cli, terminal
 from pve_zfsbackup.errors import BackupError, ExitCode
 from pve_zfsbackup.report import Table
-def main(standalone_mode):
+def main(**options):
     {body}
 cli.cli.main = main
 cli.main()
