@@ -18,6 +18,7 @@ from pve_zfsbackup.host.runner import Completed, Runner
 TIMEOUT: Final = 120.0
 _VERBS: Final = {"GET": "get", "POST": "create", "PUT": "set", "DELETE": "delete"}
 _NO_QUORUM: Final = re.compile(r"ipcc_send_rec|cluster not ready|pmxcfs\) not mounted")
+_SECRET: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def pvesh_argv(method: str, path: str, params: Mapping[str, Any]) -> tuple[str, ...]:
@@ -89,7 +90,8 @@ def _answer(text: str) -> Any:
     if upids:
         return upids[-1]  # a log may name the tasks it started before its own
     if value is text:
-        raise PveError(f"pvesh: its answer is not JSON: {text.strip()[:200]}")
+        shown = _SECRET.sub("(secret)", text.strip())  # of a token just made
+        raise PveError(f"pvesh: its answer is not JSON: {shown[:200]}")
     return value
 
 
