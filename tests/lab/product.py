@@ -41,8 +41,14 @@ for snapshot; do
   # A new name each time: udev may take the last clone's link away when this one's is already there.
   count=$((count + 1)); dataset=${snapshot%@*}; clone=${dataset%/*}/lab-hash-$$-$count
   if [ "$(zfs get -H -o value type "$dataset")" = volume ]; then
-    zfs clone -o volmode=dev "$snapshot" "$clone"
+    # Setting volmode where there is a device makes it a second time, and the first one's link goes.
+    if [ "$(zfs get -H -o value volmode "${dataset%/*}")" = none ]; then
+      zfs clone -o volmode=dev "$snapshot" "$clone"
+    else
+      zfs clone "$snapshot" "$clone"
+    fi
     for i in $(seq 600); do [ -b "/dev/zvol/$clone" ] && break; sleep 0.1; done
+    udevadm settle
     sum=$($tool "/dev/zvol/$clone")
   else
     zfs clone -o mountpoint=/mnt/lab-hash -o canmount=on "$snapshot" "$clone"
