@@ -1,6 +1,6 @@
 """Run pve-zfsbackup again and again, killing it (SIGKILL) before its first, second, third … outer action.
 
-Runs on the node: `killer.py EVERY STRIDE VMID ARGUMENTS…` kills at each of the first EVERY actions, then at one in
+Runs on the node: `killer.py FIRST LAST STRIDE VMID ARGUMENTS…` kills at each action from FIRST to LAST, then at one in
 STRIDE. An outer action is a program it starts, a stream it joins, or a call of the Proxmox API. After each kill: waits
 until the guest is thawed, and then runs the command to its end. Prints one JSON line per kill; ends at the first kill
 that was not reached. Each attempt is a fork: Python starts once.
@@ -25,9 +25,9 @@ THAW_LIMIT = 30.0
 
 
 def main() -> None:
-    every, stride, vmid = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    arguments = sys.argv[4:]
-    for number in itertools.chain(range(1, every + 1), itertools.count(every + stride, stride)):
+    first, last, stride = (int(text) for text in sys.argv[1:4])
+    vmid, arguments = sys.argv[4], sys.argv[5:]
+    for number in itertools.chain(range(first, last + 1), itertools.count(last + stride, stride)):
         reached = attempt(arguments, kill_at=number)
         if reached["code"] != -signal.SIGKILL:
             print(json.dumps({"kill": number, "unreached": True, **reached}), flush=True)
