@@ -269,6 +269,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):
             print("interrupted", file=sys.stderr)
+    terminal.settle_streams()
     sys.exit(int(code or 0))
 
 

@@ -51,6 +51,16 @@ def say(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor shall the interpreter stumble at its end
 
 
+def settle_streams() -> None:
+    """Give up what cannot be written (a full disk, a reader gone): else the interpreter's own flush at its end fails,
+    and its exit status 120 takes the place of ours."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     say(json.dumps(value, indent=2, ensure_ascii=True))
 

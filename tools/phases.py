@@ -145,6 +145,8 @@ def main(names: list[str]) -> int:
 if __name__ == "__main__":
     if not sys.argv[1:] or set(sys.argv[1:]) - set(PHASES):
         sys.exit(f"usage: {sys.argv[0]} {'|'.join(PHASES)} ...")
+    # Started in the background of a shell, an interrupt is ignored, here and in every child: tests need theirs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
