@@ -99,6 +99,7 @@ class Product:
 def connect(lab: Lab) -> Product:
     """Run `setup`, then do by hand what it asks for: the account on the target, the host key, target and job."""
     product = Product(lab=lab)
+    lab.pve1.run(("systemctl", "stop", "cron"))  # the package's own hourly run would come in between
     product.run("setup")
     public = lab.pve1.read("/etc/pve-zfsbackup/id_ed25519.pub").strip()
     lab.backup1.script(ACCOUNT, public, ROOT)
