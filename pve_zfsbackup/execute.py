@@ -85,7 +85,9 @@ class Executor:
     def snapshot(self, step: SnapshotGuest, quiescer: Quiescer, pack: PackConfig, limit: float) -> Window:
         """Freeze, snapshot each pool in one command, thaw. Returns how it really went.
 
-        Raises what went wrong; whatever was snapshotted by then is not a complete point and nobody lists it as one.
+        The snapshots are born with what is proven at that moment, and are told more only when more is proven.
+        Raises what went wrong; whatever was snapshotted by then is not a complete point and nobody lists it as one,
+        or claims no more than it should.
         """
         host = self.hosts[SOURCE]
         properties = {
@@ -94,17 +96,13 @@ class Executor:
             f"{PROPERTY}guest": f"{step.guest.kind}/{step.guest.node}",
             **{PROPERTY + key: value for key, value in pack(step.guest).items()},
         }
-        window, recorded, made = None, "", False
-        try:
-            with quiescer.window(step, limit) as window:
-                recorded = window.label
-                for datasets in step.pools:
-                    zfs.snapshot(host, datasets, step.name, {**properties, f"{PROPERTY}consistency": recorded})
-                made = True
-        finally:  # also when the guest does not confirm its thaw: the point is there, and must not claim too much
-            if made and window and window.label != recorded:
-                names = [f"{dataset}@{step.name}" for datasets in step.pools for dataset in datasets]
-                zfs.set_properties(host, names, {f"{PROPERTY}consistency": window.label})
+        with quiescer.window(step, limit) as window:
+            born = window.label
+            for datasets in step.pools:
+                zfs.snapshot(host, datasets, step.name, {**properties, f"{PROPERTY}consistency": born})
+        if window.label != born:
+            names = [f"{dataset}@{step.name}" for datasets in step.pools for dataset in datasets]
+            zfs.set_properties(host, names, {f"{PROPERTY}consistency": window.label})
         return window
 
     def _transfer(self, step: Send | Resume) -> int:

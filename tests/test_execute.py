@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,15 +235,16 @@ class FakeQuiescer(Quiescer):
 
     @contextmanager
     def window(self, step: SnapshotGuest, limit: float) -> Iterator[Window]:
-        window = Window(consistency=Consistency.QUIESCED)
+        window = Window()
         yield window
-        window.consistency = self.after
         if self.error:
             raise self.error
+        window.consistency, window.reason = self.after, ""
 
 
-def take(executor: Executor, quiescer: Quiescer) -> Window:
-    return executor.snapshot(STEP, quiescer, lambda guest: {"conf": "packed", "conf2": "more"}, 10)
+def take(executor: Executor, quiescer: Quiescer, *, cut: bool = False) -> None:
+    with pytest.raises(PveUnreachableError) if cut else nullcontext():
+        executor.snapshot(STEP, quiescer, lambda guest: {"conf": "packed", "conf2": "more"}, 10)
 
 
 def consistencies(runner: FakeRunner) -> set[str]:
@@ -253,24 +254,22 @@ def consistencies(runner: FakeRunner) -> set[str]:
 
 
 def test_a_snapshot_is_one_command_per_pool_with_all_properties(executor: Executor, runner: FakeRunner) -> None:
-    take(executor, FakeQuiescer())
+    take(executor, FakeQuiescer(error=PveUnreachableError("cut off here")), cut=True)
     assert verbs(runner, HERE) == ["snapshot", "snapshot"]
     assert runner.pools[HERE].get(f"{A}@{STEP.name}").props == {
         POINT: STEP.point, "pve-zfsbackup:disks": "scsi0=v#1", "pve-zfsbackup:guest": "qemu/pve1",
-        "pve-zfsbackup:conf": "packed", "pve-zfsbackup:conf2": "more", "pve-zfsbackup:consistency": "quiesced",
+        "pve-zfsbackup:conf": "packed", "pve-zfsbackup:conf2": "more",
+        "pve-zfsbackup:consistency": "crash-consistent: the run was cut off before more was proven",
     }  # fmt: skip
 
 
-def test_what_turned_out_afterwards_is_what_is_recorded(executor: Executor, runner: FakeRunner) -> None:
-    take(executor, FakeQuiescer(after=Consistency.CRASH))
-    assert consistencies(runner) == {"crash-consistent"}
+@pytest.mark.parametrize("proven", [Consistency.QUIESCED, Consistency.OFFLINE, Consistency.CRASH])
+def test_a_point_is_called_what_was_proven_when_its_window_closed(
+    executor: Executor, runner: FakeRunner, proven: Consistency
+) -> None:
+    take(executor, FakeQuiescer(after=proven))
+    assert consistencies(runner) == {proven}
     assert verbs(runner, HERE) == ["snapshot", "snapshot", "set"]
-
-
-def test_a_thaw_that_fails_leaves_no_claim_behind(executor: Executor, runner: FakeRunner) -> None:
-    with pytest.raises(PveUnreachableError):
-        take(executor, FakeQuiescer(after=Consistency.CRASH, error=PveUnreachableError("thaw: no answer")))
-    assert consistencies(runner) == {"crash-consistent"}
 
 
 def test_a_pool_that_fails_is_raised_and_nothing_more_is_done(executor: Executor, runner: FakeRunner) -> None:

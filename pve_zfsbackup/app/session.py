@@ -15,7 +15,7 @@ from pve_zfsbackup.events import Emit
 from pve_zfsbackup.execute import Executor
 from pve_zfsbackup.host.agent import Agent, ApiAgent, QmAgent
 from pve_zfsbackup.host.api import Api, Token
-from pve_zfsbackup.host.guests import node_name
+from pve_zfsbackup.host.guests import is_running, node_name
 from pve_zfsbackup.host.pve import HttpsApi
 from pve_zfsbackup.host.pvesh import PveshApi
 from pve_zfsbackup.host.quiesce import Quiescer, SystemdWatchdog
@@ -46,7 +46,12 @@ class Session:
     @property
     def quiescer(self) -> Quiescer:
         watchdog = SystemdWatchdog(self.runner)
-        return Quiescer(agent=self.agent, watchdog=watchdog, markers=self.config.state_dir / "frozen")
+        return Quiescer(
+            agent=self.agent,
+            watchdog=watchdog,
+            markers=self.config.state_dir / "frozen",
+            running=lambda guest: is_running(self.api, guest),
+        )
 
     @property
     def timezone(self) -> tzinfo:

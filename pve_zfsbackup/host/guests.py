@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from pve_zfsbackup.errors import GuestMissingError, PveError, VerificationError
 from pve_zfsbackup.host.api import Api
-from pve_zfsbackup.model import GuestKind, RawGuest, Storage, Vmid
+from pve_zfsbackup.model import Guest, GuestKind, RawGuest, Storage, Vmid
 
 _log: Final = logging.getLogger(__name__)
 CHUNK: Final = 8000  # a user property's value ends at 8,192 bytes
@@ -72,6 +72,11 @@ def read_guests(api: Api, node: str, *, concurrency: int = 8, note: Note = _log.
                 continue
             guests.append(_guest(kind, node, entry, keys, pools))
     return tuple(sorted(guests, key=lambda guest: guest.vmid))
+
+
+def is_running(api: Api, guest: Guest) -> bool:
+    """Whether the guest runs now; a paused one does, a hibernated one does not. Raises `PveError`."""
+    return api.get(f"/nodes/{guest.node}/{guest.kind}/{guest.vmid}/status/current").get("status") != "stopped"
 
 
 def _check_permissions(api: Api, permissions: Mapping[str, Mapping[str, Any]], note: Note) -> None:

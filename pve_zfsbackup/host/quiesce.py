@@ -3,6 +3,9 @@
 Before the freeze a watchdog outside this process is armed and a marker is written; both go only when the guest
 has said that it thawed. So a killed process, a hung API and a lost answer all end with a thawed guest:
 by `finally`, by the watchdog (a systemd timer that runs `qm`), or by the sweep at the next start (DESIGN §3.9).
+
+What a point claims follows what is proven, never the other way round: inside the window it is crash-consistent;
+`quiesced` or `offline` it becomes when the window has closed and nothing spoke against it.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -19,12 +22,13 @@ from pve_zfsbackup.errors import BackupError, CommandError, FreezeError, PveErro
 from pve_zfsbackup.host import agent as guest_agent
 from pve_zfsbackup.host.agent import Agent
 from pve_zfsbackup.host.runner import Runner
-from pve_zfsbackup.model import Consistency, SnapshotGuest, Vmid, printable
+from pve_zfsbackup.model import Consistency, Guest, SnapshotGuest, Vmid, printable
 
 THAW_WITHIN: Final = 60.0  # seconds of trying before it is left to the watchdog
 WATCHDOG_SLACK: Final = 10.0  # seconds the watchdog waits longer than a freeze may take
 UNIT: Final = "pve-zfsbackup-thaw"
 LABEL_LIMIT: Final = 400  # characters
+UNPROVEN: Final = "the run was cut off before more was proven"
 
 
 class Watchdog(Protocol):
@@ -61,10 +65,10 @@ class SystemdWatchdog:
 
 @dataclass(slots=True, kw_only=True)
 class Window:
-    """What became of the freeze. `consistency` and `reason` are what may truthfully be recorded."""
+    """What became of the freeze. `consistency` and `reason` are what may truthfully be recorded at this moment."""
 
-    consistency: Consistency
-    reason: str = ""
+    consistency: Consistency = Consistency.CRASH
+    reason: str = UNPROVEN
     seconds: float = 0.0  # from the freeze command until the guest said thawed
 
     @property
@@ -77,11 +81,13 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quiescer:
-    """Freezes guests of one node. `markers` is a directory that survives a crash of this process."""
+    """Freezes guests of one node. `markers` is a directory that survives a crash of this process; `running`
+    asks Proxmox anew whether a guest runs."""
 
     agent: Agent
     watchdog: Watchdog
     markers: Path
+    running: Callable[[Guest], bool]
 
     @contextlib.contextmanager
     def window(self, step: SnapshotGuest, limit: float) -> Iterator[Window]:
@@ -91,17 +97,32 @@ class Quiescer:
         that did not come about, before anything was snapshotted, and the thaw's error when the guest does not
         confirm it: then the watchdog goes on trying.
         """
-        if not step.freeze:
-            kind = Consistency.CRASH if step.guest.running else Consistency.OFFLINE
-            yield Window(consistency=kind, reason=step.reason)
+        if step.freeze:
+            with self._freeze(step, limit) as window:
+                yield window
+        elif step.guest.running:
+            yield Window(reason=step.reason)
+        else:
+            yield from self._standstill(step)
+
+    def _standstill(self, step: SnapshotGuest) -> Iterator[Window]:
+        """A guest that was found stopped, maybe minutes ago: `offline` if it is before and after the snapshot."""
+        started = "the guest was started while its point was made"
+        if doubt := self._doubt(step.guest, started):
+            yield Window(reason=doubt)
             return
-        vmid = step.guest.vmid
-        with self._freeze(step, limit) as window:
-            yield window
-            if window.consistency is Consistency.QUIESCED and not self._still_frozen(vmid):
-                # PVE 8 thaws without asking whose freeze it was (pve-facts §d).
-                window.consistency = Consistency.CRASH
-                window.reason = "somebody else thawed the guest before the snapshot was done"
+        window = Window()
+        yield window
+        window.reason = self._doubt(step.guest, started)
+        if not window.reason:
+            window.consistency, window.reason = Consistency.OFFLINE, step.reason
+
+    def _doubt(self, guest: Guest, started: str) -> str:
+        """What speaks against the guest being off; empty when nothing does."""
+        try:
+            return started if self.running(guest) else ""
+        except PveError as error:
+            return f"whether the guest runs is not known: {error.message}"
 
     @contextlib.contextmanager
     def _freeze(self, step: SnapshotGuest, limit: float) -> Iterator[Window]:
@@ -122,8 +143,8 @@ class Quiescer:
             yield self._unfrozen(step, f"the watchdog cannot be armed: {error.message}")
             return
         started = time.monotonic()
-        window = Window(consistency=Consistency.QUIESCED)
-        certain, refused = False, False
+        window = Window()
+        certain = refused = held = False
         try:
             try:
                 guest_agent.freeze(self.agent, vmid, timeout=limit)
@@ -134,6 +155,10 @@ class Quiescer:
                 certain = refused = True
                 window = self._unfrozen(step, error.message)
             yield window
+            if certain and not refused:
+                held = self._still_frozen(vmid)
+                if not held:  # PVE 8 thaws without asking whose freeze it was (pve-facts §d)
+                    window.reason = "somebody else thawed the guest before the snapshot was done"
         finally:
             thawed = 0 if refused else guest_agent.thaw(self.agent, vmid, within=THAW_WITHIN)
             window.seconds = time.monotonic() - started
@@ -141,6 +166,8 @@ class Quiescer:
             # marker and watchdog stay, and thaw once more.
             if certain or thawed:
                 self._done(vmid, marker)
+        if held:
+            window.consistency, window.reason = Consistency.QUIESCED, ""
 
     def _obstacle(self, vmid: Vmid) -> str:
         """Why a freeze is not even tried; empty when it is."""
@@ -156,7 +183,7 @@ class Quiescer:
                 f"guest {step.guest.vmid}: quiescing is required, but {reason}",
                 hint="make the guest agent work, or set quiesce: prefer",
             )
-        return Window(consistency=Consistency.CRASH, reason=reason)
+        return Window(reason=reason)
 
     def _still_frozen(self, vmid: Vmid) -> bool:
         try:

@@ -87,6 +87,8 @@ class FakeNode:
         elif len(parts) == 3:
             assert parts[1] == self.name
             answer = self._entries(parts[2])
+        elif parts[4:] == ["status", "current"]:
+            answer = next(entry for entry in self._entries(parts[2]) if entry["vmid"] == int(parts[3]))
         elif parts[4:] == ["pending"]:
             answer = [{"key": key, "value": value} for key, value in self._config(int(parts[3])).items()]
         else:

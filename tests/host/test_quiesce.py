@@ -10,6 +10,8 @@ import pytest
 
 from pve_zfsbackup.errors import CommandError, FreezeError, PveError, PveUnreachableError
 from pve_zfsbackup.host.agent import QmAgent
+from pve_zfsbackup.host.guests import is_running
+from pve_zfsbackup.host.pvesh import PveshApi
 from pve_zfsbackup.host.quiesce import Quiescer, SystemdWatchdog, Window
 from pve_zfsbackup.model import Consistency, Guest, GuestKind, PointId, Quiesce, SnapshotGuest, Vmid
 from tests.fakes.node import FakeNode, GuestState
@@ -36,7 +38,12 @@ def guest(node: FakeNode) -> GuestState:
 
 @pytest.fixture
 def quiescer(runner: FakeRunner, tmp_path: Path) -> Quiescer:
-    return Quiescer(agent=QmAgent(runner), watchdog=SystemdWatchdog(runner), markers=tmp_path / "state/frozen")
+    return Quiescer(
+        agent=QmAgent(runner),
+        watchdog=SystemdWatchdog(runner),
+        markers=tmp_path / "state/frozen",
+        running=lambda guest: is_running(PveshApi(runner), guest),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -103,14 +110,35 @@ def test_the_watchdog_is_a_timer_that_retries(quiescer: Quiescer, runner: FakeRu
     assert stop == ("systemctl", "stop", "pve-zfsbackup-thaw-100-*.timer", "pve-zfsbackup-thaw-100-*.service")
 
 
-@pytest.mark.parametrize(("running", "kind"), [(True, Consistency.CRASH), (False, Consistency.OFFLINE)])
-def test_without_a_freeze_nothing_is_touched(
-    quiescer: Quiescer, runner: FakeRunner, running: bool, kind: Consistency
-) -> None:
-    window = through(quiescer, step(freeze=False, running=running))
-    assert window.label == f"{kind}: quiesce is off"
+def test_without_a_freeze_nothing_is_touched(quiescer: Quiescer, runner: FakeRunner) -> None:
+    window = through(quiescer, step(freeze=False))
+    assert window.label == "crash-consistent: quiesce is off"
     assert not runner.ran
     assert not quiescer.markers.exists()
+
+
+def test_inside_the_window_a_point_claims_nothing(quiescer: Quiescer, guest: GuestState) -> None:
+    """What is written with the snapshot stays when this process is killed a moment later."""
+    unproven = "crash-consistent: the run was cut off before more was proven"
+    with quiescer.window(step(), 10) as frozen:
+        assert frozen.label == unproven
+    guest.running = False
+    with quiescer.window(step(freeze=False, running=False), 10) as stopped:
+        assert stopped.label == unproven
+    assert (frozen.label, stopped.label) == ("quiesced", "offline: quiesce is off")
+
+
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_a_guest_started_meanwhile_is_not_called_offline(quiescer: Quiescer, guest: GuestState, when: str) -> None:
+    guest.running = when == "before"  # the listing said stopped, minutes ago
+    window = through(quiescer, step(freeze=False, running=False), lambda: setattr(guest, "running", True))
+    assert window.label == "crash-consistent: the guest was started while its point was made"
+
+
+def test_a_state_nobody_tells_is_not_called_offline(quiescer: Quiescer, node: FakeNode, guest: GuestState) -> None:
+    guest.running = False
+    window = through(quiescer, step(freeze=False, running=False), lambda: setattr(node, "api", "no quorum"))
+    assert window.label.startswith("crash-consistent: whether the guest runs is not known")
 
 
 def test_a_refusing_agent_leaves_a_crash_consistent_point(
@@ -252,9 +280,7 @@ def test_the_sweep_thaws_what_a_killed_run_left(quiescer: Quiescer, runner: Fake
     assert quiescer.sweep() == []
 
 
-def test_the_sweep_says_what_it_could_not_do_and_goes_on(
-    quiescer: Quiescer, node: FakeNode, guest: GuestState
-) -> None:
+def test_the_sweep_says_what_it_could_not_do_and_goes_on(quiescer: Quiescer, node: FakeNode, guest: GuestState) -> None:
     node.define(101, "name: db\n").frozen = True
     quiescer.markers.mkdir(parents=True)
     for vmid in ("100", "101", "999"):
