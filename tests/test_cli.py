@@ -178,10 +178,10 @@ def test_exit_codes_of_a_run(world: World, call: Call, tmp_path: Path) -> None:
     assert call("replicate").code == 2
     world.runner.down.clear()
     assert call("run", config=tmp_path / "none.yaml").code == 3
-    with run_lock(world.place / "run"):
+    with run_lock(world.place / "run", "snapshot"):
         locked = call("run")
     assert locked.code == 4
-    assert f"error: another run is at work (process {os.getpid()})\nhint: wait" in locked.stderr
+    assert f"error: another run is at work on this: snapshot (process {os.getpid()})\nhint: wait" in locked.stderr
     world.node.api = "ipcc_send_rec[1] failed: Connection refused"
     assert call("run").code == 2
 

@@ -1,4 +1,4 @@
-"""The stages in order, each guest isolated, under one lock, with a journal."""
+"""The stages in order, each guest isolated, each stage under its lock, with a journal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import assert_never
 
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory
@@ -18,7 +19,7 @@ from pve_zfsbackup.app.prune import plan_all, prune
 from pve_zfsbackup.app.replicate import replicate
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.snapshot import snapshot
-from pve_zfsbackup.errors import BackupError, ExitCode
+from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, LockedError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.journal import Journal, log_line
 from pve_zfsbackup.host.lock import run_lock
@@ -32,6 +33,14 @@ class Stage(StrEnum):
 
 
 ALL_STAGES = tuple(Stage)
+# A first replication takes hours, and new points must not wait for it. To prune while streams are under way could
+# take away what they still need.
+SNAPSHOT_LOCK = "snapshot"
+_LOCKS: Mapping[Stage, str] = {
+    Stage.SNAPSHOT: SNAPSHOT_LOCK,
+    Stage.REPLICATE: "replicate",
+    Stage.PRUNE: "replicate",
+}
 Results = Generator[Result, None, None]
 
 
@@ -60,34 +69,87 @@ def _exit_code(results: Iterable[Result]) -> ExitCode:
 def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) -> Report:
     """Do the stages for the guests in scope. Lists anew before each stage, because the world moves.
 
-    Raises `LockedError` when another run is at work, `ConfigError` for an unusable configuration, and whatever
-    keeps it from finding the guests at all; a guest's or a target's failure is a `Result`.
+    Where another run is at a stage, this one ends: what follows is the other's to do. Raises `LockedError` when that
+    is the first stage, `ConfigError` for an unusable configuration, and whatever keeps it from finding the guests at
+    all; a guest's or a target's failure is a `Result`.
     """
+    if not session.config.jobs:
+        raise ConfigError(["no job is configured, so nothing would ever be protected"], hint="/usr/share/doc/pve-zfsbackup/examples/config.yaml has one")
     started = time.monotonic()
     name = f"{session.now():%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    results: list[Result] = []
-    notes: list[str] = []
-    with run_lock(session.config.runtime_dir), _journal(session, name, stages) as journal:
-        written = _Written(session, journal, results)
-        for told in session.quiescer.sweep():
-            written.add("sweep", {"message": told})
-            notes.append(told)
-        for vmid in session.quiescer.unthawed():
-            written.result(_unthawed(vmid))
-        for stage in stages:
-            found = inventory(session)
-            items, remarks = assign(session, found, scope)
-            notes += [note for note in (*found.notes, *remarks) if note not in notes]
-            # Closed while the lock is ours, whatever ends the loop: its streams end then.
-            with contextlib.closing(_stage(stage, session, found, items)) as stage_results:
-                for result in stage_results:
-                    written.result(result)
-        seconds = time.monotonic() - started
-        end = {"seconds": round(seconds, 3), "notes": notes}
-        written.add("end", {"exit_code": int(_exit_code(results)), **end})
-        report = Report(run=name, results=tuple(results), notes=tuple(notes), seconds=seconds)
+    with _Locks(session.config.runtime_dir) as locks:
+        locks.take(_LOCKS[stages[0]])
+        with _journal(session, name, stages) as journal:
+            written = _Written(session, journal, [])
+            notes = _sweep(session, written, locks)
+            for number, stage in enumerate(stages):
+                try:
+                    locks.take(_LOCKS[stage])
+                except LockedError as error:
+                    written.result(_deferred(stages[number:], error))
+                    break
+                found = inventory(session)
+                items, remarks = assign(session, found, scope)
+                notes += [note for note in (*found.notes, *remarks) if note not in notes]
+                # Closed while the lock is ours, whatever ends the loop: its streams end then.
+                with contextlib.closing(_stage(stage, session, found, items)) as stage_results:
+                    for result in stage_results:
+                        written.result(result)
+            seconds = time.monotonic() - started
+            end = {"seconds": round(seconds, 3), "notes": notes}
+            written.add("end", {"exit_code": int(_exit_code(written.results)), **end})
+    report = Report(run=name, results=tuple(written.results), notes=tuple(notes), seconds=seconds)
     log_line(_summary(report, stages), failed=report.exit_code is not ExitCode.OK)
     return report
+
+
+class _Locks:
+    """The lock of the stage under way: one at a time, let go at the end."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._stack = contextlib.ExitStack()
+        self.held = ""
+
+    def __enter__(self) -> _Locks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def take(self, work: str) -> None:
+        """Let go of the last one, and have this one. Raises `LockedError`."""
+        if work != self.held:
+            self._stack.close()
+            self.held = ""
+            self._stack.enter_context(run_lock(self._directory, work))
+            self.held = work
+
+
+def _sweep(session: Session, written: _Written, locks: _Locks) -> list[str]:
+    """Thaw what an interrupted run left frozen; returns what was done."""
+    with contextlib.ExitStack() as stack:
+        if locks.held != SNAPSHOT_LOCK:
+            try:
+                stack.enter_context(run_lock(session.config.runtime_dir, SNAPSHOT_LOCK))
+            except LockedError:
+                return []  # somebody is at his snapshots: what is frozen now is his to thaw
+        told = session.quiescer.sweep()
+        for line in told:
+            written.add("sweep", {"message": line})
+        for vmid in session.quiescer.unthawed():
+            written.result(_unthawed(vmid))
+    return told
+
+
+def _deferred(stages: Sequence[Stage], error: LockedError) -> Result:
+    left = ", ".join(stage.value for stage in stages)
+    return Result(
+        stage=stages[0],
+        outcome=Outcome.SKIPPED,
+        message=f"{left}: left to a later run: {error.message}",
+        hint=error.hint,
+    )
 
 
 @dataclass(slots=True)

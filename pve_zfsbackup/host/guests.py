@@ -76,7 +76,8 @@ def read_guests(api: Api, node: str, *, concurrency: int = 8, note: Note = _log.
 
 def is_running(api: Api, guest: Guest) -> bool:
     """Whether the guest runs now; a paused one does, a hibernated one does not. Raises `PveError`."""
-    return api.get(f"/nodes/{guest.node}/{guest.kind}/{guest.vmid}/status/current").get("status") != "stopped"
+    state = api.get(f"/nodes/{guest.node}/{guest.kind}/{guest.vmid}/status/current")
+    return bool(state["status"] != "stopped")
 
 
 def _check_permissions(api: Api, permissions: Mapping[str, Mapping[str, Any]], note: Note) -> None:

@@ -12,10 +12,10 @@ from pve_zfsbackup.errors import LockedError
 
 
 @contextlib.contextmanager
-def run_lock(directory: Path) -> Iterator[None]:
-    """Only one run that changes anything at a time. Raises `LockedError` at once when another one is at work."""
+def run_lock(directory: Path, work: str) -> Iterator[None]:
+    """Only one run at a time does this `work`. Raises `LockedError` at once when another one is at it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = directory / "lock"
+    path = directory / f"{work}.lock"
     with open(path, "a+", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -23,7 +23,8 @@ def run_lock(directory: Path) -> Iterator[None]:
             file.seek(0)
             owner = file.read(64).strip() or "unknown"
             raise LockedError(
-                f"another run is at work (process {owner})", hint="wait for it to end, then run this again"
+                f"another run is at work on this: {work} (process {owner})",
+                hint="wait for it to end, then run this again",
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.run import Stage, run
 from pve_zfsbackup.errors import CommandTimeoutError, ConfigError, ExitCode, LockedError, PveError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.guests import unpack_config
@@ -35,9 +37,7 @@ def test_every_vm_was_frozen_for_its_snapshot_and_only_then(world: World) -> Non
         ZVOL: {WEB}, "fast/vm-100-disk-0": {WEB}, ENCRYPTED: {DB}, "rpool/data/subvol-200-disk-0": frozenset(),
     }  # fmt: skip
     assert [point.consistency for point in world.points(HERE, WEB)] == ["quiesced"]
-    assert [point.consistency for point in world.points(HERE, CT)] == [
-        "crash-consistent: container: ZFS has no freeze"
-    ]
+    assert [point.consistency for point in world.points(HERE, CT)] == ["crash-consistent: container: ZFS has no freeze"]
     assert_safe(world)
 
 
@@ -487,13 +487,56 @@ def test_nothing_worked_is_failed(world: World) -> None:
     assert len(world.results(report, Outcome.FAILED)) == 3
 
 
-def test_a_second_run_is_told_who_has_the_lock_and_touches_nothing(world: World) -> None:
-    with run_lock(world.place / "run"):
+@pytest.mark.parametrize(
+    ("busy", "stages"),
+    [
+        ("snapshot", ()),
+        ("snapshot", (Stage.SNAPSHOT,)),
+        ("replicate", (Stage.REPLICATE,)),
+        ("replicate", (Stage.PRUNE,)),
+    ],
+)
+def test_a_second_run_is_told_who_has_the_lock_and_touches_nothing(
+    world: World, busy: str, stages: tuple[Stage, ...]
+) -> None:
+    with run_lock(world.place / "run", busy):
         world.runner.ran.clear()
-        with pytest.raises(LockedError, match=r"process \d+") as caught:
-            world.run()
+        with pytest.raises(LockedError, match=rf"{busy} \(process \d+\)") as caught:
+            world.run(*stages)
     assert caught.value.exit_code is ExitCode.LOCKED
     assert not world.runner.ran
+
+
+def test_a_configuration_without_jobs_is_no_success(world: World) -> None:
+    with world.session() as session:
+        bare = replace(session, config=replace(session.config, jobs={}))
+        with pytest.raises(ConfigError, match="no job is configured"):
+            run(bare, Scope())
+
+
+def test_new_points_do_not_wait_for_a_long_replication(world: World) -> None:
+    with run_lock(world.place / "run", "replicate"):
+        report = world.run()
+    assert report.exit_code is ExitCode.OK
+    assert len(world.points(HERE, WEB)) == 1
+    assert not world.points(TARGET, WEB)
+    (left,) = world.results(report, Outcome.SKIPPED)
+    assert left.message.startswith("replicate, prune: left to a later run: another run is at work on this: replicate")
+    world.run()
+    assert len(world.points(TARGET, WEB)) == 1
+
+
+def test_what_a_run_at_its_snapshots_froze_is_not_thawed_by_another(world: World) -> None:
+    marker = world.place / "state/frozen/100"
+    marker.parent.mkdir(parents=True)
+    marker.write_text("1\n")
+    world.node.guests[100].frozen = True
+    with run_lock(world.place / "run", "snapshot"):
+        world.run(Stage.REPLICATE)
+        assert world.node.guests[100].frozen
+    world.run(Stage.REPLICATE)
+    assert not world.node.guests[100].frozen
+    assert not marker.exists()
 
 
 def test_an_unknown_job_or_guest_is_a_mistake_of_the_caller(world: World) -> None:
