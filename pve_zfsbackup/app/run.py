@@ -74,7 +74,10 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
     all; a guest's or a target's failure is a `Result`.
     """
     if not session.config.jobs:
-        raise ConfigError(["no job is configured, so nothing would ever be protected"], hint="/usr/share/doc/pve-zfsbackup/examples/config.yaml has one")
+        raise ConfigError(
+            ["no job is configured, so nothing would ever be protected"],
+            hint="/usr/share/doc/pve-zfsbackup/examples/config.yaml has one",
+        )
     started = time.monotonic()
     name = f"{session.now():%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     with _Locks(session.config.runtime_dir) as locks:
