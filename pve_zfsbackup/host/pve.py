@@ -99,15 +99,14 @@ class HttpsApi:
     def request(
         self, method: str, path: str, params: Mapping[str, Any] | None = None, *, timeout: float | None = None
     ) -> Any:
-        """See `Api.request`. A GET whose kept-alive connection broke under it is sent once more."""
+        """See `Api.request`. A GET whose connection broke under it is sent once more."""
         for last in (method != "GET", True):
             with self._lock:
                 self.calls += 1
             try:
                 return self._send(method, path, plain(params or {}), timeout or self._timeout)
             except requests.RequestException as error:
-                stale = bool(error.args) and isinstance(error.args[0], urllib3.exceptions.ProtocolError)
-                if last or not stale:
+                if last or not _cut_off(error):
                     problem = self._unreachable(error)
                     break
         raise problem  # outside the handler: what requests raises carries the request, and that the secret
@@ -123,7 +122,7 @@ class HttpsApi:
         return call[method](**params)
 
     def _unreachable(self, error: requests.RequestException) -> PveUnreachableError:
-        if isinstance(error, requests.exceptions.SSLError):
+        if isinstance(error, requests.exceptions.SSLError) and not _cut_off(error):
             return PveTrustError(
                 f"{self.url}: the server's certificate is not the expected one: {_cause(error)}",
                 hint="check fingerprint or CA file in the configuration",
@@ -205,13 +204,28 @@ def _fingerprint(text: str | None) -> str:
     return digits
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost reason: the outer texts of requests and urllib3 are mostly object addresses."""
+def _cut_off(error: requests.RequestException) -> bool:
+    """Whether the connection ended by itself: an idle one that the server closed, or a handshake that broke off.
+
+    Only a certificate that was seen and refused speaks of trust.
+    """
+    if error.args and isinstance(error.args[0], urllib3.exceptions.ProtocolError):
+        return True
+    return isinstance(_innermost(error), ssl.SSLEOFError | ssl.SSLZeroReturnError)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The outer texts of requests and urllib3 are mostly object addresses."""
     while True:
         inner = getattr(error, "reason", None) or next(iter(error.args), None)
         if not isinstance(inner, BaseException):
-            return str(error).partition(">: ")[2] or str(error)
+            return error
         error = inner
+
+
+def _cause(error: BaseException) -> str:
+    text = str(_innermost(error))
+    return text.partition(">: ")[2] or text
 
 
 def _explain(reason: str, text: str) -> tuple[str, dict[str, str]]:

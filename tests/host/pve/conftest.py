@@ -127,6 +127,7 @@ class Replay:
     connections: int = 0
     silent: bool = False  # accepts and never answers, as pveproxy whose workers cannot start
     latency: float = 0.0  # seconds before each answer
+    rude: int = 0  # so many connections are closed before the handshake, as by a worker that is being replaced
     drop_after: int = 0  # close each connection, without a word, after so many answers
 
     def __post_init__(self) -> None:
@@ -181,6 +182,10 @@ class Replay:
             except OSError:
                 return
             self.connections += 1
+            if self.connections <= self.rude:
+                connection.recv(1 << 16)  # the whole greeting: what is left unread would make it a reset
+                connection.close()
+                continue
             self._open.append(connection)
             self._spawn(self._serve, connection)
 

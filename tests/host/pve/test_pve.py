@@ -233,6 +233,22 @@ def test_wrong_fingerprint_is_refused_even_with_the_right_authority(replay: Repl
     assert replay.requests == []
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_handshake_that_breaks_off_says_nothing_of_trust(
+    replay: Replay, certificates: Certificates, pinned: bool
+) -> None:
+    replay.add("version")
+    trust = {"fingerprint": certificates.fingerprint} if pinned else {"ca_file": certificates.ca}
+    replay.rude = 1
+    with HttpsApi(replay.url, TOKEN, **trust) as api:  # type: ignore[arg-type]
+        assert api.get("/version")["version"] == "9.2.11", "asked once more"
+    replay.rude = 99
+    with HttpsApi(replay.url, TOKEN, **trust) as api, pytest.raises(PveUnreachableError) as caught:  # type: ignore[arg-type]
+        api.get("/version")
+    assert not isinstance(caught.value, PveTrustError)
+    assert caught.value.transient
+
+
 @pytest.mark.parametrize("pin", ["ab", "ab" * 16, "ab" * 20, "zz" * 32])
 def test_only_sha256_fingerprints(pin: str) -> None:
     with pytest.raises(ConfigError, match="not a sha256 fingerprint"):
