@@ -1,0 +1,43 @@
+"""Command lines of the wire contract, as a source writes them."""
+
+from __future__ import annotations
+
+from tests.receiver.conftest import ROOT
+
+STAMP = "20261123T180000Z-ab12"
+DISK = f"{ROOT}/local-zfs/vm-100-disk-0"
+OTHER = f"{ROOT}/local-zfs/vm-100-disk-1"
+SNAPSHOT = f"{DISK}@pzb:{STAMP}"
+COLUMNS = "type,name,guid,createtxg,creation,used,referenced,userrefs,clones,receive_resume_token,pve-zfsbackup:point"
+CREATE = "zfs create -o readonly=on -o mountpoint=none -o canmount=off -o volmode=none -o snapdir=hidden --"
+SET = (
+    f"zfs set pve-zfsbackup:point=100/{STAMP} 'pve-zfsbackup:disks=scsi0=local-zfs:vm-100-disk-0#17' "
+    "pve-zfsbackup:guest=qemu/pve1 'pve-zfsbackup:consistency=crash-consistent: the guest'\"'\"'s agent said (\\n)' "
+    f"pve-zfsbackup:conf=eJy_-= pve-zfsbackup:conf2=abc= pve-zfsbackup:volume=17 {SNAPSHOT}"
+)
+LIST = f"zfs list -Hp -r -t all -o {COLUMNS} -- {ROOT}"
+GREP = "grep -vx SUSPENDED /proc/spl/kstat/zfs/tank/state"
+RECEIVE = f"zfs receive -s -u -- {DISK}"
+GUIDS = f"zfs list -Hp -d 1 -t snapshot -o name,guid -- {DISK} {OTHER}"
+ABORT = f"zfs receive -A -- {DISK}"
+ZPOOL = "zpool get -Hp -o property,value all -- tank"
+ALLOWED = (
+    "hello",
+    "zfs version",
+    ZPOOL,
+    GREP,
+    LIST,
+    f"{GREP} && {LIST}",
+    GUIDS,
+    f"{CREATE} {ROOT}/local-zfs",
+    f"{CREATE} {ROOT}",
+    RECEIVE,
+    f"{RECEIVE} && zfs receive -s -u -- {OTHER}",
+    f"zstd -dqc | {RECEIVE}",
+    f"mbuffer -q -s 128k -m 64M | {RECEIVE}",
+    f"zstd -dqc | mbuffer -q -s 128k -m 64M | {{ {RECEIVE}; }}",
+    f"zstd -dqc | mbuffer -q -s 128k -m 64M | {{ {RECEIVE} && zfs receive -s -u -- {OTHER}; }}",
+    SET,
+    f"{SET} {OTHER}@pzb:{STAMP}",
+    ABORT,
+)
