@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.config import Config, Job, Target, config_reference, example_config, parse_config
-from pve_zfsbackup.config.definitions import Api, key_of, option_fields
+from pve_zfsbackup.config.boxes import Box
+from pve_zfsbackup.config.definitions import Api
+from pve_zfsbackup.config.option import key_of, option_fields
 from pve_zfsbackup.model import Dataset, Disk, Guest, GuestKind, Keep, Vmid, parse_disk_pattern, parse_selector
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -56,7 +58,7 @@ def everything_set(text: str) -> str:
 
 def every_key() -> set[str]:
     found = set()
-    for section, prefix in ((Config, ""), (Api, ""), (Target, ""), (Job, ""), (Keep, "keep-")):
+    for section, prefix in ((Config, ""), (Api, ""), (Target, ""), (Box, ""), (Job, ""), (Keep, "keep-")):
         found |= {key_of(entry, prefix) for entry, _ in option_fields(section)}
     return found
 
@@ -98,6 +100,7 @@ def test_what_the_example_says_about_defaults_is_true() -> None:
     for loaded, default in (
         (config.api, Api()),
         (config.targets["backup1"], Target(host="h", root=Dataset("a/b"))),
+        (config.boxes["box1"], Box(host="h")),
         (config.jobs["all"], Job(guests=())),
     ):
         for entry, option in option_fields(type(default)):
@@ -112,11 +115,11 @@ def test_every_key_is_there(text: str) -> None:
 
 
 def test_each_hash_can_be_removed_alone() -> None:
-    """Except below an example's name, and where a target is named that is not there."""
+    """Except below an example's name, and where a target or a box is named that is not there."""
     lines = example_config().split("\n")
     hashes = [n for n, line in enumerate(lines) if re.match(r"#(?:  )*[a-z]", line)]
     below = range(lines.index("#  backup1:"), lines.index("jobs:"))
-    alone = [n for n in hashes if n not in below and "targets:" not in lines[n]]
+    alone = [n for n in hashes if n not in below and not re.search("targets:|boxes:", lines[n])]
     assert len(alone) > 12
     for n in alone:
         text = "\n".join([*lines[:n], lines[n][1:], *lines[n + 1 :]])

@@ -1,13 +1,16 @@
 """The configuration: definitions, loading, the example file and the reference made from the definitions."""
 
-from pve_zfsbackup.config.definitions import DEFAULT_KEEP, Api, Config, Job, Target
+from pve_zfsbackup.config.boxes import Box
+from pve_zfsbackup.config.definitions import Api, Config, Job, Target
 from pve_zfsbackup.config.example import config_reference, example_config
 from pve_zfsbackup.config.files import Secret, find_secret, read_secret
 from pve_zfsbackup.config.load import load_config, parse_config
+from pve_zfsbackup.config.option import DEFAULT_KEEP
 
 __all__ = [
     "DEFAULT_KEEP",
     "Api",
+    "Box",
     "Config",
     "Job",
     "Secret",

@@ -7,74 +7,18 @@ of an option is its field's name with `-` for `_`.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from pve_zfsbackup.config import kinds
-from pve_zfsbackup.config.kinds import Kind
+from pve_zfsbackup.config.boxes import Box
+from pve_zfsbackup.config.option import DEFAULT_KEEP, KEEP_HELP, option
 from pve_zfsbackup.model import Dataset, DiskPattern, Keep, Quiesce, Selector, SelectorKind
 
-DEFAULT_KEEP: Final = Keep(hourly=24, daily=7, weekly=4, monthly=12)
 ALL_GUESTS: Final = Selector(kind=SelectorKind.ALL, text="all")
-_KEEP_HELP: Final = (
-    "Without this section: 24 hourly, 7 daily, 4 weekly, 12 monthly. With it, only what it names counts; "
-    "an empty one ({}) or only zeros keeps everything."
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """What is known about one option besides its type and default. `kind` is that of the value, of each item
-    of a list, or (for a mapping) of each key."""
-
-    help: str
-    kind: Kind | None = None
-    example: str = ""  # YAML, where the default would not be one
-    prefix: str = ""  # put before the keys of the section below
-    refers: str = ""  # the top-level section whose names the values must be
-
-
-def option(text: str, kind: Kind | None = None, *, default: object = MISSING, **about: str) -> Any:
-    """A dataclass field that carries its `Option`. Without a default the key is required; `dict` makes an empty
-    one."""
-    metadata = {"option": Option(help=text, kind=kind, **about)}
-    if default is dict:
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def option_of(entry: Field[Any]) -> Option | None:
-    """The option behind a dataclass field; `Keep` has plain help texts, as it is part of the model."""
-    if "option" in entry.metadata:
-        return typing.cast(Option, entry.metadata["option"])
-    return Option(help=entry.metadata["help"]) if "help" in entry.metadata else None
-
-
-def option_fields(section: type) -> tuple[tuple[Field[Any], Option], ...]:
-    """Fields of a section that are options, in order."""
-    return tuple((entry, about) for entry in fields(section) if (about := option_of(entry)))
-
-
-def key_of(entry: Field[Any], prefix: str) -> str:
-    return prefix + entry.name.replace("_", "-")
-
-
-@cache
-def type_hints(section: type) -> dict[str, Any]:
-    return typing.get_type_hints(section)
-
-
-def is_section(wanted: object) -> bool:
-    return isinstance(wanted, type) and is_dataclass(wanted)
-
-
-def is_required(entry: Field[Any]) -> bool:
-    return entry.default is MISSING and entry.default_factory is MISSING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +78,25 @@ class Target:
     )
     parallel: int = option("How many disks are sent at the same time.", kinds.whole(1, 8), default=2)
     connect_timeout: float = option("How long to wait for the connection.", kinds.seconds(1, 300), default=15.0)
+    retries: int = option(
+        "How often what may pass by itself (no connection, a stream that broke, a busy dataset) is tried again in "
+        "one run without getting any further; with every progress the count begins anew.",
+        kinds.whole(0, 100),
+        default=3,
+    )
+    retry_wait: float = option(
+        "How long to wait before the first of them; before each next it is twice as long, up to 300.",
+        kinds.seconds(1, 300),
+        default=10.0,
+    )
+    stall: float = option(
+        "How long a stream may go without a byte before it is given up. The sender of a large disk with few changes "
+        "may read for long; a link that is dead is noticed within a minute without this.",
+        kinds.seconds(60, 86_400),
+        default=3600.0,
+    )
     keep: Keep = option(
-        f"History kept on the target. {_KEEP_HELP}", kinds.whole(0, 100_000), default=DEFAULT_KEEP, prefix="keep-"
+        f"History kept on the target. {KEEP_HELP}", kinds.whole(0, 100_000), default=DEFAULT_KEEP, prefix="keep-"
     )
 
 
@@ -180,8 +141,15 @@ class Job:
         example="[backup1]",
         refers="targets",
     )
+    boxes: tuple[str, ...] = option(
+        "Names of the storage boxes the points are archived to, encrypted.",
+        kinds.TARGET_NAME,
+        default=(),
+        example="[box1]",
+        refers="boxes",
+    )
     keep: Keep = option(
-        f"History kept on this node. {_KEEP_HELP}", kinds.whole(0, 100_000), default=DEFAULT_KEEP, prefix="keep-"
+        f"History kept on this node. {KEEP_HELP}", kinds.whole(0, 100_000), default=DEFAULT_KEEP, prefix="keep-"
     )
 
     @staticmethod
@@ -192,9 +160,10 @@ class Job:
             yield "guests", "this only leaves guests out, and so selects none: begin with all"
         if any(selector.negated for selector in values.get("exclude", ())):
             yield "exclude", "'exclude' leaves out what it names: no '!' here"
-        targets = values.get("targets", ())
-        for name in sorted({name for name in targets if targets.count(name) > 1}):
-            yield "targets", f"{name!r} is named twice"
+        for section in ("targets", "boxes"):
+            names = values.get(section, ())
+            for name in sorted({name for name in names if names.count(name) > 1}):
+                yield section, f"{name!r} is named twice"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +176,12 @@ class Config:
         kinds.TARGET_NAME,
         default=dict,
         example="backup1",
+    )
+    boxes: Mapping[str, Box] = option(
+        "Storage without ZFS that takes encrypted archives, by a name of your choice.",
+        kinds.TARGET_NAME,
+        default=dict,
+        example="box1",
     )
     jobs: Mapping[str, Job] = option(
         "Which guests are protected, how, and where they are replicated to, by a name of your choice.",
@@ -242,3 +217,6 @@ class Config:
             other = places.setdefault((target.host.lower(), target.port, target.root), name)
             if other != name:
                 yield "targets", f"{other!r} and {name!r} are the same place: one root takes one target"
+        # Bookmarks on the source carry the name alone.
+        for name in sorted(values.get("targets", {}).keys() & values.get("boxes", {}).keys()):
+            yield "boxes", f"{name!r} is the name of a target already"

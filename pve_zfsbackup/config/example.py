@@ -12,17 +12,9 @@ from dataclasses import MISSING, Field
 from enum import StrEnum
 from typing import Any, Final, get_args, get_origin
 
-from pve_zfsbackup.config.definitions import (
-    Config,
-    Job,
-    Option,
-    Target,
-    is_required,
-    is_section,
-    key_of,
-    option_fields,
-    type_hints,
-)
+from pve_zfsbackup.config.boxes import Box
+from pve_zfsbackup.config.definitions import Config, Job, Target
+from pve_zfsbackup.config.option import Option, is_required, is_section, key_of, option_fields, type_hints
 from pve_zfsbackup.model import Disk, Guest, GuestKind, Keep, printable
 
 _WIDTH: Final = 100
@@ -46,8 +38,9 @@ def config_reference() -> str:
     """Every option as markdown: a table for the whole file and one for each section."""
     parts = [_table("The file", Config, Option(help=""))]
     parts += [_table("`api`", *_inner(Config, "api"))]
-    parts += [_table("`targets: NAME:`", Target, Option(help="")), _table("`jobs: NAME:`", Job, Option(help=""))]
-    parts += [_table("`keep` of a target or a job", *_inner(Job, "keep"))]
+    parts += [_table("`targets: NAME:`", Target, Option(help="")), _table("`boxes: NAME:`", Box, Option(help=""))]
+    parts += [_table("`jobs: NAME:`", Job, Option(help=""))]
+    parts += [_table("`keep` of a target, a box or a job", *_inner(Job, "keep"))]
     return "\n".join(parts)
 
 

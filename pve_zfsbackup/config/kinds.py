@@ -76,14 +76,21 @@ def whole(low: int, high: int) -> Kind:
 
 def seconds(low: float, high: float) -> Kind:
     """A duration in seconds, both ends included."""
-    expects = f"seconds, from {low:g} to {high:g}"
+    return _duration(f"seconds, from {low:g} to {high:g}", low, high, "s")
 
+
+def hours(low: float, high: float) -> Kind:
+    """A duration in hours, both ends included."""
+    return _duration(f"hours, from {low:g} to {high:g}", low, high, "h")
+
+
+def _duration(expects: str, low: float, high: float, unit: str) -> Kind:
     def parse(text: str) -> float:
         if not _DECIMAL.match(text) or not low <= float(text) <= high:
             raise ValueError(f"expected {expects}")
         return float(text)
 
-    return Kind(expects=expects, parse=parse, number=True, unit="s")
+    return Kind(expects=expects, parse=parse, number=True, unit=unit)
 
 
 EnumT = TypeVar("EnumT", bound=StrEnum)
@@ -101,6 +108,10 @@ def _choice(values: type[EnumT], aliases: dict[str, EnumT]) -> Kind:
         return value
 
     return Kind(expects=expects, parse=parse)
+
+
+def _place(text: str) -> str:
+    return str(_path(text)) if text.startswith("/") else _host(text)
 
 
 def _path(text: str) -> Path:
@@ -175,9 +186,14 @@ def _target_name(text: str) -> str:
 NAME: Final = _matching(_NAME, "a name of a-z, 0-9 and -, starting with a letter, at most 32 characters")
 TARGET_NAME: Final = Kind(expects=NAME.expects, parse=_target_name)
 HOST: Final = Kind(expects="a host name or address", parse=_host)
+PLACE: Final = Kind(expects="a host name or address, or an absolute path", parse=_place)
 USER: Final = _matching(_USER, "a user name")
 NODE: Final = _matching(_NODE, "the name of a node")
 URL: Final = Kind(expects="https://HOST[:PORT]", parse=_url, private=True)
+RELATIVE_PATH: Final = _matching(
+    re.compile(r"(?!.*(?:^|/)\.\.?(?:/|$))[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*\Z"),
+    "a relative path of a-z, A-Z, 0-9, '.', '_' and '-'",
+)
 PATH: Final = Kind(expects="an absolute path", parse=_path)
 SECRET_PATH: Final = Kind(expects="an absolute path", parse=_path, private=True)
 FINGERPRINT: Final = Kind(expects="a SHA-256 fingerprint (AA:BB:…)", parse=_fingerprint)

@@ -16,17 +16,10 @@ from typing import Any, Final
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from pve_zfsbackup.config.definitions import (
-    Config,
-    Option,
-    is_required,
-    is_section,
-    key_of,
-    option_fields,
-    type_hints,
-)
+from pve_zfsbackup.config.definitions import Config
 from pve_zfsbackup.config.files import read_config_text
 from pve_zfsbackup.config.kinds import Kind
+from pve_zfsbackup.config.option import Option, is_required, is_section, key_of, option_fields, type_hints
 from pve_zfsbackup.config.tree import TAG, Problems, compose, described, is_empty, pairs, shown
 
 
