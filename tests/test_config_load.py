@@ -175,6 +175,21 @@ def test_quiesce_words_that_yaml_takes_for_booleans() -> None:
     assert [job.quiesce for job in jobs.values()] == [off, off, off, off, prefer, Quiesce.REQUIRE]
 
 
+@pytest.mark.parametrize(("word", "value"), [("true", True), ("yes", True), ("Off", False), ("false", False)])
+def test_an_append_only_target(word: str, value: bool) -> None:
+    text = f"targets: {{b: {{host: b, root: tank/b, append-only: {word}}}}}"
+    assert parse_config(text, "x").targets["b"].append_only is value
+
+
+def test_a_policy_for_a_target_that_prunes_itself_is_refused() -> None:
+    text = "targets:\n  b:\n    host: b\n    root: tank/b\n    append-only: true\n    keep: {keep-last: 3}\n"
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "x")
+    assert [problem for problem in caught.value.problems if "6:" in problem and "by its own policy" in problem]
+    with pytest.raises(ConfigError, match="true or false"):
+        parse_config("targets: {b: {host: b, root: tank/b, append-only: maybe}}", "x")
+
+
 def test_names_come_from_the_keys() -> None:
     config = good("anchors")
     assert [target.name for target in config.targets.values()] == list(config.targets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.session import HOLD_TAG, Session
 from pve_zfsbackup.config import Job
 from pve_zfsbackup.errors import BackupError, ConfigError
 from pve_zfsbackup.host import guests as pve_guests
@@ -14,6 +14,7 @@ from pve_zfsbackup.host.listing import list_host, with_tokens
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Dataset, Disk, Guest, Listing, Quiesce, Selector, Storage, Vmid
 from pve_zfsbackup.plan.discovery import discover
+from pve_zfsbackup.plan.replication import ReplicationPolicy
 from pve_zfsbackup.plan.selection import select
 
 _STRICTEST = (Quiesce.REQUIRE, Quiesce.PREFER, Quiesce.OFF)
@@ -89,6 +90,12 @@ def target_listings(session: Session, names: Sequence[str]) -> tuple[dict[str, L
         except BackupError as error:
             errors[name] = error
     return listings, errors
+
+
+def replication_policy(session: Session, name: str) -> ReplicationPolicy:
+    """How disks go to this target, by its configuration."""
+    target = session.config.targets[name]
+    return ReplicationPolicy(host=name, root=target.root, hold_tag=HOLD_TAG, append_only=target.append_only)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

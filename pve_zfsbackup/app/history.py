@@ -84,10 +84,15 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
         points=points_by_host,
         errors=errors,
         targets={item.guest.vmid: tuple(item.targets) for item in items},
-        notes=(*found.notes, *notes),
+        notes=(*found.notes, *notes, *_self_pruning(session, names)),
         now=int(session.now().timestamp()),
         orphans=orphans,
     )
+
+
+def _self_pruning(session: Session, names: Sequence[str]) -> tuple[str, ...]:
+    own = (name for name in names if session.config.targets[name].append_only)
+    return tuple(f"{name} is append-only: it prunes its points itself, by its own policy" for name in own)
 
 
 def _orphans(gone: Set[Vmid], scope: Scope) -> tuple[tuple[Vmid, ...], Scope, bool]:

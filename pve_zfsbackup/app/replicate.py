@@ -8,9 +8,9 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 
-from pve_zfsbackup.app.gather import Assignment, Inventory, target_listing
+from pve_zfsbackup.app.gather import Assignment, Inventory, replication_policy, target_listing
 from pve_zfsbackup.app.outcome import blocked, failed
-from pve_zfsbackup.app.session import HOLD_TAG, Session
+from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import VerificationError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.model import (
@@ -64,7 +64,7 @@ def replicate(session: Session, found: Inventory, items: Iterable[Assignment]) -
 def plan_target(session: Session, found: Inventory, guests: Sequence[Guest], listing: Listing) -> list[_Work]:
     """What would be done on one target, guest by guest."""
     sides = compare(found.listing, listing)
-    policy = ReplicationPolicy(host=listing.host, root=session.config.targets[listing.host].root, hold_tag=HOLD_TAG)
+    policy = replication_policy(session, listing.host)
     return [_planned(guest, sides, policy) for guest in guests]
 
 

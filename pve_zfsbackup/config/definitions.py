@@ -64,6 +64,12 @@ class Target:
         kinds.ROOT,
         example="tank/pve-zfsbackup",
     )
+    append_only: bool = option(
+        "The account may only add: its key runs pve-zfsbackup-receiver. Nothing is held, released or removed there "
+        "from here; the target prunes by its own policy.",
+        kinds.YES_OR_NO,
+        default=False,
+    )
     user: str = option("Account on the target.", kinds.USER, default="pve-zfsbackup")
     port: int = option("Port of its ssh server.", kinds.whole(1, 65535), default=22)
     identity_file: Path = option(
@@ -98,6 +104,12 @@ class Target:
     keep: Keep = option(
         f"History kept on the target. {KEEP_HELP}", kinds.whole(0, 100_000), default=DEFAULT_KEEP, prefix="keep-"
     )
+
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """A policy that nobody carries out would be a promise."""
+        if values.get("append_only") and "keep" in values:
+            yield "keep", "an append-only target prunes by its own policy: remove 'keep' here, and set it there"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,6 +129,8 @@ def _value(entry: Field[Any], option: Option) -> str:
 def _yaml(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(value.value if isinstance(value, StrEnum) else value)
 
 

@@ -175,6 +175,13 @@ def _timezone(text: str) -> ZoneInfo:
         raise ValueError("expected the name of a time zone, such as Europe/Berlin") from None
 
 
+def _yes_or_no(text: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    if text.lower() not in words:
+        raise ValueError(f"expected {YES_OR_NO.expects}")
+    return words[text.lower()]
+
+
 def _target_name(text: str) -> str:
     if text in RESERVED_TARGETS:
         raise ValueError("expected another name: this one means this node")
@@ -201,5 +208,6 @@ ROOT: Final = Kind(expects="a dataset below a pool", parse=_root)
 TIMEZONE: Final = Kind(expects="a time zone", parse=_timezone)
 SELECTOR: Final = Kind(expects=SELECTOR_FORMS, parse=parse_selector, listed=True)
 DISK: Final = Kind(expects=DISK_FORMS, parse=parse_disk_pattern, listed=True)
+YES_OR_NO: Final = Kind(expects="true or false", parse=_yes_or_no)
 # YAML reads a bare `off` or `no` as false; both mean what they look like.
 QUIESCE: Final = _choice(Quiesce, {"no": Quiesce.OFF, "false": Quiesce.OFF})

@@ -6,6 +6,7 @@ from collections import ChainMap, defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
+from typing import Final
 
 from pve_zfsbackup.model import (
     SOURCE,
@@ -29,15 +30,18 @@ from pve_zfsbackup.plan.pairing import bases, common_base, holders
 from pve_zfsbackup.plan.points import bookmark_target, by_guest, points
 from pve_zfsbackup.plan.retention import decide_retention
 
+SELF_PRUNED: Final = "append-only: the target prunes itself"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePolicy:
-    """For one guest: the keep rules per host, those of all its jobs, its targets that did not answer, and those
-    that were not asked this time."""
+    """For one guest: the keep rules per host, those of all its jobs, its targets that did not answer, those
+    that were not asked this time, and the append-only ones, which prune themselves."""
 
     keep: Mapping[str, Sequence[Keep]]
     silent: frozenset[str] = frozenset()
     unasked: frozenset[str] = frozenset()
+    append_only: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +96,9 @@ def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now
         volumes = _volumes(own, seen.world[SOURCE]) if host == SOURCE else []
         for guid, reason in (found for volume in volumes for found in _unseen(volume, seen, policy)):
             _protect(protections, guid, reason)
+        if host in policy.append_only:
+            verdicts += (Verdict(host=host, point=point, keep=True, reasons=(SELF_PRUNED,)) for point in own)
+            continue
         decided = decide_retention(own, policy.keep.get(host, ()), protections, host=host, tz=tz, now=now)
         going = [verdict.point for verdict in decided if not verdict.keep]
         steps += (Destroy(host=host, snapshot=snapshot) for point in going for snapshot in _sorted(point))

@@ -184,7 +184,7 @@ def _holds(
     any older snapshot of ours may be. `execute` takes the release of a tag that is not there for done.
     """
     newest = next(snapshot for snapshot in there if snapshot.guid == top.guid)
-    if not policy.hold_tag or stamp_of(newest) is None:
+    if not policy.hold_tag or policy.append_only or stamp_of(newest) is None:
         return
     if newest.userrefs == 0:
         yield Hold(host=policy.host, snapshot=newest, tag=policy.hold_tag)

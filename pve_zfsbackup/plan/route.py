@@ -31,12 +31,17 @@ from pve_zfsbackup.plan.points import bookmark_target, stamp_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicationPolicy:
-    """How disks go to one target. Without `hold_tag` nothing is held from here (the target does it itself)."""
+    """How disks go to one target.
+
+    Without `hold_tag` nothing is held. An `append_only` target holds and releases by itself, with the same tag:
+    there every snapshot of ours is held, and from here nothing is said about it.
+    """
 
     host: str
     root: Dataset
     hold_tag: str
     minimal: bool = False  # never `-I`: one side is older than OpenZFS 2.2
+    append_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -597,3 +597,20 @@ def test_two_jobs_with_one_guest_make_one_point_by_the_strictest(world: World) -
         world.write()
         world.run()
     assert (len(world.complete(HERE, DB)), len(world.complete(HERE, WEB))) == (6, 3)
+
+
+def test_nothing_is_held_or_removed_on_an_append_only_target(world: World) -> None:
+    text = CONFIG.replace("parallel: 1, keep: {keep}", "parallel: 1, append-only: true")
+    world.configure(text)
+    for _ in range(5):
+        world.write()
+        assert world.run().exit_code is ExitCode.OK
+        for dataset in world.target.datasets.values():  # as the target's own maintenance does
+            for snap in dataset.snaps.values():
+                snap.holds.add("pve-zfsbackup")
+    assert not world.runner.zfs(TARGET, "hold", "release", "destroy")
+    assert len(world.complete(TARGET, WEB)) == 5
+    assert len(world.complete(HERE, WEB)) == 3
+    world.runner.ran.clear()
+    assert world.run(Stage.REPLICATE).exit_code is ExitCode.OK
+    assert not world.runner.changes

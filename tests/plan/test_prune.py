@@ -279,6 +279,27 @@ def test_a_host_without_a_policy_keeps_everything() -> None:
     assert reasons(plan, HOST, 1) == ("no policy for this host",)
 
 
+def test_an_append_only_target_prunes_itself_and_still_protects_the_base() -> None:
+    policy = replace(BOTH, append_only=frozenset({HOST}))
+    for history in itertools.product(("o-", "om", "Oh", "-m"), repeat=4):
+        world = build(history)
+        held = {
+            **world,
+            HOST: replace(
+                world[HOST],
+                volumes={
+                    name: replace(v, snapshots=tuple(replace(s, userrefs=1) for s in v.snapshots))
+                    for name, v in world[HOST].volumes.items()
+                },
+            ),
+        }
+        both, plan = prune(world), prune(held, policy)
+        assert destroyed(plan, HOST) == []
+        assert destroyed(plan, SOURCE) == destroyed(both, SOURCE), "the source side is as with any other target"
+        own = [verdict for verdict in plan.verdicts if verdict.host == HOST]
+        assert {reason for verdict in own for reason in verdict.reasons} <= {"append-only: the target prunes itself"}
+
+
 def test_a_clock_in_the_past_removes_nothing() -> None:
     plan = prune(build(["om", "om", "oh"]), now=DAY0 + 3 * 3600 - 1)
     assert plan.plan.steps == ()

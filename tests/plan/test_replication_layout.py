@@ -387,6 +387,7 @@ def test_two_targets_have_bases_of_their_own() -> None:
 def test_without_a_tag_nothing_is_held_from_here() -> None:
     for history in itertools.product(["oh", "om", "o-"], repeat=3):
         plan = replicate(build(history), replace(POLICY, hold_tag=""))
+        assert replicate(build(history), replace(POLICY, append_only=True)) == plan
         assert not any(isinstance(step, Hold | Release) for step in plan.steps)
 
 
