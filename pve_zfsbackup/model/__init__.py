@@ -1,5 +1,13 @@
 """Domain values: frozen, comparable, without behaviour that touches the world. Names are for people."""
 
+from pve_zfsbackup.model.archive import (
+    Archived,
+    ArchivedDisk,
+    ArchivePlan,
+    ArchiveStream,
+    ArchiveTask,
+    ArchiveVerdict,
+)
 from pve_zfsbackup.model.guests import Agent, Disk, Guest, GuestKind, RawGuest, Storage
 from pve_zfsbackup.model.names import PREFIX, PROPERTY, SNAPSHOT_NAME, SOURCE, Dataset, Guid, PointId, Vmid, printable
 from pve_zfsbackup.model.points import Consistency, Keep, Point, PointDisk, Quiesce, Verdict, decode_disks, encode_disks
@@ -39,6 +47,12 @@ __all__ = [
     "SOURCE",
     "AbortReceive",
     "Agent",
+    "ArchivePlan",
+    "ArchiveStream",
+    "ArchiveTask",
+    "ArchiveVerdict",
+    "Archived",
+    "ArchivedDisk",
     "Bookmark",
     "Conflict",
     "Consistency",
