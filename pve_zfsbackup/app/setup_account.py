@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from pve_zfsbackup.errors import PveError
 from pve_zfsbackup.host.api import Api
@@ -25,7 +25,8 @@ _QUIESCE: Final = {
     9: frozenset({"VM.GuestAgent.Audit", "VM.GuestAgent.FileSystemMgmt"}),
 }
 
-State = Literal["created", "changed", "right", "removed", "kept"]
+State = Literal["created", "changed", "right", "removed", "kept", "warning", "failed"]
+STATES: Final[Mapping[str, State]] = {state: state for state in get_args(State)}
 Tokens = Mapping[str, Mapping[str, Any]]  # by name, as Proxmox tells them
 
 
