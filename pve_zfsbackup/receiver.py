@@ -12,17 +12,25 @@ copied to hosts that have nothing of ours:
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import fcntl
 import json
 import os
+import pwd
 import re
-import signal
 import stat
+import subprocess
 import sys
 import syslog
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+import time
+import tomllib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, tzinfo
+from functools import partial
+from typing import Any, Final, NoReturn
+from zoneinfo import ZoneInfo
 
 VERSION: Final = "0.1.0"
 PROTOCOL: Final = 1
@@ -57,6 +65,7 @@ _VALUES: Final = {
     "disks": re.compile(r"[A-Za-z0-9_.:/+=,#@-]{0,8191}"),
     "guest": re.compile(r"[a-z]{2,8}/[A-Za-z0-9.-]{1,255}"),
     "consistency": _TEXT,
+    "window": re.compile(r"[0-9]{0,9}"),
     "volume": re.compile(r"[0-9]{0,20}"),
     "props": re.compile(r".{0,8191}"),
     **dict.fromkeys(("conf", "conf2", "conf3", "conf4"), _PACKED),
@@ -200,7 +209,9 @@ def parse(line: str, root: str) -> Request:
             raise DeniedError(f"{shown(command.words[0])} cannot follow a filter")
     if filters and len(commands) > 1 and not braced:
         raise DeniedError("'&&' behind a filter needs braces")
-    _ = [_agreeing(command.words) for command in commands if command.action == "set"]
+    for command in commands:
+        if command.action == "set":
+            _agreeing(command.words)
     return Request(filters, commands)
 
 
@@ -371,37 +382,62 @@ def _perform(site: Site, request: Request) -> int:
         status = status or ACTIONS[command.action](site, command.words, stdin)
     if stdin:
         os.close(stdin)
-    for command, pid in zip(request.filters, running, strict=True):
-        ended = finished(pid)
+    for command, process in zip(request.filters, running, strict=True):
+        ended = finished(process)
         if ended and not status:
             say(f"{command.words[0]}: exit status {ended}")
             status = ended
     return status
 
 
-def spawn(argv: Sequence[str], *, stdin: int = 0, stdout: int = 1) -> int:
-    """Start a program without a shell, with a clean environment; its process id."""
-    streams = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1)]
-    # Python ignores SIGPIPE, and a filter must end when nobody reads it any more.
-    return os.posix_spawn(argv[0], argv, ENVIRONMENT, file_actions=streams, setsigdef=[signal.SIGPIPE])
+def spawn(argv: Sequence[str], *, stdin: int = 0, stdout: int = 1) -> subprocess.Popen[bytes]:
+    """Start a program without a shell, with a clean environment; its streams are ours unless told otherwise."""
+    return subprocess.Popen(argv, stdin=stdin, stdout=stdout, env=ENVIRONMENT)
 
 
-def finished(pid: int) -> int:
+def finished(process: subprocess.Popen[bytes]) -> int:
     """Wait; the exit status, 128 and more for a signal as a shell has it."""
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code = process.wait()
     return code if code >= 0 else 128 - code
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How a `zfs` command of our own ended, and what it said."""
+
+    status: int
+    out: str
+    err: str = ""
+
+
+def ask(site: Site, *words: str, timeout: float | None = None, hear: bool = False) -> Told:
+    """Run `zfs` for ourselves; with `hear` its stderr is ours to judge, otherwise it goes on to whoever called.
+
+    Raises `TroubleError` after `timeout` seconds. The command is not waited for any more then: on a
+    suspended pool it cannot even be killed (reliability §1).
+    """
+    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    argv = (site.program("zfs"), *words)
+    process = subprocess.Popen(argv, env=ENVIRONMENT, stdin=nothing, stdout=pipe, stderr=pipe if hear else None)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+        raise TroubleError(f"zfs {words[0]}: no answer within {timeout:.0f} s") from None
+    return Told(process.returncode, out.decode("utf-8", "replace"), (err or b"").decode("utf-8", "replace"))
 
 
 def answer(site: Site, *words: str) -> str:
     """What `zfs` prints. Raises `TroubleError` with its status; its own words went to stderr."""
-    reading, writing = os.pipe()
-    with open(os.devnull, "rb") as nothing, open(reading, "rb") as output:
-        pid = spawn((site.program("zfs"), *words), stdin=nothing.fileno(), stdout=writing)
-        os.close(writing)
-        text = output.read()
-    if status := finished(pid):
-        raise TroubleError(f"zfs {words[0]}: exit status {status}", status)
-    return text.decode("utf-8", "replace")
+    told = ask(site, *words)
+    if told.status:
+        raise TroubleError(f"zfs {words[0]}: exit status {told.status}", told.status if told.status > 0 else 1)
+    return told.out
 
 
 def _run(site: Site, words: tuple[str, ...], stdin: int) -> int:
@@ -494,32 +530,624 @@ def own_directory(site: Site) -> str:
     return path
 
 
-USAGE: Final = """\
-usage: pve-zfsbackup-receiver --root DATASET [--state DIR] [--bin DIR]    as command= of a key in authorized_keys
-       pve-zfsbackup-receiver maintain [--config FILE] [--state DIR] [--bin DIR] [--dry-run] [--json]
-       pve-zfsbackup-receiver check [--config FILE] [--state DIR] [--bin DIR]
-       pve-zfsbackup-receiver --version
-"""
+# -- Maintenance ----------------------------------------------------------------------------------------------------
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+TAG: Final = "pve-zfsbackup"
+BATCH: Final = 200  # snapshots in one command
+LIST_TIMEOUT: Final = 900.0
+CHECK_TIMEOUT: Final = 120.0
+_COLUMNS: Final = (
+    "type", "name", "guid", "createtxg", "creation", "userrefs", "clones", "receive_resume_token",
+    POINT, "pve-zfsbackup:disks", "pve-zfsbackup:volume",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Root:
+    """One `[roots."..."]` of the configuration. What is a float here is a span of time there: "90m", "26h", "7d"."""
+
+    name: str
+    account: str = "pve-zfsbackup"  # whose requests count: the account that has the forced command
+    timezone: str = ""  # of hours, days and weeks; this host's where empty
+    keep_last: int = 0
+    keep_hourly: int = 0
+    keep_daily: int = 0
+    keep_weekly: int = 0
+    keep_monthly: int = 0
+    keep_yearly: int = 0
+    minimum_age: float = 7 * DAY  # nothing younger is destroyed
+    minimum_count: int = 3  # complete points of a guest that stay whatever their age
+    max_share: int = 30  # percent of the points that may go in one run
+    stale_partials: float = 7 * DAY
+    warn_age: float = 26 * HOUR  # of the newest complete point of all
+    crit_age: float = 50 * HOUR
+    guest_warn_age: float = 50 * HOUR  # of the newest complete point of each guest
+    guest_crit_age: float = 8 * DAY
+    partial_warn_age: float = 2 * DAY
+    ignore_guests: tuple[int, ...] = ()  # by `check`
+
+    @property
+    def pool(self) -> str:
+        return self.name.partition("/")[0]
+
+    @property
+    def keeps_all(self) -> bool:
+        return not any(getattr(self, name) for name, _ in _PERIODS)
+
+    @property
+    def tz(self) -> tzinfo | None:
+        return ZoneInfo(self.timezone) if self.timezone else None
+
+
+def load(path: str) -> list[Root]:
+    """The roots of the configuration. Raises `TroubleError` with status 3 for everything that is not right."""
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid()):
+                raise ValueError("others may write it: chown root, chmod go-w")
+            given = tomllib.load(file)
+        if given.keys() - {"roots"} or not isinstance(given.get("roots", {}), dict):
+            raise ValueError('expected tables such as [roots."tank/backups/pve1"] and nothing else')
+        return [_root(name, table) for name, table in given.get("roots", {}).items()]
+    except (OSError, ValueError, KeyError) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise TroubleError(f"{path}: {text}", 3) from None
+
+
+def _root(name: str, table: object) -> Root:
+    known = {field.name.replace("_", "-"): field for field in fields(Root) if field.name != "name"}
+    if not _is_below(name, name.partition("/")[0]):
+        raise ValueError(f"{shown(name)} is not a dataset below a pool")
+    values: dict[str, Any] = {}
+    for key, value in (table if isinstance(table, dict) else {"": table}).items():
+        if key not in known:
+            raise ValueError(f"{name}: {shown(key)} is not known; expected one of {', '.join(known)}")
+        try:
+            values[known[key].name] = _value(value, known[key].default)
+        except ValueError as error:
+            raise ValueError(f"{name}: {key}: {error}") from None
+    root = Root(name=name, **values)
+    _ = root.tz
+    return root
+
+
+def _value(value: object, default: object) -> object:
+    if isinstance(default, float):
+        match = re.fullmatch(r"([0-9]{1,6})([mhd])", value) if isinstance(value, str) else None
+        if match is None:
+            raise ValueError('expected a span of time such as "90m", "26h" or "7d"')
+        return int(match[1]) * {"m": MINUTE, "h": HOUR, "d": DAY}[match[2]]
+    if isinstance(default, tuple):
+        if not isinstance(value, list) or not all(type(item) is int for item in value):
+            raise ValueError("expected a list of whole numbers")
+        return tuple(value)
+    if type(value) is not type(default) or (isinstance(value, int) and value < 0):
+        raise ValueError(f"expected {'text' if isinstance(default, str) else 'a whole number'}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snap:
+    """A snapshot of ours: it has our name, and a property that names this very snapshot."""
+
+    dataset: str
+    name: str  # in full
+    guid: str
+    origin: str  # guid of the source dataset
+    creation: int
+    held: bool
+    clones: bool
+    point: str
+    disks: str
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one `zfs list` said about a root."""
+
+    guids: dict[str, str]  # of datasets
+    newest: dict[str, str]  # dataset -> guid of its newest snapshot, whoever made it
+    tokens: dict[str, str]  # dataset -> token of an interrupted receive
+    snaps: list[Snap]  # by dataset and age
+
+
+def seen(site: Site, root: Root, timeout: float) -> Seen:
+    """List a root. Raises `TroubleError` when its pool is suspended, as nothing that asks it would come back."""
+    if pool_state(site, root.pool) == "SUSPENDED":
+        raise TroubleError(f"pool {root.pool} is suspended: `zpool status -x` tells why, `zpool clear` resumes it")
+    words = ("list", "-Hp", "-r", "-t", "all", "-o", ",".join(_COLUMNS), "--", root.name)
+    told = ask(site, *words, timeout=timeout, hear=True)
+    if told.status:
+        raise TroubleError(f"zfs list: {shown(told.err.strip() or f'exit status {told.status}', 300)}")
+    rows = [dict(zip(_COLUMNS, line.split("\t"), strict=True)) for line in told.out.splitlines()]
+    found = Seen({}, {}, {}, [])
+    for row in rows:
+        if row["type"] in ("filesystem", "volume"):
+            found.guids[row["name"]] = row["guid"]
+            if row["receive_resume_token"] not in ("-", ""):
+                found.tokens[row["name"]] = row["receive_resume_token"]
+    for row in sorted(rows, key=lambda row: (row["name"].partition("@")[0], int(row["createtxg"]), row["name"])):
+        if row["type"] == "snapshot":
+            found.newest[row["name"].partition("@")[0]] = row["guid"]
+            found.snaps += _snap(row, found.guids)
+    return found
+
+
+def _snap(row: Mapping[str, str], guids: Mapping[str, str]) -> list[Snap]:
+    point, match = _POINT_ID.fullmatch(row[POINT]), _SNAPSHOT.fullmatch(row["name"])
+    if point is None or match is None or point[2] != match[2] or match[1] not in guids:
+        return []
+    volume = row["pve-zfsbackup:volume"]
+    return [
+        Snap(
+            dataset=match[1],
+            name=row["name"],
+            guid=row["guid"],
+            origin=volume if volume not in ("", "-") else guids[match[1]],
+            creation=int(row["creation"]),
+            held=row["userrefs"] not in ("0", "-"),
+            clones=row["clones"] not in ("", "-"),
+            point=row[POINT],
+            disks=row["pve-zfsbackup:disks"],
+        )
+    ]
+
+
+@dataclass(slots=True)
+class Point:
+    """A recovery point as far as it is here; which snapshot is which disk is found as plan/points.py does it."""
+
+    id: str
+    volids: dict[str, str]  # key -> volid, of every disk it was made of
+    snaps: dict[str, Snap]  # key -> snapshot
+    rest: list[Snap]  # no disk has their origin: the source's dataset was made anew, as by an offline migration
+
+    @property
+    def vmid(self) -> int:
+        return int(self.id.partition("/")[0])
+
+    @property
+    def everything(self) -> list[Snap]:
+        return [*self.snaps.values(), *self.rest]
+
+    @property
+    def creation(self) -> int:
+        return min(snap.creation for snap in self.everything)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.volids) and self.volids.keys() <= self.snaps.keys()
+
+    @property
+    def order(self) -> tuple[int, str, str]:
+        return self.creation, self.id.partition("/")[2], self.id
+
+
+def points(snaps: Iterable[Snap]) -> list[Point]:
+    """The points these snapshots are parts of, oldest first."""
+    found: dict[str, Point] = {}
+    for snap in snaps:
+        point = found.setdefault(snap.point, Point(snap.point, {}, {}, []))
+        own = ""
+        for item in snap.disks.split(","):
+            key, _, disk = item.partition("=")
+            volid, _, guid = disk.rpartition("#")
+            if key and volid:
+                point.volids[key] = volid
+                own = own or (key if guid == snap.origin else "")
+        if own and own not in point.snaps:
+            point.snaps[own] = snap
+        else:
+            point.rest.append(snap)
+    places = {(_storage(p.volids[key]), _above(snap)) for p in found.values() for key, snap in p.snaps.items()}
+    for point in found.values():
+        _by_name(point, places)
+    return sorted(found.values(), key=lambda point: point.order)
+
+
+def _by_name(point: Point, places: Set[tuple[str, str]]) -> None:
+    """Give snapshots of unknown origin to the disks of their names: those whose storage is certain first."""
+    for certain in (True, False):
+        for snap in list(point.rest):
+            name = snap.dataset.rpartition("/")[2]
+            names = (name, re.sub(r"-g[0-9a-f]{8}\Z", "", name))
+            fitting = [
+                key
+                for key, volid in point.volids.items()
+                if key not in point.snaps and re.split("[:/]", volid)[-1] in names
+                and (not certain or (_storage(volid), _above(snap)) in places
+                     or _storage(volid) == _above(snap).rpartition("/")[2])
+            ]  # fmt: skip
+            if len(fitting) == 1:
+                point.snaps[fitting[0]] = snap
+                point.rest.remove(snap)
+
+
+def _storage(volid: str) -> str:
+    return volid.partition(":")[0]
+
+
+def _above(snap: Snap) -> str:
+    return snap.dataset.rpartition("/")[0]
+
+
+_PERIODS: Final[tuple[tuple[str, Callable[[datetime, int], Hashable]], ...]] = (
+    ("keep_last", lambda when, creation: creation),
+    ("keep_hourly", lambda when, creation: (when.date(), when.hour)),
+    ("keep_daily", lambda when, creation: when.date()),
+    ("keep_weekly", lambda when, creation: when.isocalendar()[:2]),
+    ("keep_monthly", lambda when, creation: (when.year, when.month)),
+    ("keep_yearly", lambda when, creation: when.year),
+)
+
+
+def kept(creations: Sequence[int], root: Root) -> set[int]:
+    """Which of these, by index, the keep rules keep: as Proxmox marks them, and as plan/retention.py does."""
+    if root.keeps_all:
+        return set(range(len(creations)))
+    tz = root.tz
+    newest_first = sorted(range(len(creations)), key=lambda index: -creations[index])
+    marked: dict[int, bool] = {}  # False: its period has one, no later rule looks at it
+    for name, period in _PERIODS:
+        periods = {i: period(datetime.fromtimestamp(creations[i], tz), creations[i]) for i in newest_first}
+        covered = {periods[index] for index in newest_first if marked.get(index)}
+        new: set[Hashable] = set()
+        for index in newest_first:
+            if index in marked or periods[index] in covered:
+                continue
+            if periods[index] not in new and len(new) >= getattr(root, name):
+                break
+            marked[index] = periods[index] not in new
+            new.add(periods[index])
+    return {index for index, good in marked.items() if good}
+
+
+def doomed(own: Sequence[Point], root: Root, protected: Set[str], now: float) -> list[Point]:
+    """Which points of one guest go. `protected` are guids of snapshots that something else still needs."""
+    whole = [point for point in sorted(own, key=lambda point: point.order) if point.complete]
+    if not whole or root.keeps_all:
+        return []
+    stay = {whole[index].id for index in kept([point.creation for point in whole], root)}
+    stay |= {point.id for point in whole[-max(1, root.minimum_count) :]}
+    return [
+        point
+        for point in sorted(own, key=lambda point: point.order)
+        if point.id not in stay
+        and (point.complete or point.creation < whole[-1].creation)
+        and now - point.creation >= root.minimum_age
+        and not any(snap.clones or snap.guid in protected for snap in point.everything)
+    ]
+
+
+@dataclass(slots=True)
+class Report:
+    """What `maintain` did about one root, or with `dry` would do."""
+
+    root: str
+    points: int = 0
+    held: int = 0
+    destroyed: list[str] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)  # replicas without a snapshot, for a person to look at
+    notes: list[str] = field(default_factory=list)  # done by a later run
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class Keeper:
+    """One run of `maintain`. `requests` are the aborts that sources asked for: dataset -> how to strike it out."""
+
+    site: Site
+    now: float
+    dry: bool
+    partials: dict[str, tuple[str, float]]  # dataset -> token, and since when it is that
+    requests: dict[str, Callable[[], None]] = field(default_factory=dict)
+
+    def root(self, root: Root) -> Report:
+        report = Report(root.name)
+        try:
+            self._collect(root)
+            found = seen(self.site, root, LIST_TIMEOUT)
+            self._abort(root, found, report)
+            self._hold(found, report)
+            self._prune(root, found, report)
+            report.empty = sorted(_empty(root, found))
+        except (TroubleError, OSError, ValueError) as error:
+            report.problems.append(str(error))
+        return report
+
+    def _collect(self, root: Root) -> None:
+        """The requests of this root's account. Its directory is not trusted: only names are taken from it."""
+        uid = pwd.getpwnam(root.account).pw_uid if root.account in {user.pw_name for user in pwd.getpwall()} else None
+        path = f"{self.site.state}/spool/{uid}"
+        if uid is None or not os.path.lexists(path):
+            return
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if os.fstat(directory).st_uid != uid:
+            raise TroubleError(f"{path} is not of account {root.account}: look who made it, then remove it")
+        for name in os.listdir(directory):
+            dataset = name.removeprefix("abort:").replace("%", "/")
+            if name.startswith("abort:") and _is_below(dataset, root.name):
+                self.requests[dataset] = partial(os.unlink, name, dir_fd=directory)
+
+    def _abort(self, root: Root, found: Seen, report: Report) -> None:
+        """Throw away interrupted receives that a source asked to be rid of, or that nothing has gone on with."""
+        for dataset in [name for name in self.partials if _is_dataset(name, root.name) and name not in found.tokens]:
+            del self.partials[dataset]
+        for dataset, token in sorted(found.tokens.items()):
+            known = self.partials.get(dataset)
+            if known is None or known[0] != token:
+                self.partials[dataset] = known = (token, self.now)
+            stale = self.now - known[1] >= root.stale_partials
+            if not (stale or dataset in self.requests) or not _is_below(dataset, root.name):
+                continue
+            current = ask(self.site, "get", "-Hp", "-o", "value", "receive_resume_token", "--", dataset, hear=True)
+            if current.out.strip() in ("", "-") or (stale and current.out.strip() != token):
+                report.notes.append(f"{dataset}: its receive went on; nothing is aborted")
+            elif self.dry or self._did(report, dataset, "receive", "-A", "--", dataset):
+                report.aborted.append(dataset)
+            else:
+                self.requests.pop(dataset, None)  # once more the next time
+        for dataset in [name for name in self.requests if _is_below(name, root.name)]:
+            strike = self.requests.pop(dataset)
+            if not self.dry:
+                strike()
+
+    def _did(self, report: Report, what: str, *words: str) -> bool:
+        told = ask(self.site, *words, timeout=LIST_TIMEOUT, hear=True)
+        if told.status:
+            self._failed(report, what, words[0], told)
+        return told.status == 0
+
+    def _failed(self, report: Report, what: str, verb: str, told: Told) -> None:
+        """Note a failure. What met a receive under way, or is gone already, is the next run's business."""
+        text = f"{what}: zfs {verb}: {shown(told.err.strip() or f'exit status {told.status}', 300)}"
+        passing = re.search(r"busy|dependent clones|does not exist", told.err)
+        (report.notes if passing else report.problems).append(text)
+
+    def _hold(self, found: Seen, report: Report) -> None:
+        """Hold every snapshot of a point: before OpenZFS 2.3.2 whoever may receive may destroy (`recv -F`)."""
+        free = [snap.name for snap in found.snaps if not snap.held]
+        for start in range(0, len(free), BATCH):
+            batch = free[start : start + BATCH]
+            if self.dry or ask(self.site, "hold", TAG, *batch, hear=True).status == 0:
+                report.held += len(batch)
+                continue
+            for name in batch:  # one that is gone made the batch fail; the others may be held by now
+                told = ask(self.site, "hold", TAG, name, hear=True)
+                if told.status == 0 or "tag already exists" in told.err:
+                    report.held += 1
+                else:
+                    self._failed(report, name, "hold", told)
+
+    def _prune(self, root: Root, found: Seen, report: Report) -> None:
+        """Destroy the points that go, oldest first; none at all where something is odd."""
+        own = points(found.snaps)
+        report.points = len(own)
+        protected = {found.newest[dataset] for dataset in found.tokens if dataset in found.newest}
+        guests = sorted({point.vmid for point in own})
+        going = [
+            point
+            for vmid in guests
+            for point in doomed([point for point in own if point.vmid == vmid], root, protected, self.now)
+        ]
+        if going and max(snap.creation for snap in found.snaps) > self.now:
+            report.problems.append(
+                "a point is of the future: a clock is wrong, here or there, and nothing is destroyed"
+            )
+        elif len(going) * 100 > len(own) * root.max_share:
+            share = f"{len(going)} of {len(own)} points would go, more than max-share of {root.max_share} %"
+            report.problems.append(f"{share}: nothing is destroyed; look at `maintain --dry-run`, then raise it")
+            report.notes += [f"would go: {point.id}" for point in going]
+        else:
+            report.destroyed += [point.id for point in going if self._gone(point, report)]
+
+    def _gone(self, point: Point, report: Report) -> bool:
+        """Destroy the snapshots of one point, if each is still what was listed and nobody else holds one."""
+        names = [snap.name for snap in sorted(point.everything, key=lambda snap: snap.dataset)]
+        wanted = {(snap.name, "guid", snap.guid) for snap in point.everything}
+        wanted |= {(name, POINT, point.id) for name in names}
+        told = ask(self.site, "get", "-Hp", "-o", "name,property,value", f"guid,{POINT}", "--", *names, hear=True)
+        if told.status or {tuple(line.split("\t")) for line in told.out.splitlines()} != wanted:
+            report.problems.append(f"{point.id}: its snapshots changed since they were listed; it stays")
+            return False
+        told = ask(self.site, "holds", "-H", *names, hear=True)
+        others = {line.split("\t")[1] for line in told.out.splitlines()} - {TAG}
+        if told.status or others:
+            report.notes.append(f"{point.id} stays: held by {shown(', '.join(sorted(others)))}")
+            return False
+        if self.dry:
+            return True
+        done = True
+        for name in names:
+            ask(self.site, "release", TAG, name, hear=True)  # one without it is as free
+            if not self._did(report, point.id, "destroy", name):
+                done = False
+                self._did(report, point.id, "hold", TAG, name)
+        return done
+
+
+def _empty(root: Root, found: Seen) -> Iterator[str]:
+    parents = {name.rpartition("/")[0] for name in found.guids}
+    for name in found.guids.keys() - found.newest.keys() - found.tokens.keys() - parents:
+        if name.count("/") >= root.name.count("/") + 2:
+            yield name
+
+
+def maintain(site: Site, config: str, *, dry: bool, as_json: bool) -> int:
+    """Look after every root; 0, or 1 when something needs a person. Says nothing while all is well."""
+    roots = load(config)
+    with open(f"{site.state}/maintain.lock", "w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TroubleError("another `maintain` is at work", QUEUED) from None
+        reports = _all(site, roots, dry=dry)
+    for report in reports:
+        for text in report.problems:
+            say(f"{report.root}: {text}")
+    if as_json:
+        print(json.dumps({"format": 1, "dry-run": dry, "roots": [asdict(report) for report in reports]}))
+    elif dry:
+        for report in reports:
+            told = [*(f"destroy {point}" for point in report.destroyed), *(f"abort {name}" for name in report.aborted)]
+            told += [*report.notes, *(f"{name} has no snapshot" for name in report.empty)]
+            print(f"{report.root}: {report.points} points, {report.held} snapshots to hold", *told, sep="\n  ")
+    return int(any(report.problems for report in reports))
+
+
+def _all(site: Site, roots: Sequence[Root], *, dry: bool) -> list[Report]:
+    keeper = Keeper(site=site, now=time.time(), dry=dry, partials=remembered(site).partials)
+    reports = [keeper.root(root) for root in roots]
+    if not dry:
+        remember(site, Memory(keeper.partials, keeper.now))
+    return reports
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What runs of `maintain` leave to each other and to `check`. Losing it only lets partial receives age anew."""
+
+    partials: dict[str, tuple[str, float]] = field(default_factory=dict)
+    finished: float = 0.0
+
+
+def remembered(site: Site) -> Memory:
+    try:
+        with open(f"{site.state}/maintain.json", encoding="utf-8") as file:
+            known = json.load(file)
+        partials = {str(name): (str(token), float(since)) for name, (token, since) in known["partials"].items()}
+        return Memory(partials, float(known["finished"]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return Memory()
+
+
+def remember(site: Site, memory: Memory) -> None:
+    """Write it whole or not at all. For everybody to read: it has names that `zfs list` tells everybody."""
+    path = f"{site.state}/maintain.json"
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o644)
+        json.dump(asdict(memory), file)
+    os.replace(f"{path}.new", path)
+
+
+# -- Monitoring -----------------------------------------------------------------------------------------------------
+
+_WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+
+
+def check(site: Site, config: str) -> int:
+    """One line for a monitoring system, with performance data; its exit status. Never hangs on a suspended pool."""
+    now = time.time()
+    found: list[tuple[int, str]] = []
+    data: list[str] = []
+    memory = remembered(site)
+    roots = load(config)
+    if not roots:
+        found.append((3, f"{config} names no root"))
+    elif now - memory.finished > DAY:
+        found.append(
+            (1, f"maintain has not finished {'yet' if not memory.finished else 'for ' + span(now - memory.finished)}")
+        )
+    for root in roots:
+        try:
+            found += _judged(root, seen(site, root, CHECK_TIMEOUT), memory, now, data)
+        except (TroubleError, ValueError) as error:
+            found.append((2, f"{root.name}: {error}"))
+            continue
+        state = pool_state(site, root.pool)
+        if state not in (None, "ONLINE"):
+            found.append((1 if state == "DEGRADED" else 2, f"pool {root.pool} is {state}"))
+    worst = max((level for level, _ in found), key=(0, 1, 3, 2).index, default=0)
+    told = [text for level, text in sorted(found, key=lambda one: -one[0]) if level or worst == 0]
+    print(f"RECEIVER {_WORDS[worst]} - {'; '.join(told).replace('|', '/')} | {' '.join(data)}")
+    return worst
+
+
+def _judged(root: Root, found: Seen, memory: Memory, now: float, data: list[str]) -> Iterator[tuple[int, str]]:
+    newest = {point.vmid: point.creation for point in points(found.snaps) if point.complete}  # oldest first
+    watched = {vmid: at for vmid, at in newest.items() if vmid not in root.ignore_guests}
+    age = now - max(newest.values(), default=0.0)
+    data.append(f"'{root.name} age'={age:.0f}s;{root.warn_age:.0f};{root.crit_age:.0f};0")
+    data.append(f"'{root.name} guests'={len(newest)} '{root.name} partials'={len(found.tokens)}")
+    told = (
+        f"{root.name}: {len(newest)} guests, newest point {span(age)} old"
+        if newest
+        else f"{root.name}: no point at all"
+    )
+    level = (age > root.warn_age) + (age > root.crit_age)
+    yield level, told + (": the source has gone quiet" if level and newest else "")
+    if age < -5 * MINUTE:
+        yield 1, f"{root.name}: the newest point is of the future, a clock is wrong"
+    for vmid, at in sorted(watched.items()):
+        data.append(f"'{root.name} guest {vmid}'={now - at:.0f}s;{root.guest_warn_age:.0f};{root.guest_crit_age:.0f};0")
+        late = (now - at > root.guest_warn_age) + (now - at > root.guest_crit_age)
+        if late and not level:
+            yield late, f"{root.name}: guest {vmid}: newest point {span(now - at)} old (ignore-guests if it is gone)"
+    for dataset in sorted(found.tokens):
+        since = memory.partials.get(dataset, ("", now))[1]
+        if now - since > root.partial_warn_age:
+            yield 1, f"{dataset}: interrupted receive for {span(now - since)}"
+
+
+def span(seconds: float) -> str:
+    for name, size in (("d", DAY), ("h", HOUR), ("min", MINUTE)):
+        if abs(seconds) >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+# -- The program ----------------------------------------------------------------------------------------------------
+
+
+class Arguments(argparse.ArgumentParser):
+    """Wrong usage ends with 3: to a monitoring system 2 would be an alarm."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(3, f"{self.format_usage()}{self.prog}: {message}\n")
+
+
+def arguments() -> Arguments:
+    parser = Arguments(prog="pve-zfsbackup-receiver", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument(
+        "command", nargs="?", choices=("maintain", "check"), help="without one: --root, as forced command"
+    )
+    parser.add_argument("--root", metavar="DATASET", help="serve SSH_ORIGINAL_COMMAND on this dataset and below")
+    parser.add_argument("--config", metavar="FILE", default=CONFIG, help=f"of maintain and check ({CONFIG})")
+    parser.add_argument("--state", metavar="DIR", default=STATE, help=f"spool and memory ({STATE})")
+    parser.add_argument("--bin", metavar="DIR", help="where zfs, zpool, zstd and mbuffer are (the usual places)")
+    parser.add_argument("--dry-run", action="store_true", help="maintain: say what would be done and do nothing")
+    parser.add_argument("--json", action="store_true", help="maintain: tell it all, as JSON")
+    parser.add_argument("--version", action="version", version=VERSION)
+    return parser
+
+
+DESCRIPTION: Final = "What a backup target lets sources of pve-zfsbackup do, and what it does itself."
 
 
 def main(argv: Sequence[str]) -> int:
     """The exit status for the program's arguments."""
-    words = list(argv)
-    if words == ["--version"]:
-        print(VERSION)
-        return 0
-    options: dict[str, str] = {}
-    while len(words) >= 2 and words[0] in ("--root", "--state", "--bin"):
-        options[words[0][2:]] = words[1]
-        del words[:2]
-    if words or "root" not in options:
-        sys.stderr.write(USAGE)
-        return 3
+    parser = arguments()
+    given = parser.parse_args(argv)
+    if (given.command is None) == (given.root is None):
+        parser.error("expected either --root, or one of maintain and check")
     os.umask(0o077)
     os.chdir("/")
-    path = (options["bin"],) if "bin" in options else PATH
-    site = Site(root=options["root"], bin=path, state=options.get("state", STATE))
-    return serve(site, os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+    site = Site(root=given.root or "", bin=(given.bin,) if given.bin else PATH, state=given.state)
+    if given.command is None:
+        return serve(site, os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+    try:
+        if given.command == "check":
+            return check(site, given.config)
+        return maintain(site, given.config, dry=given.dry_run, as_json=given.json)
+    except (TroubleError, OSError) as error:
+        if given.command == "check":
+            print(f"RECEIVER UNKNOWN - {error}")
+            return 3
+        say(str(error))
+        return error.status if isinstance(error, TroubleError) else 1
 
 
 if __name__ == "__main__":
