@@ -66,6 +66,14 @@ class CommandTimeoutError(CommandError):
     transient = True
 
 
+class InterruptedRunError(CommandError):
+    """We are being ended: streams were cut or not begun, and nothing is tried again."""
+
+
+class QueuedError(CommandError):
+    """An append-only target noted what was asked (exit status 75); its own maintenance does it later."""
+
+
 class HostUnreachableError(CommandError):
     """ssh could not reach the host, or the connection broke (ssh exit status 255)."""
 
@@ -94,6 +102,16 @@ class SnapshotBusyError(ZfsError):
     transient = True
 
 
+class StreamBrokenError(ZfsError):
+    """A stream ended before its end; what arrived is saved, and the next attempt goes on from there."""
+
+    transient = True
+
+
+class ResumeRefusedError(ZfsError):
+    """An interrupted receive cannot go on: its snapshot or base is gone, or its token is of no use."""
+
+
 class DestinationModifiedError(ZfsError):
     """The target was written, or has snapshots the source does not know. Never forced."""
 
@@ -104,6 +122,28 @@ class OutOfSpaceError(ZfsError):
 
 class FeatureMissingError(ZfsError):
     """The target's ZFS or pool lacks a feature the stream needs."""
+
+
+class StoreError(CommandError):
+    """A storage box refused or failed, for a reason that may pass."""
+
+    transient = True
+
+
+class StoreFullError(StoreError):
+    """The box has no room for what is to be put there. Nothing is deleted to make room."""
+
+    transient = False
+
+
+class StoreConflictError(StoreError):
+    """Another file lies under the name of one that was to be put there; it is left as it is."""
+
+    transient = False
+
+
+class SealError(CommandError):
+    """age, zstd or ssh-keygen refused what it was given: a wrong key, or damaged data."""
 
 
 class PveError(BackupError):

@@ -96,7 +96,7 @@ def _duration(expects: str, low: float, high: float, unit: str) -> Kind:
 EnumT = TypeVar("EnumT", bound=StrEnum)
 
 
-def _choice(values: type[EnumT], aliases: dict[str, EnumT]) -> Kind:
+def choice(values: type[EnumT], aliases: dict[str, EnumT]) -> Kind:
     *others, last = [member.value for member in values]
     expects = f"{', '.join(others)} or {last}"
     known = {member.value: member for member in values} | aliases
@@ -195,10 +195,13 @@ TARGET_NAME: Final = Kind(expects=NAME.expects, parse=_target_name)
 HOST: Final = Kind(expects="a host name or address", parse=_host)
 PLACE: Final = Kind(expects="a host name or address, or an absolute path", parse=_place)
 USER: Final = _matching(_USER, "a user name")
+MAIL: Final = _matching(
+    re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}(?:@[A-Za-z0-9][A-Za-z0-9.-]{0,250})?\Z"), "a mail address"
+)
 NODE: Final = _matching(_NODE, "the name of a node")
 URL: Final = Kind(expects="https://HOST[:PORT]", parse=_url, private=True)
 RELATIVE_PATH: Final = _matching(
-    re.compile(r"(?!.*(?:^|/)\.\.?(?:/|$))[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*\Z"),
+    re.compile(r"(?!.*(?:^|/)\.\.?(?:/|$))[A-Za-z0-9._][A-Za-z0-9._-]*(?:/[A-Za-z0-9._][A-Za-z0-9._-]*)*\Z"),
     "a relative path of a-z, A-Z, 0-9, '.', '_' and '-'",
 )
 PATH: Final = Kind(expects="an absolute path", parse=_path)
@@ -210,4 +213,4 @@ SELECTOR: Final = Kind(expects=SELECTOR_FORMS, parse=parse_selector, listed=True
 DISK: Final = Kind(expects=DISK_FORMS, parse=parse_disk_pattern, listed=True)
 YES_OR_NO: Final = Kind(expects="true or false", parse=_yes_or_no)
 # YAML reads a bare `off` or `no` as false; both mean what they look like.
-QUIESCE: Final = _choice(Quiesce, {"no": Quiesce.OFF, "false": Quiesce.OFF})
+QUIESCE: Final = choice(Quiesce, {"no": Quiesce.OFF, "false": Quiesce.OFF})

@@ -1,0 +1,178 @@
+"""Programs that are fed or read by this process while they run: what `zfs send` writes is cut into slices here,
+and each slice is poured into `zstd | age`. Every exit status counts."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import IO, Protocol
+
+from pve_zfsbackup.errors import InterruptedRunError
+from pve_zfsbackup.host.runner import Completed, _completed, _spawn, _tail, failure
+
+PIPE_SIZE = 1 << 20  # the most an unprivileged pipe may have; fewer wake-ups per MiB
+
+
+class Chain(Protocol):
+    """Programs joined by pipes. `feed` is the first one's input, `output` what the last one writes."""
+
+    feed: IO[bytes]
+    output: IO[bytes]
+
+    def finish(self) -> tuple[Completed, ...]:
+        """Close what we hold of it, wait for the ends, and tell them in order."""
+        ...
+
+    def kill(self) -> None:
+        """End all of it at once."""
+        ...
+
+
+class Programs(Protocol):
+    """Starts chains. The real one is `ProcessPrograms`."""
+
+    def opened(
+        self, *argvs: Sequence[str], source: IO[bytes] | None = None, sink: IO[bytes] | None = None
+    ) -> AbstractContextManager[Chain]:
+        """A chain that never outlives the block. Fed by us unless there is a `source`, read by us unless there is a
+        `sink`. Raises `InterruptedRunError` after `cancel`."""
+        ...
+
+    def cancel(self) -> None:
+        """End all chains, and start no more: we are being interrupted."""
+        ...
+
+
+class _Process(Protocol):
+    returncode: int
+
+    def wait(self) -> int: ...
+
+    def kill(self) -> None: ...
+
+
+class _Chain:
+    """Pipes are ours before they are a program's, so that no end of one stays open where it must not."""
+
+    def __init__(self, feed: IO[bytes], output: IO[bytes]) -> None:
+        self.feed, self.output = feed, output
+        self.argvs: list[tuple[str, ...]] = []
+        self.waits: list[IO[bytes]] = []
+        self.processes: list[_Process] = []
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+    def finish(self) -> tuple[Completed, ...]:
+        with contextlib.suppress(BrokenPipeError):
+            self.feed.close()
+        self.output.close()
+        for process in self.processes:
+            process.wait()
+        return tuple(
+            _completed(argv, process.returncode, b"", _tail(errors))
+            for argv, process, errors in zip(self.argvs, self.processes, self.waits, strict=True)
+        )
+
+
+class ProcessPrograms:
+    """Real processes of this host."""
+
+    def __init__(self) -> None:
+        self._alive: set[_Process] = set()
+        self._cancelled = False
+        self._lock = threading.Lock()
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            for process in self._alive:
+                process.kill()
+
+    @contextlib.contextmanager
+    def opened(
+        self, *argvs: Sequence[str], source: IO[bytes] | None = None, sink: IO[bytes] | None = None
+    ) -> Iterator[Chain]:
+        with contextlib.ExitStack() as stack:
+            nothing = stack.enter_context(open(os.devnull, "r+b", buffering=0))
+            before, feed = (source, nothing) if source is not None else _pipe(stack)
+            last = sink
+            output: IO[bytes] = nothing
+            if last is None:
+                output, last = _pipe(stack)
+            chain = _Chain(feed, output)
+            for number, argv in enumerate(argvs):
+                final = number == len(argvs) - 1
+                after, out = (nothing, last) if final else _pipe(stack)
+                self._start(stack, chain, argv, (before, out))
+                if before is not source:
+                    before.close()
+                if out is not sink:
+                    out.close()
+                before = after
+            yield chain
+
+    def _start(
+        self, stack: contextlib.ExitStack, chain: _Chain, argv: Sequence[str], ends: tuple[IO[bytes], IO[bytes]]
+    ) -> None:
+        errors = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack is its context
+        with self._lock:
+            if self._cancelled:
+                raise InterruptedRunError(f"interrupted before {argv[0]} began")
+            process = stack.enter_context(_spawn(argv, stdin=ends[0], stdout=ends[1], stderr=errors))
+            self._alive.add(process)
+        stack.callback(self._forget, process)
+        chain.argvs.append(tuple(argv))
+        chain.processes.append(process)
+        chain.waits.append(errors)
+
+    def _forget(self, process: _Process) -> None:
+        with self._lock:
+            self._alive.discard(process)
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+    read, write = os.pipe()
+    with contextlib.suppress(PermissionError):  # smaller ones (user limit reached) are slower, not wrong
+        fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+    return _closing(stack, os.fdopen(read, "rb", buffering=0)), _closing(stack, os.fdopen(write, "wb", buffering=0))
+
+
+def _closing(stack: contextlib.ExitStack, file: IO[bytes]) -> IO[bytes]:
+    stack.callback(_close, file)
+    return file
+
+
+def _close(file: IO[bytes]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        file.close()
+
+
+def raise_first(ends: Sequence[Completed]) -> None:
+    """Raise the failure of the program that failed by cause: one that is gone breaks the pipe of those before it."""
+    failed = [done for done in ends if done.returncode]
+    if failed:
+        by_itself = [done for done in failed if done.returncode != -13 and "Broken pipe" not in done.stderr]
+        raise failure((by_itself or failed)[0])
+
+
+def write_all(file: IO[bytes], data: bytes | memoryview) -> None:
+    """A raw file may take less than it is given."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def read_up_to(file: IO[bytes], size: int) -> bytes:
+    """So many bytes, fewer only at the end."""
+    parts = []
+    while size and (part := file.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,213 @@
+"""What every store must do, shown on each: a directory, and real sshd with and without what servers refuse."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pve_zfsbackup.errors import (
+    BackupError,
+    HostKeyError,
+    HostUnreachableError,
+    StoreConflictError,
+    StoreError,
+    StoreFullError,
+)
+from pve_zfsbackup.host.store import Entry, Store, Upload
+from pve_zfsbackup.host.store_dir import DirectoryStore
+from tests.archive.sshd import Sshd, serving
+
+pytestmark = [pytest.mark.processes, pytest.mark.loopback]
+SERVERS = {
+    "sftp": "",
+    "sftp-without-rename": "-P rename,posix-rename",
+    "sftp-without-fsync": "-P fsync",
+    "sftp-without-statvfs": "-P statvfs",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    store: Store
+    files: Path  # what the store's root is
+    local: Path
+
+    def upload(self, path: str, data: bytes) -> Upload:
+        file = self.local / hashlib.sha256(path.encode() + data).hexdigest()[:16]
+        file.write_bytes(data)
+        return Upload(file=file, path=path, sha256=hashlib.sha256(data).hexdigest())
+
+    @property
+    def lying(self) -> dict[str, bytes]:
+        found = (path for path in self.files.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.files)): path.read_bytes() for path in found}
+
+
+@pytest.fixture(params=["directory", *SERVERS])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
+    local = tmp_path / 'my "spool" *[x]'
+    local.mkdir()
+    if request.param == "directory":
+        mount = tmp_path / "mnt"
+        mount.mkdir()
+        yield Case(DirectoryStore(name="box1", root=mount / "deep/root", mount=mount), mount / "deep/root", local)
+        return
+    with serving(tmp_path / "sshd", SERVERS[request.param]) as sshd:
+        yield Case(sshd.store(), sshd.files / "deep/root", local)
+
+
+def test_a_file_is_there_whole_under_its_name_and_nothing_else(case: Case) -> None:
+    case.store.put([case.upload("w/g/a", b"one"), case.upload("w/g/b", b"x" * 300_000), case.upload("w/h/a", b"")])
+    assert case.lying == {"w/g/a": b"one", "w/g/b": b"x" * 300_000, "w/h/a": b""}
+
+
+def test_listing_tells_sizes_and_kinds_and_leaves_out_what_is_not_there(case: Case) -> None:
+    case.store.put([case.upload("w/g/a", b"one"), case.upload("w/g/b", b"12345")])
+    found = case.store.list(["w", "w/g", "nowhere", "w/g/deeper/still"])
+    assert found == {
+        "w": {"g": Entry(bytes=found["w"]["g"].bytes, directory=True)},
+        "w/g": {"a": Entry(bytes=3), "b": Entry(bytes=5)},
+    }
+
+
+def test_listing_of_a_box_nobody_ever_used_is_empty(case: Case) -> None:
+    assert case.store.list(["."]) == {}
+
+
+def test_listing_tells_an_empty_directory_from_none(case: Case) -> None:
+    case.store.put([case.upload("w/a", b"one")])
+    case.store.remove(["w/a"])
+    assert case.store.list(["w", "v"]) == {"w": {}}
+
+
+def test_the_same_again_is_fine_and_leaves_no_temporary_file(case: Case) -> None:
+    for _ in range(2):
+        case.store.put([case.upload("w/a", b"one")])
+    assert case.lying == {"w/a": b"one"}
+
+
+def test_another_file_under_the_name_is_never_replaced(case: Case) -> None:
+    case.store.put([case.upload("w/a", b"one")])
+    with pytest.raises(StoreConflictError, match="w/a") as caught:
+        case.store.put([case.upload("w/a", b"two")])
+    assert case.lying == {"w/a": b"one"}
+    assert not caught.value.transient
+
+
+def test_what_is_fetched_is_what_was_put(case: Case, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    case.store.put([case.upload("w/a", data)])
+    case.store.get("w/a", case.local / "fetched")
+    assert (case.local / "fetched").read_bytes() == data
+
+
+def test_fetching_what_is_not_there_is_an_error_that_names_it(case: Case) -> None:
+    with pytest.raises(StoreError, match="w/a"):
+        case.store.get("w/a", case.local / "fetched")
+
+
+def test_many_are_fetched_without_those_that_are_gone(case: Case) -> None:
+    case.store.put([case.upload("w/a", b"one")])
+    case.store.get_many([("w/a", case.local / "a"), ("w/b", case.local / "b"), ("v/c", case.local / "c")])
+    assert (case.local / "a").read_bytes() == b"one"
+    assert not (case.local / "b").exists()
+    assert not (case.local / "c").exists()
+
+
+def test_removing_leaves_the_others_and_does_not_mind_what_is_gone(case: Case) -> None:
+    case.store.put([case.upload("w/a", b"one"), case.upload("w/b", b"two")])
+    case.store.remove(["w/a", "w/never", "x/never"])
+    assert case.lying == {"w/b": b"two"}
+
+
+def test_directories_are_removed_when_empty_and_only_then(case: Case) -> None:
+    case.store.put([case.upload("w/g/a", b"one")])
+    with pytest.raises(StoreError, match="w/g"):
+        case.store.remove_directory("w/g")
+    case.store.remove(["w/g/a"])
+    for _ in range(2):
+        case.store.remove_directory("w/g")
+    assert case.store.list(["w"]) == {"w": {}}
+    case.store.put([case.upload("w/g/a", b"again")])
+    assert case.lying == {"w/g/a": b"again"}
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../b", "a b", "a\nrm b", "-rm", "a;b", "", "a*", "./x"])
+def test_names_that_are_not_ours_never_reach_a_server(case: Case, path: str) -> None:
+    with pytest.raises(StoreError):
+        case.store.put([case.upload(path, b"one")])
+    assert not case.files.exists()
+
+
+def test_room_is_told_or_unknown(case: Case) -> None:
+    case.store.put([case.upload("w/a", b"one")])
+    free = case.store.free()
+    assert free is None or free > 1 << 20
+
+
+# What only a server can do
+
+
+@pytest.fixture
+def sshd(tmp_path: Path) -> Iterator[Sshd]:
+    with serving(tmp_path / "sshd") as server:
+        yield server
+
+
+def upload(place: Path, path: str = "w/a", size: int = 3) -> Upload:
+    data = b"x" * size
+    (place / "file").write_bytes(data)
+    return Upload(file=place / "file", path=path, sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_a_server_that_is_away_may_come_back(sshd: Sshd, tmp_path: Path) -> None:
+    sshd.stop()
+    with pytest.raises(HostUnreachableError) as caught:
+        sshd.store().put([upload(tmp_path)])
+    assert caught.value.transient
+    sshd.start()
+    sshd.store().put([upload(tmp_path)])
+
+
+def test_a_changed_host_key_is_refused_and_not_tried_again(sshd: Sshd, tmp_path: Path) -> None:
+    sshd.pin("id")  # any other key
+    with pytest.raises(HostKeyError, match="not the pinned one") as caught:
+        sshd.store().put([upload(tmp_path)])
+    assert not caught.value.transient
+    assert not list(sshd.files.rglob("*"))
+
+
+def test_a_key_the_server_does_not_take_is_told(sshd: Sshd, tmp_path: Path) -> None:
+    (sshd.place / "id.pub").write_text("")
+    with pytest.raises(HostUnreachableError, match="Permission denied"):
+        sshd.store().put([upload(tmp_path)])
+
+
+@pytest.mark.parametrize("call", [
+    lambda store, place: store.put([upload(place)]),
+    lambda store, place: store.get("w/a", place / "got"),
+    lambda store, place: store.list(["w"]),
+    lambda store, place: store.remove(["w/a"]),
+])  # fmt: skip
+def test_a_read_only_server_is_an_error_of_the_store(tmp_path: Path, call: Callable[[Store, Path], object]) -> None:
+    with serving(tmp_path / "sshd", "-P open,opendir,remove") as server:
+        (server.files / "deep/root/w").mkdir(parents=True)
+        (server.files / "deep/root/w/a").write_text("something")
+        with pytest.raises(BackupError) as caught:
+            call(server.store(), tmp_path)
+    assert isinstance(caught.value, StoreError)
+
+
+def test_a_full_box_is_told_as_such_and_not_tried_again(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = sshd.store()
+    monkeypatch.setattr(type(store), "free", lambda self: 10)
+    (sshd.files / "deep").write_text("a file where a directory should be")
+    with pytest.raises(StoreFullError, match="no room") as caught:
+        store.put([upload(tmp_path, size=1000)])
+    assert not caught.value.transient
