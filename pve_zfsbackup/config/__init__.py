@@ -1,5 +1,6 @@
 """The configuration: definitions, loading, the example file and the reference made from the definitions."""
 
+from pve_zfsbackup.config.alerts import Alerts, Webhook, WebhookType
 from pve_zfsbackup.config.boxes import Box
 from pve_zfsbackup.config.definitions import Api, Config, Job, Target
 from pve_zfsbackup.config.example import config_reference, example_config
@@ -9,12 +10,15 @@ from pve_zfsbackup.config.option import DEFAULT_KEEP
 
 __all__ = [
     "DEFAULT_KEEP",
+    "Alerts",
     "Api",
     "Box",
     "Config",
     "Job",
     "Secret",
     "Target",
+    "Webhook",
+    "WebhookType",
     "config_reference",
     "example_config",
     "find_secret",

@@ -14,6 +14,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from pve_zfsbackup.config import kinds
+from pve_zfsbackup.config.alerts import Alerts, Webhook
 from pve_zfsbackup.config.boxes import Box
 from pve_zfsbackup.config.option import DEFAULT_KEEP, KEEP_HELP, option
 from pve_zfsbackup.model import Dataset, DiskPattern, Keep, Quiesce, Selector, SelectorKind
@@ -200,6 +201,10 @@ class Config:
         kinds.NAME,
         default=dict,
         example="all",
+    )
+    alerts: Alerts = option("Who is told when something fails, and when it is well again.", default=Alerts())
+    webhooks: Mapping[str, Webhook] = option(
+        "Services that are told as well, by a name of your choice.", kinds.NAME, default=dict, example="ops"
     )
     timezone: ZoneInfo | None = option(
         "Time zone in which days, weeks and months of the history begin. Without it: the system's.",

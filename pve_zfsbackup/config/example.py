@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field
 from enum import StrEnum
 from typing import Any, Final, get_args, get_origin
 
+from pve_zfsbackup.config.alerts import Webhook
 from pve_zfsbackup.config.boxes import Box
 from pve_zfsbackup.config.definitions import Config, Job, Target
 from pve_zfsbackup.config.option import Option, is_required, is_section, key_of, option_fields, type_hints
@@ -40,6 +41,7 @@ def config_reference() -> str:
     parts += [_table("`api`", *_inner(Config, "api"))]
     parts += [_table("`targets: NAME:`", Target, Option(help="")), _table("`boxes: NAME:`", Box, Option(help=""))]
     parts += [_table("`jobs: NAME:`", Job, Option(help=""))]
+    parts += [_table("`alerts`", *_inner(Config, "alerts")), _table("`webhooks: NAME:`", Webhook, Option(help=""))]
     parts += [_table("`keep` of a target, a box or a job", *_inner(Job, "keep"))]
     return "\n".join(parts)
 

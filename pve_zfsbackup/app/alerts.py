@@ -1,0 +1,203 @@
+"""After a run: who is told what. Telling never fails a run; what could not be told is told after the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.messages import Alert, alert_text, message_for
+from pve_zfsbackup.app.run import ALL_STAGES, Report, Stage, run
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.config import Config, Webhook, read_secret
+from pve_zfsbackup.errors import BackupError, ExitCode, LockedError
+from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host import notify
+from pve_zfsbackup.host.memory import recall, remember
+from pve_zfsbackup.host.runner import Runner
+from pve_zfsbackup.model.alerts import Known, Problem
+from pve_zfsbackup.plan.alerting import tidings
+
+FILE: Final = "alerts.json"
+RUN: Final = "run"  # the key of a run that broke off
+QUEUE_LIMIT: Final = 20  # messages that wait for one service
+QUEUE_SECONDS: Final = 7 * 86_400
+Send = Callable[[Alert], None]
+
+
+def alerted_run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) -> tuple[Report, tuple[str, ...]]:
+    """`run`, and whoever is to know is told of failures and recoveries; also returns what could not be told."""
+    troubles = _ping(session.config, "/start")
+    try:
+        report = run(session, scope, stages)
+    except LockedError:
+        raise  # the other run tells
+    except Exception as error:
+        message = error.message if isinstance(error, BackupError) else f"{type(error).__name__}: {error}"
+        hint = error.hint if isinstance(error, BackupError) else ""
+        _tell(session, [Problem(key=RUN, stage=RUN, message=message, hint=hint)], ())
+        _ping(session.config, "/fail")
+        raise
+    problems = [_problem(result) for result in report.results if result.outcome is Outcome.FAILED]
+    troubles += _tell(session, problems, report.results)
+    troubles += _ping(session.config, "" if report.exit_code is ExitCode.OK else "/fail")
+    return report, tuple(troubles)
+
+
+def send_test(config: Config, runner: Runner, node: str) -> dict[str, str]:
+    """A test message to every service: its name, and what went wrong or nothing."""
+    return {name: _attempt(send, Alert(node=node)) for name, send in _services(config, runner).items()}
+
+
+def _is_well(problem: Problem, results: Sequence[Result]) -> bool:
+    """Whether what once failed was tried in a whole run, and is well. Not every result names its host."""
+    if problem.key == RUN:
+        return bool(results)
+    return any(
+        result.stage == problem.stage
+        and result.outcome is not Outcome.FAILED
+        and result.host in (problem.host, "")
+        and (not problem.guest or _guest(result) == problem.guest)
+        for result in results
+    )
+
+
+def _guest(result: Result) -> str:
+    return f"{result.vmid} {result.guest}".strip() if result.vmid else ""
+
+
+def _key(result: Result) -> str:
+    return f"{result.stage}:{result.vmid or ''}:{result.host}"
+
+
+def _problem(result: Result) -> Problem:
+    return Problem(
+        key=_key(result),
+        stage=result.stage,
+        guest=_guest(result),
+        host=result.host,
+        message=result.message,
+        hint=result.hint,
+    )
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What outlives a run: lasting problems, the last good points, and messages that wait for a service."""
+
+    known: dict[str, Known]
+    good: dict[str, str]
+    waiting: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> _Memory:
+        """Damaged parts are forgotten: a problem is then told once more."""
+        found = recall(path)
+        try:
+            known = {key: _known(value) for key, value in found.get("known", {}).items()}
+            good = {str(key): str(point) for key, point in found.get("good", {}).items()}
+            return cls(known, good, list(found.get("waiting", [])))
+        except (AttributeError, KeyError, TypeError):
+            return cls({}, {}, [])
+
+    def write(self, path: Path) -> None:
+        known = {key: asdict(value) for key, value in self.known.items()}
+        remember(path, {"format": 1, "known": known, "good": self.good, "waiting": self.waiting})
+
+
+def _known(value: Mapping[str, Any]) -> Known:
+    return Known(**{**value, "problem": Problem(**value["problem"])})
+
+
+def _tell(session: Session, problems: Sequence[Problem], results: Sequence[Result]) -> list[str]:
+    """Tell what is due, first what waits since earlier runs. Returns what went wrong with the telling."""
+    services = _services(session.config, session.runner)
+    if not services:
+        return []
+    path = session.config.state_dir / FILE
+    now = int(session.now().timestamp())
+    try:
+        memory = _Memory.read(path)
+        done = (result for result in results if result.point and result.outcome is not Outcome.FAILED)
+        memory.good.update({_key(result): result.point for result in done})
+        well = [key for key, known in memory.known.items() if _is_well(known.problem, results)]
+        problems = [replace(problem, good=memory.good.get(problem.key, "")) for problem in problems]
+        told = tidings(memory.known, problems, well, now=now)
+        if not told.empty:
+            alert = Alert(node=session.node, news=told.news, recovered=told.recovered)
+            memory.waiting += [{"service": name, "since": now, "alert": asdict(alert)} for name in services]
+        memory.known = dict(told.memory)
+        troubles = _deliver(memory, services, now)
+        memory.write(path)
+    except BackupError as error:
+        return [f"alerts: {error.message}"]
+    return troubles
+
+
+def _deliver(memory: _Memory, services: Mapping[str, Send], now: int) -> list[str]:
+    """Send what waits, oldest first; what a service does not take stays for the next time."""
+    troubles: dict[str, str] = {}
+    left = []
+    for entry in memory.waiting:
+        name = str(entry["service"])
+        if name not in services or now - int(entry["since"]) > QUEUE_SECONDS:
+            continue  # the service was removed, or it is no news any more
+        if name not in troubles:
+            trouble = _attempt(services[name], _alert(entry["alert"]))
+            if not trouble:
+                continue
+            troubles[name] = trouble
+        left.append(entry)
+    counts = {name: [entry for entry in left if entry["service"] == name][-QUEUE_LIMIT:] for name in services}
+    memory.waiting = [entry for entries in counts.values() for entry in entries]
+    return [f"alert by {name}: {trouble}" for name, trouble in sorted(troubles.items())]
+
+
+def _alert(value: Mapping[str, Any]) -> Alert:
+    return Alert(
+        node=str(value["node"]),
+        news=tuple(_known(item) for item in value["news"]),
+        recovered=tuple(_known(item) for item in value["recovered"]),
+    )
+
+
+def _attempt(send: Send, alert: Alert) -> str:
+    try:
+        send(alert)
+    except BackupError as error:
+        return error.message
+    return ""
+
+
+def _services(config: Config, runner: Runner) -> dict[str, Send]:
+    """How each configured service is reached, by a name for people."""
+    alerts = config.alerts
+    found: dict[str, Send] = {}
+    if alerts.mail:
+        found["mail"] = lambda alert: notify.mail(runner, alerts.mail, alert.title, alert_text(alert))
+    if path := alerts.apprise_file:
+        found["apprise"] = lambda alert: notify.apprise(runner, path, alert.title, alert_text(alert))
+    for name, hook in config.webhooks.items():
+        found[f"webhook {name}"] = _poster(hook)
+    return found
+
+
+def _poster(hook: Webhook) -> Send:
+    def post(alert: Alert) -> None:
+        message = message_for(hook.type, alert)
+        notify.post(read_secret(hook.url_file).reveal(), message.body, message.headers, local=hook.local)
+
+    return post
+
+
+def _ping(config: Config, suffix: str) -> list[str]:
+    """Call the dead man's switch. That it could not be called is what it notices by itself."""
+    if config.alerts.ping_file is None:
+        return []
+    try:
+        notify.ping(read_secret(config.alerts.ping_file).reveal().rstrip("/") + suffix)
+    except BackupError as error:
+        return [f"ping: {error.message}"]
+    return []

@@ -1,0 +1,252 @@
+"""After a run whoever is to know is told; telling never changes how the run ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pve_zfsbackup.app.alerts import alerted_run, send_test
+from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.messages import Alert, alert_text, message_for
+from pve_zfsbackup.app.run import Report
+from pve_zfsbackup.config import WebhookType, load_config
+from pve_zfsbackup.errors import BackupError, ExitCode, LockedError, PveError
+from pve_zfsbackup.host import notify
+from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.model.alerts import Known, Problem
+from tests.fakes.runner import Fault
+from tests.fakes.world import CONFIG, TARGET, World
+
+ADDRESS = "https://hooks.example/T0PSECRET"
+HOUR = 3600
+HOSTILE = "</a>*b*`c`@everyone <!channel> [x](https://evil.example)\n```\x1b[31m\u202e"
+
+
+class Outbox:
+    """What was sent, as (service, text); services named in `down` take nothing."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+        self.pings: list[str] = []
+        self.down: set[str] = set()
+
+    def mail(self, runner: Any, to: Any, subject: str, text: str) -> None:
+        self._take("mail", f"{subject}\n{text}")
+
+    def post(self, address: str, body: bytes, headers: Any, *, local: bool = False) -> None:
+        assert address == ADDRESS
+        self._take("ops", body.decode())
+
+    def ping(self, address: str, *, local: bool = False) -> None:
+        if "ping" in self.down:
+            raise BackupError("the service did not take it: ConnectTimeout")
+        self.pings.append(address.removeprefix(ADDRESS))
+
+    def _take(self, name: str, text: str) -> None:
+        if name in self.down:
+            raise BackupError("the service did not take it: status 500")
+        self.sent.append((name, text))
+
+    def by(self, name: str) -> list[str]:
+        return [text for service, text in self.sent if service == name]
+
+
+@pytest.fixture
+def outbox(monkeypatch: pytest.MonkeyPatch) -> Outbox:
+    made = Outbox()
+    for way in ("mail", "post", "ping"):
+        monkeypatch.setattr(notify, way, getattr(made, way))
+    return made
+
+
+@pytest.fixture
+def told(world: World) -> World:
+    """A world whose configuration has every way out."""
+    secret = world.place / "url"
+    secret.write_text(ADDRESS + "\n")
+    secret.chmod(0o600)
+    alerts = f"alerts: {{{{mail: [root], ping-file: {secret}}}}}\nwebhooks: {{{{ops: {{{{url-file: {secret}}}}}}}}}\n"
+    world.configure(CONFIG + alerts)
+    world.impatient()
+    return world
+
+
+def run(world: World) -> tuple[Report, tuple[str, ...]]:
+    world.clock.now += HOUR
+    with world.session() as session:
+        return alerted_run(session, Scope())
+
+
+def test_when_all_is_well_only_the_switch_is_called(told: World, outbox: Outbox) -> None:
+    report, troubles = run(told)
+    assert (report.exit_code, troubles, outbox.sent) == (ExitCode.OK, (), [])
+    assert outbox.pings == ["/start", ""]
+
+
+def test_a_failure_and_its_end_are_told_to_everybody(told: World, outbox: Outbox) -> None:
+    run(told)
+    told.runner.down[TARGET] = "no route to host"
+    run(told)
+    assert outbox.pings[-2:] == ["/start", "/fail"]
+    (text,) = outbox.by("mail")
+    assert text.startswith("pve-zfsbackup on pve1: 2 problems\nreplicate, target backup1: ")
+    assert "\n\nprune, target backup1: " in text
+    assert "no route to host" in text
+    (data,) = (json.loads(body) for body in outbox.by("ops"))
+    assert (data["format"], data["node"], len(data["problems"])) == (1, "pve1", 2)
+    told.runner.down.clear()
+    run(told)
+    assert "2 recovered" in outbox.by("mail")[-1]
+    assert "replicate, target backup1: well again, after trouble since" in outbox.by("mail")[-1]
+    count = len(outbox.sent)
+    run(told)
+    assert len(outbox.sent) == count
+
+
+def test_a_guest_is_told_with_what_to_do_and_its_last_good_point(told: World, outbox: Outbox) -> None:
+    report, _ = run(told)
+    good = next(result.point for result in report.results if (result.stage, result.vmid) == ("snapshot", 101))
+    told.runner.faults.append(Fault(words=("snapshot", "--"), nth=3, answer=(1, "out of space")))
+    run(told)
+    (text,) = outbox.by("mail")
+    assert "guest 101 db, snapshot: " in text
+    assert "out of space\n  what to do: free space on the pool\n" in text
+    assert f"  last good point: {good}" in text
+
+
+def test_what_lasts_is_told_three_times_and_then_after_a_day(told: World, outbox: Outbox) -> None:
+    told.runner.down[TARGET] = "no route to host"
+    for _ in range(26):
+        run(told)
+    assert len(outbox.by("mail")) == 3
+    run(told)
+    assert len(outbox.by("mail")) == 4
+
+
+def test_what_a_service_did_not_take_is_sent_after_the_next_run(told: World, outbox: Outbox) -> None:
+    told.runner.down[TARGET] = "no route to host"
+    outbox.down = {"ops", "ping"}
+    report, troubles = run(told)
+    assert report.exit_code is ExitCode.PARTIAL
+    assert troubles == (
+        "ping: the service did not take it: ConnectTimeout",
+        "alert by webhook ops: the service did not take it: status 500",
+        "ping: the service did not take it: ConnectTimeout",
+    )
+    assert len(outbox.by("mail")) == 1
+    told.runner.down.clear()
+    run(told)
+    assert (len(outbox.by("mail")), len(outbox.by("ops"))) == (2, 0), "mail does not get it twice"
+    outbox.down.clear()
+    run(told)
+    titles = [json.loads(body)["title"].partition(": ")[2] for body in outbox.by("ops")]
+    assert titles == ["2 problems", "2 recovered"]
+    assert len(outbox.by("mail")) == 2
+
+
+def test_old_news_of_a_dead_service_is_dropped_and_never_grows(told: World, outbox: Outbox) -> None:
+    outbox.down = {"ops"}
+    for number in range(40):
+        told.runner.down.clear()
+        if number % 2 == 0:
+            told.runner.down[TARGET] = "no route to host"
+        run(told)
+    waiting = json.loads((told.place / "state/alerts.json").read_text())["waiting"]
+    assert len(waiting) == 20
+    told.clock.now += 30 * 86_400
+    told.runner.down.clear()
+    outbox.down.clear()
+    run(told)
+    assert not outbox.by("ops")
+
+
+def test_a_run_that_breaks_off_is_told_and_raised(told: World, outbox: Outbox) -> None:
+    told.node.api = "ipcc_send_rec[1] failed: Connection refused"
+    with pytest.raises(PveError):
+        run(told)
+    assert outbox.pings == ["/start", "/fail"]
+    assert "ipcc_send_rec" in outbox.by("mail")[0]
+    told.node.api = "ok"
+    run(told)
+    assert "1 recovered" in outbox.by("mail")[-1]
+
+
+def test_a_run_that_yields_to_another_tells_nobody(told: World, outbox: Outbox) -> None:
+    with run_lock(told.place / "run", "snapshot"), pytest.raises(LockedError):
+        run(told)
+    assert not outbox.sent
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"known": 7}', '{"known": {"a": {}}}', '{"good": []}'])
+def test_a_damaged_memory_costs_at_most_a_repetition(told: World, outbox: Outbox, damage: str) -> None:
+    told.runner.down[TARGET] = "no route to host"
+    run(told)
+    (told.place / "state/alerts.json").write_text(damage)
+    run(told)
+    assert len(outbox.by("mail")) == 2
+
+
+def test_a_memory_that_cannot_be_kept_is_told_and_fails_no_run(told: World, outbox: Outbox) -> None:
+    told.runner.down[TARGET] = "no route to host"
+    (told.place / "state").mkdir(exist_ok=True)
+    (told.place / "state/alerts.json").mkdir()
+    report, troubles = run(told)
+    assert report.exit_code is ExitCode.PARTIAL
+    assert any("alerts.json" in trouble for trouble in troubles)
+
+
+def test_the_address_stands_nowhere_but_in_its_file(told: World, outbox: Outbox) -> None:
+    told.runner.down[TARGET] = "no route to host"
+    outbox.down = {"ops", "ping"}
+    _, troubles = run(told)
+    written = [path for path in told.place.rglob("*") if path.is_file() and path.name != "url"]
+    assert len(written) > 3
+    assert not [path for path in written if b"T0PSECRET" in path.read_bytes()]
+    assert "T0PSECRET" not in " ".join(troubles)
+
+
+def test_a_test_message_goes_everywhere_and_says_what_failed(told: World, outbox: Outbox) -> None:
+    outbox.down = {"ops"}
+    found = send_test(load_config(told.config), told.runner, "pve1")
+    assert found == {"mail": "", "webhook ops": "the service did not take it: status 500"}
+    assert "test" in outbox.by("mail")[0]
+
+
+def hostile() -> Alert:
+    problem = Problem(key="k", stage="snapshot", guest=f"100 {HOSTILE}", host=HOSTILE, message=HOSTILE, hint=HOSTILE)
+    return Alert(node="pve1", news=(Known(problem=problem, since=0, seen=0, told=0, tellings=2),))
+
+
+def test_hostile_text_becomes_no_markup(tmp_path: Path) -> None:
+    bodies = {kind: message_for(kind, hostile()).body.decode() for kind in WebhookType}
+    assert "\x1b" not in alert_text(hostile())
+    assert "\u202e" not in alert_text(hostile())
+    slack = json.loads(bodies[WebhookType.SLACK])
+    assert "<" not in slack["text"]
+    assert slack["mrkdwn"] is False
+    discord = json.loads(bodies[WebhookType.DISCORD])
+    assert discord["allowed_mentions"] == {"parse": []}
+    for kind, key in ((WebhookType.DISCORD, "content"), (WebhookType.MATTERMOST, "text")):
+        text = json.loads(bodies[kind])[key]
+        assert text.count("```") == 2
+        assert text.endswith("```")
+    card = json.loads(bodies[WebhookType.TEAMS])["attachments"][0]["content"]
+    assert {block["type"] for block in card["body"]} == {"RichTextBlock"}
+    headers = message_for(WebhookType.NTFY, hostile()).headers
+    assert all(value.isascii() and value.isprintable() for value in headers.values())
+
+
+@pytest.mark.parametrize("kind", list(WebhookType))
+def test_a_flood_stays_within_what_a_service_takes(kind: WebhookType) -> None:
+    many = tuple(
+        Known(problem=Problem(key=str(n), guest=f"{n} x", message="m" * 500), since=0, seen=0, tellings=1)
+        for n in range(100)
+    )
+    body = message_for(kind, Alert(node="pve1", news=many)).body.decode()
+    if kind is WebhookType.DISCORD:
+        assert len(json.loads(body)["content"]) <= 2000
+    if kind is not WebhookType.GENERIC:  # data for programs is whole
+        assert len(body) < 28_000
