@@ -14,7 +14,7 @@ import pytest
 from pve_zfsbackup import receiver
 from pve_zfsbackup.receiver import TroubleError, main
 from tests.receiver.conftest import ROOT, Target
-from tests.receiver.world import DAY, HOUR, TAG, World, root
+from tests.receiver.world import ACCOUNT, DAY, HOUR, TAG, World, root
 
 
 @pytest.fixture
@@ -355,7 +355,7 @@ def test_a_request_outside_of_the_root_is_not_heard(world: World, name: str) -> 
 def test_requests_of_another_account_are_not_heard(world: World) -> None:
     dataset = world.interrupted(100)
     request(world, dataset.name)
-    report = world.keeper().root(root(account="nobody"))
+    report = world.keeper().root(root(account="daemon"))
     assert report.aborted == []
     assert dataset.partial is not None
 
@@ -365,7 +365,7 @@ def test_a_spool_directory_of_the_wrong_owner_is_an_alarm(world: World) -> None:
     dataset = world.interrupted(100)
     os.chown(request(world, dataset.name).parent, 12345, 12345)
     report = world.maintain()
-    assert "is not of account root" in report.problems[0]
+    assert f"is not of account {ACCOUNT}" in report.problems[0]
     assert dataset.partial is not None
 
 
@@ -430,7 +430,7 @@ def test_a_partial_that_went_on_since_the_listing_is_left_alone(world: World) ->
 
 def configured(place: Path, text: str = "") -> Path:
     path = place / "receiver.toml"
-    path.write_text(f'[roots."{ROOT}"]\naccount = "root"\nkeep-last = 1\n{text}')
+    path.write_text(f'[roots."{ROOT}"]\naccount = "{ACCOUNT}"\nkeep-last = 1\n{text}')
     path.chmod(0o644)
     return path
 

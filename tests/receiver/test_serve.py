@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -239,12 +240,18 @@ def test_a_host_without_that_file_says_so_by_the_status(target: Target) -> None:
 
 def test_hello_tells_what_is_here(target: Target) -> None:
     target.says("zfs", "version", out="zfs-2.3.9-1\nzfs-kmod-2.3.9-1\n")
+    target.says("zfs", "allow", ROOT, out=f"---- Permissions on {ROOT} ----\n")
+    (target.place / "state/maintain.json").write_text('{"partials": {}, "finished": 1700000000.5}')
     done = target.asked("hello")
-    assert json.loads(done.stdout) == {
+    told = json.loads(done.stdout)
+    assert abs(told.pop("time") - time.time()) < 60
+    assert told == {
         "receiver": __version__,
         "protocol": 1,
         "root": ROOT,
         "zfs": ["zfs-2.3.9-1", "zfs-kmod-2.3.9-1"],
+        "allow": [f"---- Permissions on {ROOT} ----"],
+        "maintained": 1700000000,
     }
 
 

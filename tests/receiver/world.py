@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from tests.receiver.conftest import ROOT
 
 HOUR, DAY = 3600, 86400
 TAG = "pve-zfsbackup"
+ACCOUNT = pwd.getpwuid(os.geteuid()).pw_name  # requests come from whoever runs the tests
 
 
 @dataclass(slots=True)
@@ -136,6 +139,6 @@ class World:
 
 def root(**policy: object) -> Root:
     given: dict[str, object] = {
-        "account": "root", "keep_last": 1, "minimum_age": 0.0, "minimum_count": 1, "max_share": 100, **policy,
+        "account": ACCOUNT, "keep_last": 1, "minimum_age": 0.0, "minimum_count": 1, "max_share": 100, **policy,
     }  # fmt: skip
     return Root(name=ROOT, **given)  # type: ignore[arg-type]

@@ -1,0 +1,9 @@
+# pve-zfsbackup-receiver: hold, prune and abort on this target by its own policy, every hour.
+#
+# Says nothing while all is well, so that cron's mail means trouble. Does nothing before a source stands in the
+# configuration, or where the package was removed but not purged.
+SHELL=/bin/sh
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+# m h dom mon dow user command
+23 * * * * root [ ! -x /usr/bin/pve-zfsbackup-receiver ] || [ ! -e /etc/pve-zfsbackup-receiver.toml ] || pve-zfsbackup-receiver maintain
