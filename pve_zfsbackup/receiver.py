@@ -503,7 +503,15 @@ def _set(site: Site, words: tuple[str, ...], stdin: int) -> int:
 
 
 def _hello(site: Site, words: tuple[str, ...], stdin: int) -> int:
-    told = {"receiver": VERSION, "protocol": PROTOCOL, "root": site.root, "zfs": answer(site, "version").split()}
+    told = {
+        "receiver": VERSION,
+        "protocol": PROTOCOL,
+        "root": site.root,
+        "zfs": answer(site, "version").split(),
+        "allow": answer(site, "allow", site.root).splitlines(),  # for `setup target --check`, as are the next
+        "time": int(time.time()),
+        "maintained": int(remembered(site).finished),
+    }
     os.write(1, f"{json.dumps(told)}\n".encode("ascii"))
     return 0
 

@@ -41,7 +41,7 @@ def test_uncommented_it_has_every_option_with_its_default(tmp_path: Path) -> Non
 def test_every_option_is_in_the_man_page() -> None:
     page = PAGE.read_text().replace("\\-", "-")
     options = {word for action in receiver.arguments()._actions for word in action.option_strings}
-    assert options == {word for word in re.findall(r"\\fB(--?[a-z-]+)\\fR", page)}
+    assert options == set(re.findall(r"\\fB(--?[a-z-]+)\\fR", page))
 
 
 def test_the_document_names_every_form_of_the_grammar() -> None:
