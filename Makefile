@@ -9,9 +9,9 @@ PHASES := $(PYTHON) tools/phases.py
 IN_VENV := $(abspath $(PZB_VENV))/bin/python
 
 # tests/package runs the unit tests with the libraries of both releases: the build need not as well.
-test test-package test-lab lab demo: export DEB_BUILD_OPTIONS ?= nocheck
+test test-package test-lab lab demo bench: export DEB_BUILD_OPTIONS ?= nocheck
 
-.PHONY: help deb test check test-package test-lab lab demo setup clean distclean
+.PHONY: help deb test check test-package test-lab lab matrix demo setup clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,8 +37,15 @@ setup: ## only the set-up: the virtual environment of the tests
 lab: setup deb ## the lab's hosts, left running with a prompt
 	@$(IN_VENV) -m tests.lab up
 
+matrix: setup deb ## every fault row on the lab's hosts, into build/matrix.json; ROWS=16,24-31 picks some
+	@$(IN_VENV) -m tests.lab.matrix $(ROWS)
+
 demo: setup deb ## install, set up, back up and restore on the lab's hosts
 	@$(IN_VENV) -m tests.lab.demo
+
+# WHAT=w1-20,w1-100,w2,w3,w4  WHO=floor,pve-zfsbackup,bzfs,zfs-autobackup,sanoid  REPEAT=3  NOTE='what else runs here'
+bench: setup deb ## against the least possible and the peers, in the lab: build/bench.json, build/bench.svg
+	@$(IN_VENV) -m tests.bench --what '$(WHAT)' --who '$(WHO)' --repeat '$(or $(REPEAT),3)' --note '$(NOTE)'
 
 clean: ## remove what builds and tests left here (the lab's cached images stay)
 	rm -rf build/deb build/deb-src build/reports .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -2,8 +2,8 @@
 
 Runs on the node: `killer.py FIRST LAST STRIDE VMID ARGUMENTS…` kills at each action from FIRST to LAST, then at one in
 STRIDE. An outer action is a program it starts, a stream it joins, or a call of the Proxmox API. After each kill: waits
-until the guest is thawed, and then runs the command to its end. Prints one JSON line per kill; ends at the first kill
-that was not reached. Each attempt is a fork: Python starts once.
+until the guest is thawed (VMID 0: there is none to look at), and then runs the command to its end. Prints one JSON line
+per kill; ends at the first kill that was not reached. Each attempt is a fork: Python starts once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
         if reached["code"] != -signal.SIGKILL:
             print(json.dumps({"kill": number, "unreached": True, **reached}), flush=True)
             return
-        frozen = thawed_after(vmid)
+        frozen = thawed_after(vmid) if vmid != "0" else 0.0
         again = attempt(arguments, kill_at=0)
         print(json.dumps({"kill": number, "at": reached["at"], "thawed": frozen, "again": again["code"]}), flush=True)
         if again["code"] or frozen is None:
@@ -74,7 +74,7 @@ def arm(kill_at: int, pipe: int) -> None:
 
     process, https = runner.ProcessRunner, pve.HttpsApi
     process.run = watched(process.run, lambda argv: " ".join(argv)[-120:])  # type: ignore[method-assign]
-    process.pipe = watched(process.pipe, lambda one, two: " ".join(one)[-120:])  # type: ignore[method-assign]
+    process.pipe = watched(process.pipe, lambda *_: "streams")  # type: ignore[method-assign]
     https.request = watched(https.request, lambda method, path, *rest: f"{method} {path}")  # type: ignore[method-assign]
 
 

@@ -1,0 +1,1 @@
+"""`make matrix`: every fault of the reliability table that is built so far, and whether anything was lost."""

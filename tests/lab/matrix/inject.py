@@ -1,0 +1,147 @@
+"""Ways to break things on the lab's hosts: streams, the link, pools. The product gets no test hooks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.lab.host import Host
+from tests.lab.machine import LabError
+
+LAY = Path(__file__).with_name("lay.py")
+LIBRARY = "/usr/local/lib/matrix"
+RUN = "/run/matrix"
+SECRET = f"{RUN}/canary"
+CANARY = "PZB-MATRIX-CANARY-5d1e7c02"
+_PLACE = {"send": "/usr/local/sbin/zfs", "receive": "/usr/local/bin/zfs"}
+_WRAPPER = """#!/bin/sh
+[ "$1" = {verb} ] || exec /usr/sbin/zfs "$@"
+case "$2" in -n*|-A) exec /usr/sbin/zfs "$@" ;; esac
+exec python3 -IS {library}/lay.py '{mode}' '{argument}' '{once}' "$@"
+"""
+_LINK = ("OUTPUT -o eth1", "INPUT -i eth1")
+
+
+def prepare(host: Host) -> None:
+    """Once per boot of a host."""
+    host.script('mkdir -p "$1"; install -d -m 1777 "$2"; systemctl -q disable --now cron || :', LIBRARY, RUN)
+    host.put(LAY, f"{LIBRARY}/lay.py")
+    host.run(("chmod", "755", LIBRARY, f"{LIBRARY}/lay.py"))
+    host.write(SECRET, CANARY, mode=0o600)
+
+
+def lay(host: Host, verb: str, mode: str, argument: object = "", *, once: bool = False) -> None:
+    """Put a layer over `zfs send` or `zfs receive` of a host (lay.py has the modes)."""
+    host.script('rm -f "$1/reached" "$1/go" "$1/used"', RUN)
+    text = _WRAPPER.format(verb=verb, library=LIBRARY, mode=mode, argument=argument, once=int(once))
+    host.write(_PLACE[verb], text, mode=0o755)
+
+
+def unlay(*hosts: Host) -> None:
+    for host in hosts:
+        host.run(("rm", "-f", *_PLACE.values(), f"{RUN}/reached", f"{RUN}/go", f"{RUN}/used"))
+
+
+def reached(host: Host, *, timeout: float = 120) -> None:
+    """Wait until a stream stands at its gate."""
+    host.wait_for(("test", "-e", f"{RUN}/reached"), timeout=timeout)
+
+
+def go(host: Host) -> None:
+    """Open the gate."""
+    host.run(("touch", f"{RUN}/go"))
+
+
+# -- the link between the hosts -------------------------------------------------------------------------------
+
+
+@contextmanager
+def blackhole(host: Host) -> Iterator[None]:
+    """Nothing passes the link, nobody is told. The way by which the lab reaches the host is another one."""
+    for rule in _LINK:
+        host.run(("iptables", "-w", "-I", *rule.split(), "-j", "DROP"))
+    try:
+        yield
+    finally:
+        for rule in _LINK:
+            host.run(("iptables", "-w", "-D", *rule.split(), "-j", "DROP"))
+
+
+@contextmanager
+def loss(host: Host, percent: int) -> Iterator[None]:
+    """So much of what the host sends over the link is lost."""
+    host.run(("tc", "qdisc", "add", "dev", "eth1", "root", "netem", "loss", f"{percent}%"))
+    try:
+        yield
+    finally:
+        host.run(("tc", "qdisc", "del", "dev", "eth1", "root"))
+
+
+def reset(host: Host, peer: Host, *, port: str = "dport") -> int:
+    """Reset all ssh connections to a peer (`sport`: those it has to us); how many there were."""
+    done = host.run(("ss", "-K", "-t", "-n", "-H", "dst", peer.address, port, "=", ":22"))
+    return len(done.lines)
+
+
+# -- pools in files -------------------------------------------------------------------------------------------
+
+_POOL = r"""
+name=$1; mib=$2; shift 2
+modprobe loop; modprobe dm-mod
+truncate -s "${mib}M" "/var/tmp/$name.img"
+device=$(losetup -f --show "/var/tmp/$name.img")
+echo "0 $(blockdev --getsz "$device") linear $device 0" > "/run/matrix/$name.table"
+dmsetup create "$name" "/run/matrix/$name.table"
+for i in $(seq 100); do [ -b "/dev/mapper/$name" ] && break; sleep 0.1; done
+zpool create -f -O compression=on -O atime=off "$@" "$name" "/dev/mapper/$name"
+"""
+_DROP = r"""
+zpool destroy -f "$1"
+for i in $(seq 50); do dmsetup remove "$1" && break; sleep 0.2; done
+losetup -j "/var/tmp/$1.img" | cut -d: -f1 | xargs -r losetup -d
+rm -f "/var/tmp/$1.img" "/run/matrix/$1.table"
+"""
+_TABLE = r"""
+dmsetup suspend --noflush --nolockfs "$1"
+dmsetup load "$1" "$2"
+dmsetup resume "$1"
+"""
+
+
+@contextmanager
+def pool(host: Host, name: str, mib: int, *options: str) -> Iterator[str]:
+    """A pool of its own on a host, in a file, with a device in between that can fail."""
+    host.script(_POOL, name, str(mib), *options)
+    try:
+        yield name
+    finally:
+        host.script(_DROP, name)
+
+
+def fail_device(host: Host, name: str) -> None:
+    """From now on every access to the pool's device is an error: the pool suspends at its next write."""
+    host.script(
+        'sed "s/linear.*/error/" "/run/matrix/$1.table" > "/run/matrix/$1.error"\n' + _TABLE,
+        name, f"/run/matrix/{name}.error",
+    )  # fmt: skip
+
+
+def mend_device(host: Host, name: str) -> None:
+    """The device works again, and the pool goes on."""
+    host.script(_TABLE + 'zpool clear "$1"', name, f"/run/matrix/{name}.table")
+
+
+def wait_state(host: Host, name: str, wanted: str, *, timeout: float = 60) -> None:
+    """Wait for a pool's state (ONLINE, DEGRADED, SUSPENDED)."""
+    host.wait_for(("grep", "-qx", wanted, f"/proc/spl/kstat/zfs/{name}/state"), timeout=timeout)
+
+
+def poll(what: str, question: Callable[[], object], *, timeout: float) -> None:
+    """Ask until the answer is yes. LabError names what never came true."""
+    deadline = time.monotonic() + timeout
+    while not question():
+        if time.monotonic() > deadline:
+            raise LabError(f"never came true within {timeout:g} s: {what}")
+        time.sleep(0.2)
