@@ -15,6 +15,7 @@ from typing import assert_never
 from pve_zfsbackup.errors import BackupError, HostUnreachableError, VerificationError
 from pve_zfsbackup.events import Emit, Progress
 from pve_zfsbackup.host import listing, zfs
+from pve_zfsbackup.host.pipeline import Chain, carry
 from pve_zfsbackup.host.quiesce import Quiescer, Window
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import (
@@ -38,6 +39,7 @@ from pve_zfsbackup.model import (
     Step,
 )
 
+ESTIMATE_BYTES = 256 << 20  # from here the exact size is worth a process of its own
 PackConfig = Callable[[Guest], Mapping[str, str]]
 
 
@@ -51,21 +53,22 @@ class Executor:
     def execute(self, steps: Sequence[Step]) -> int:
         """Do the steps; returns the bytes moved. Raises on the first that fails: those after it are not done."""
         moved = 0
-        for kind, run in groupby(steps, key=type):
+        for kind, run in groupby(steps, key=lambda step: Send if isinstance(step, Resume) else type(step)):
             if kind is Mark:
                 self._mark([step for step in run if isinstance(step, Mark)])
             elif kind in (Hold, Release):
                 self._holds([step for step in run if isinstance(step, Hold | Release)])
             elif kind is Destroy:
                 self._destroy([step for step in run if isinstance(step, Destroy)])
+            elif kind is Send:
+                moved += self._send([step for step in run if isinstance(step, Send | Resume)])
             else:
-                moved += sum(self._one(step) for step in run)
+                for step in run:
+                    self._one(step)
         return moved
 
-    def _one(self, step: Step) -> int:
+    def _one(self, step: Step) -> None:
         match step:
-            case Send() | Resume():
-                return self._transfer(step)
             case AbortReceive():
                 zfs.abort_receive(self.hosts[step.host], step.dataset)
             case CreateParent():
@@ -74,13 +77,12 @@ class Executor:
                 zfs.create_bookmark(self.hosts[SOURCE], step.snapshot, step.name)
             case DestroyBookmark():
                 zfs.destroy_bookmark(self.hosts[SOURCE], step.bookmark)
-            case Mark() | Hold() | Release() | Destroy():
+            case Mark() | Hold() | Release() | Destroy() | Send() | Resume():
                 self.execute((step,))
             case SnapshotGuest():
                 raise VerificationError("a guest is snapshotted by `snapshot`, which freezes it")
             case unknown:
                 assert_never(unknown)
-        return 0
 
     def snapshot(self, step: SnapshotGuest, quiescer: Quiescer, pack: PackConfig, limit: float) -> Window:
         """Freeze, snapshot each pool in one command, thaw. Returns how it really went.
@@ -105,28 +107,27 @@ class Executor:
             zfs.set_properties(host, names, {f"{PROPERTY}consistency": window.label})
         return window
 
-    def _transfer(self, step: Send | Resume) -> int:
-        """One stream, then its guid read back on the target."""
-        source, target = self.hosts[SOURCE], self.hosts[step.host]
-        total = zfs.estimate(source, step)
-        started = time.monotonic()
+    def chain(self, steps: Sequence[Step], size: int) -> Chain:
+        """The streams of one disk with what is to be done right before them. `size` is what is expected to move."""
+        streams = tuple(step for step in steps if isinstance(step, Send | Resume))
+        before = [step for step in steps if not isinstance(step, Send | Resume)]
 
-        def report(moved: int, *, done: bool = False) -> None:
-            self.emit(
-                Progress(
-                    host=step.host,
-                    disk=step.snapshot.dataset,
-                    moved=moved,
-                    total=max(total, moved),
-                    seconds=time.monotonic() - started,
-                    done=done,
-                )
-            )
+        def prepare() -> None:
+            self.execute(before)
 
-        report(0)
-        moved = zfs.transfer(source, target, step, report)
-        report(moved, done=True)
-        return moved
+        return Chain(streams=streams, prepare=prepare, size=size)
+
+    def carry(self, host: str, chains: Sequence[Chain]) -> None:
+        """Send the chains to one host in one session; each says afterwards what became of it."""
+        carry(self.hosts[SOURCE], self.hosts[host], chains, _Meter(self, chains))
+
+    def _send(self, steps: Sequence[Send | Resume]) -> int:
+        """Streams of one disk on their own."""
+        chain = self.chain(steps, 0)
+        self.carry(steps[0].host, [chain])
+        if chain.error:
+            raise chain.error
+        return chain.moved
 
     def verify(self, host: str, expected: Mapping[Dataset, frozenset[Guid]]) -> dict[Dataset, frozenset[Guid]]:
         """Read back which snapshots were received, all in one command; returns what is missing, by dataset."""
@@ -144,8 +145,9 @@ class Executor:
                 raise VerificationError(f"{step.source.full_name}: lost its properties, the replica is not marked")
             own[f"{PROPERTY}volume"] = step.volume
             groups[step.host, tuple(sorted(own.items()))].append(f"{step.dataset}@{step.source.name}")
-        for (host, pairs), names in groups.items():
-            zfs.set_properties(self.hosts[host], names, dict(pairs))
+        for host in sorted({host for host, _ in groups}):
+            own_groups = [(names, dict(pairs)) for (name, pairs), names in groups.items() if name == host]
+            zfs.set_many(self.hosts[host], own_groups)
 
     def _holds(self, steps: Sequence[Hold | Release]) -> None:
         groups: dict[tuple[str, str], list[Hold | Release]] = defaultdict(list)
@@ -173,3 +175,39 @@ class Executor:
                 + "; ".join(f"{snapshot.full_name}: {error}" for snapshot, error in failed[:5]),
                 hint="they are tried again by the next prune",
             )
+
+
+class _Meter:
+    """Progress of the streams of one session, as events: what is expected of each is asked where it is worth it."""
+
+    def __init__(self, executor: Executor, chains: Sequence[Chain]) -> None:
+        self._executor = executor
+        self._totals = {stream: chain.size for chain in chains for stream in chain.streams}
+        self._began: dict[Send | Resume, float] = {}
+        self._moved: dict[Send | Resume, int] = {}
+
+    def begin(self, stream: Send | Resume) -> None:
+        if self._totals[stream] >= ESTIMATE_BYTES:
+            self._totals[stream] = zfs.estimate(self._executor.hosts[SOURCE], stream)
+        self._began[stream] = time.monotonic()
+        self.moved(stream, 0)
+
+    def moved(self, stream: Send | Resume, count: int) -> None:
+        self._moved[stream] = count
+        self._emit(stream, done=False)
+
+    def end(self, stream: Send | Resume) -> None:
+        self._emit(stream, done=True)
+
+    def _emit(self, stream: Send | Resume, *, done: bool) -> None:
+        moved = self._moved[stream]
+        self._executor.emit(
+            Progress(
+                host=stream.host,
+                disk=stream.snapshot.dataset,
+                moved=moved,
+                total=max(self._totals[stream], moved),
+                seconds=time.monotonic() - self._began[stream],
+                done=done,
+            )
+        )

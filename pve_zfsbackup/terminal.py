@@ -10,27 +10,15 @@ import sys
 import threading
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as Bars
-from rich.table import Table as RichTable
+from typing import TYPE_CHECKING, Any
 
 from pve_zfsbackup.errors import BackupError, ConfigError
 from pve_zfsbackup.events import Event, Outcome, Progress, Result
 from pve_zfsbackup.model import printable
 from pve_zfsbackup.report import Table, size
 
-_COLOURS = {Outcome.OK: "green", Outcome.SKIPPED: "dim", Outcome.WARNING: "yellow", Outcome.FAILED: "red"}
+if TYPE_CHECKING:
+    from pve_zfsbackup.drawn import Bars
 
 
 def open_streams() -> None:
@@ -68,12 +56,9 @@ def print_json(value: Mapping[str, Any]) -> None:
 def print_table(table: Table) -> None:
     """A drawn table on a terminal; elsewhere aligned columns that grep and awk can take."""
     if sys.stdout.isatty():
-        drawn = RichTable(box=None, pad_edge=False, header_style="bold")
-        for column in table.columns:
-            drawn.add_column(column, justify="right" if column in table.right else "left", overflow="fold")
-        for row in table.rows:
-            drawn.add_row(*(escape(cell) for cell in row))
-        Console().print(drawn)
+        from pve_zfsbackup.drawn import draw_table  # noqa: PLC0415 - see there
+
+        draw_table(table)
         return
     rows = (table.columns, *table.rows)
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
@@ -100,10 +85,7 @@ class Reporter:
     def __init__(self, *, verbose: bool, quiet: bool) -> None:
         self._verbose = verbose
         self._quiet = quiet  # stdout belongs to JSON
-        self._console = Console(stderr=True)
-        live = self._console.is_terminal and not quiet
-        self._bars = _bars(self._console) if live else None
-        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._bars = _bars() if sys.stderr.isatty() and not quiet else None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Reporter:
@@ -115,8 +97,7 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars:
-            with contextlib.suppress(OSError):
-                self._bars.stop()
+            self._bars.stop()
 
     def emit(self, event: Event) -> None:
         """Called from several threads. Nobody listening (a closed terminal, a full disk) stops no backup."""
@@ -128,16 +109,11 @@ class Reporter:
 
     def _progress(self, event: Progress) -> None:
         if not self._bars:
-            if event.done and self._verbose:
+            if event.done and event.moved and self._verbose:
                 rate = event.moved / max(event.seconds, 0.001)
                 print(f"{event.disk} -> {event.host}: {size(event.moved)}, {size(int(rate))}/s", file=sys.stderr)
             return
-        key = (event.host, event.disk)
-        if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(escape(f"{event.disk} → {event.host}"), total=event.total)
-        self._bars.update(self._tasks[key], completed=event.moved, total=event.total)
-        if event.done:
-            self._bars.remove_task(self._tasks.pop(key))
+        self._bars.progress(event)
 
     def _result(self, result: Result) -> None:
         bad = result.outcome in (Outcome.FAILED, Outcome.WARNING)
@@ -145,8 +121,7 @@ class Reporter:
             return
         line = result_line(result)
         if self._bars:
-            colour = _COLOURS[result.outcome]
-            self._console.print(f"[{colour}]{escape(line)}[/{colour}]", highlight=False)
+            self._bars.line(line, result.outcome)
         else:
             print(line, file=sys.stderr)
 
@@ -165,13 +140,7 @@ def result_line(result: Result) -> str:
     return "\n".join(printable(part) for part in line.split("\n"))
 
 
-def _bars(console: Console) -> Bars:
-    return Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
+def _bars() -> Bars:
+    from pve_zfsbackup.drawn import Bars  # noqa: PLC0415 - see there
+
+    return Bars()

@@ -212,8 +212,11 @@ def test_verify_names_what_is_missing(executor: Executor, runner: FakeRunner) ->
     wanted = {replica(A): frozenset({snaps[A].guid}), replica(B): frozenset({snaps[B].guid, Guid("17")})}
     assert executor.verify("t", wanted) == {replica(B): {Guid("17")}}
     assert len(runner.ran) == 1
+    gone = {Dataset("tank/x/gone"): frozenset({Guid("1")})}
+    assert executor.verify("t", gone) == gone
+    runner.faults.append(Fault(words=("list",), host="t", answer=(1, "cannot open 'tank/x/gone': I/O error")))
     with pytest.raises(ZfsError):
-        executor.verify("t", {Dataset("tank/x/gone"): frozenset({Guid("1")})})
+        executor.verify("t", gone)
 
 
 # -- snapshots

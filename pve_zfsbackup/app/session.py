@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
@@ -20,7 +22,7 @@ from pve_zfsbackup.host.pve import HttpsApi
 from pve_zfsbackup.host.pvesh import PveshApi
 from pve_zfsbackup.host.quiesce import Quiescer, SystemdWatchdog
 from pve_zfsbackup.host.runner import ProcessRunner, Runner
-from pve_zfsbackup.host.ssh import Destination, Host, connected
+from pve_zfsbackup.host.ssh import Destination, Host, Link, connected
 from pve_zfsbackup.model import SOURCE
 
 HOLD_TAG = "pve-zfsbackup"
@@ -38,6 +40,8 @@ class Session:
     hosts: Mapping[str, Host]
     emit: Emit
     pve_root: Path = field(default=Path("/etc/pve"))
+    pause: Callable[[threading.Event, float], bool] = threading.Event.wait
+    random: Callable[[], float] = random.random
 
     @property
     def executor(self) -> Executor:
@@ -73,7 +77,8 @@ def open_session(config: Config, emit: Emit, runner: Runner | None = None) -> It
             stack.enter_context(api)
         hosts = {SOURCE: Host(name=SOURCE, runner=runner)}
         for name, target in config.targets.items():
-            host = Host(name=name, runner=runner, destination=_destination(target, config.runtime_dir))
+            destination = _destination(target, config.runtime_dir)
+            host = Host(name=name, runner=runner, destination=destination, link=Link(stall=target.stall))
             hosts[name] = stack.enter_context(connected(host))
         yield Session(config=config, api=api, agent=agent, node=node, runner=runner, hosts=hosts, emit=emit)
 

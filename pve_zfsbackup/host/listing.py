@@ -76,11 +76,12 @@ def decode_token(source: Host, token: str) -> ResumeToken:
         to_guid=_hex(fields.get("toguid")),
         from_guid=_hex(fields.get("fromguid")),
         raw=fields.get("rawok") == "1",
+        received=int(fields.get("bytes", "0"), 16),
     )
 
 
 def read_guids(host: Host, datasets: Iterable[Dataset]) -> dict[Dataset, frozenset[Guid]]:
-    """The guids of all snapshots of these datasets, read now. Raises if one is not there."""
+    """The guids of all snapshots of these datasets, read now; none for one that does not exist."""
     names = sorted(set(datasets))
     if not names:
         return {}
@@ -89,7 +90,8 @@ def read_guids(host: Host, datasets: Iterable[Dataset]) -> dict[Dataset, frozens
         check=False,
         timeout=LIST_TIMEOUT,
     )
-    if done.returncode:
+    told = [line for line in done.stderr.splitlines() if line.strip()]
+    if done.returncode and (done.returncode != 1 or not told or not all(map(_MISSING.search, told))):
         raise classified(done)
     found: dict[Dataset, set[Guid]] = {name: set() for name in names}
     with _readable(host):

@@ -1,30 +1,26 @@
 """The only place that starts processes.
 
-argv tuples, never a shell; a fixed environment, because stderr is parsed; every exit status counts. A stream is
-moved between two processes by `splice(2)`, so its bytes are counted without passing through Python.
+argv tuples, never a shell; a fixed environment, because stderr is parsed; every exit status counts. Streams are
+moved between processes by `splice(2)` (pump.py), so their bytes are counted without passing through Python.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import subprocess
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
 
-from pve_zfsbackup.errors import CommandError, CommandTimeoutError
+from pve_zfsbackup.errors import CommandError, CommandTimeoutError, InterruptedRunError
+from pve_zfsbackup.host.pump import Flow, Pump
 
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-PIPE_SIZE = 1 << 20  # the most an unprivileged pipe may have; fewer wake-ups per MiB
 STDERR_LIMIT = 64 << 10
 DEFAULT_TIMEOUT = 300.0
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +31,15 @@ class Completed:
     returncode: int
     stdout: str
     stderr: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piped:
+    """How streams and what took them ended. `sent` has the producers that were started, `moved` the bytes of each."""
+
+    sent: tuple[Completed, ...]
+    moved: tuple[int, ...]
+    received: tuple[Completed, ...]
 
 
 class Runner(Protocol):
@@ -51,17 +56,12 @@ class Runner(Protocol):
         """Run to the end. Raises `CommandTimeoutError`, and with `check` `CommandError` when it fails."""
         ...
 
-    def pipe(
-        self,
-        producer: Sequence[str],
-        consumer: Sequence[str],
-        *,
-        progress: Progress,
-        stall: float,
-    ) -> tuple[Completed, Completed, int]:
-        """Join two programs; returns how both ended and the bytes moved.
+    def pipe(self, producers: Iterable[Sequence[str]], consumers: Sequence[Sequence[str]], flow: Flow) -> Piped:
+        """Pour the output of one producer after another into the first consumer, whose output goes to the next.
 
-        Raises `CommandTimeoutError` when no byte moved, and nothing ended, for `stall` seconds.
+        `producers` may be a generator: it is asked for the next one when the last has ended. After a producer that
+        failed, or when the consumers are gone, no other is started. Raises `CommandTimeoutError` when no byte moved,
+        and nothing ended, for `flow.stall` seconds, `InterruptedRunError` after `cancel`.
         """
         ...
 
@@ -74,7 +74,7 @@ class ProcessRunner:
     """Runs real processes of this host."""
 
     def __init__(self) -> None:
-        self._pumps: set[_Pump] = set()
+        self._pumps: set[Pump] = set()
         self._cancelled = False
         self._lock = threading.Lock()
 
@@ -104,39 +104,49 @@ class ProcessRunner:
             raise failure(done)
         return done
 
-    def pipe(
-        self,
-        producer: Sequence[str],
-        consumer: Sequence[str],
-        *,
-        progress: Progress,
-        stall: float,
-    ) -> tuple[Completed, Completed, int]:
+    def pipe(self, producers: Iterable[Sequence[str]], consumers: Sequence[Sequence[str]], flow: Flow) -> Piped:
+        sent: list[Completed] = []
+        if self._cancelled:
+            raise InterruptedRunError("interrupted before the stream began")
         with contextlib.ExitStack() as stack:
-            errors = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2)]
-            output = stack.enter_context(tempfile.TemporaryFile())
-            first = stack.enter_context(_spawn(producer, stdin=subprocess.DEVNULL, stderr=errors[0]))
-            second = stack.enter_context(_spawn(consumer, stdin=subprocess.PIPE, stdout=output, stderr=errors[1]))
-            pump = _Pump(first, second, progress, stall)
-            with self._running(pump):
-                pump.run()
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(len(consumers) + 1)]
+            chain = _chain(stack, consumers, files)
+            assert chain[0].stdin is not None
+            pump = Pump(chain[0].stdin, flow)
+            with self._running(pump), pump.killing(*chain), pump:
+                for argv in producers:
+                    done = _poured(argv, pump)
+                    sent.append(done)
+                    if done.returncode or pump.broken or pump.ended:
+                        break
+                with contextlib.suppress(BrokenPipeError):
+                    chain[0].stdin.close()
+                for process in chain:
+                    process.wait()
+            output, *errors = (_tail(file) for file in files)
             ends = [
-                _completed(producer, first.returncode, b"", _tail(errors[0])),
-                _completed(consumer, second.returncode, _tail(output), _tail(errors[1])),
+                _completed(argv, process.returncode, output if process is chain[-1] else b"", text)
+                for argv, process, text in zip(consumers, chain, errors, strict=True)
             ]
+        self._judge(pump, flow, (*sent, *ends))
+        return Piped(sent=tuple(sent), moved=tuple(pump.moved), received=tuple(ends))
+
+    def _judge(self, pump: Pump, flow: Flow, ends: Sequence[Completed]) -> None:
+        """Raise when it did not end by itself."""
         if pump.stalled:
             raise CommandTimeoutError(
-                f"{_label(producer)} | {_label(consumer)}: no byte moved for {stall:.0f} s",
+                f"{' | '.join(_label(end.argv) for end in ends[-2:])}: no byte moved for {flow.stall:.0f} s",
                 hint="the receive is resumable; the next run goes on from here",
-                stderr=ends[1].stderr or ends[0].stderr,
+                stderr=next((end.stderr for end in reversed(ends) if end.stderr), ""),
             )
-        return ends[0], ends[1], pump.moved
+        if pump.ended:
+            raise InterruptedRunError("interrupted while streams were under way")
 
     @contextlib.contextmanager
-    def _running(self, pump: _Pump) -> Iterator[None]:
+    def _running(self, pump: Pump) -> Iterator[None]:
         with self._lock:
             if self._cancelled:
-                raise CommandError("interrupted before the stream began")
+                raise InterruptedRunError("interrupted before the stream began")
             self._pumps.add(pump)
         try:
             yield
@@ -145,67 +155,46 @@ class ProcessRunner:
                 self._pumps.discard(pump)
 
 
-class _Pump:
-    """Moves bytes from one process to the other, reports them each second, and ends both when nothing moves."""
+def _chain(
+    stack: contextlib.ExitStack, consumers: Sequence[Sequence[str]], files: Sequence[IO[bytes]]
+) -> list[subprocess.Popen[bytes]]:
+    """The consumers, started and joined; `files` take the output of the last and what each says."""
+    chain: list[subprocess.Popen[bytes]] = []
+    for number, argv in enumerate(consumers):
+        before = chain[-1].stdout if chain else None
+        last = number == len(consumers) - 1
+        process = stack.enter_context(
+            _spawn(
+                argv,
+                stdin=before or subprocess.PIPE,
+                stdout=files[0] if last else subprocess.PIPE,
+                stderr=files[number + 1],
+            )
+        )
+        if before is not None:
+            before.close()  # the consumer alone has it now: one that is gone breaks the pipe
+        chain.append(process)
+    return chain
 
-    def __init__(
-        self, first: subprocess.Popen[bytes], second: subprocess.Popen[bytes], progress: Progress, stall: float
-    ) -> None:
-        self.first, self.second, self.progress, self.stall = first, second, progress, stall
-        self.moved = 0
-        self.stalled = False
-        self._done = threading.Event()
 
-    def run(self) -> None:
-        watcher = threading.Thread(target=self._watch, daemon=True)
-        watcher.start()
-        try:
-            self._splice()
-            self.first.wait()
-            self.second.wait()
-        finally:
-            self._done.set()
-            watcher.join()
-        self.progress(self.moved)
-
-    def _splice(self) -> None:
-        assert self.first.stdout is not None
-        assert self.second.stdin is not None
-        source, sink = self.first.stdout.fileno(), self.second.stdin.fileno()
-        for end in (source, sink):
-            # Smaller pipes (user limit reached) are slower, not wrong.
-            with contextlib.suppress(PermissionError):
-                fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        try:
-            while count := os.splice(source, sink, PIPE_SIZE):
-                self.moved += count
-        except BrokenPipeError:
-            # The consumer is gone; its exit status tells why. The producer must not wait for a reader.
-            self.first.stdout.close()
-        with contextlib.suppress(BrokenPipeError):
-            self.second.stdin.close()
-
-    def _watch(self) -> None:
-        seen, since = -1, time.monotonic()
-        while not self._done.wait(1.0):
-            self.progress(self.moved)
-            if self.moved != seen:
-                seen, since = self.moved, time.monotonic()
-            elif time.monotonic() - since > self.stall:
-                self.stalled = True
-                self.kill()
-
-    def kill(self) -> None:
-        """End both programs; `zfs receive -s` keeps what arrived."""
-        for process in (self.first, self.second):
-            process.kill()
+def _poured(argv: Sequence[str], pump: Pump) -> Completed:
+    with (
+        tempfile.TemporaryFile() as errors,
+        _spawn(argv, stdin=subprocess.DEVNULL, stderr=errors) as process,
+        pump.killing(process),
+    ):
+        assert process.stdout is not None
+        pump.pour(process.stdout)
+        process.wait()
+        pump.tell()
+        return _completed(argv, process.returncode, b"", _tail(errors))
 
 
 @contextlib.contextmanager
 def _spawn(
     argv: Sequence[str],
     *,
-    stdin: int,
+    stdin: int | IO[bytes],
     stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.PIPE,
 ) -> Iterator[subprocess.Popen[bytes]]:

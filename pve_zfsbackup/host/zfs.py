@@ -1,4 +1,4 @@
-"""The `zfs` commands that change something, one function each, on whichever host.
+"""The `zfs` commands that change something, one function each, on whichever host; streams are in pipeline.py.
 
 Never `-F`, never `-R` or `-r` on a destroy, never a name where an identity is meant: what is destroyed is
 looked up by guid first.
@@ -6,19 +6,18 @@ looked up by guid first.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from pve_zfsbackup.errors import DatasetNotFoundError, VerificationError
-from pve_zfsbackup.host.runner import Completed, Progress
+from pve_zfsbackup.errors import DatasetNotFoundError, QueuedError, VerificationError
+from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import Bookmark, Dataset, Guid, Resume, Send, Snapshot
 
 _Item = TypeVar("_Item")
 BATCH = 400  # snapshots in one command: over ssh it is one argument, and Linux takes 128 KiB in one
-STALL_SECONDS = 3600.0  # a sparse increment may read for long before its first byte
+QUEUED = 75  # EX_TEMPFAIL of an append-only target: its maintenance will do it
 # Inert replicas: nothing mounts, shares or scans them (DESIGN §3.5). `canmount` does not inherit.
 PARENT = {"readonly": "on", "mountpoint": "none", "canmount": "off", "volmode": "none", "snapdir": "hidden"}
 
@@ -38,8 +37,18 @@ def snapshot(host: Host, datasets: Sequence[Dataset], name: str, properties: Map
 
 
 def set_properties(host: Host, names: Sequence[str], properties: Mapping[str, str]) -> None:
-    for batch in _batches(names):
-        zfs(host, "set", *(f"{key}={value}" for key, value in properties.items()), *batch)
+    set_many(host, [(names, properties)])
+
+
+def set_many(host: Host, groups: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> None:
+    """Set properties of several groups of snapshots, in as few sessions as fit. What fails leaves those after it."""
+    commands = [
+        ("zfs", "set", *(f"{key}={value}" for key, value in properties.items()), *batch)
+        for names, properties in groups
+        for batch in _batches(names)
+    ]
+    if failed := host.run_all(commands):
+        raise classified(failed)
 
 
 def create_parent(host: Host, dataset: Dataset) -> None:
@@ -68,37 +77,23 @@ def estimate(host: Host, step: Send | Resume) -> int:
     return int(sizes[-1]) if sizes else 0
 
 
-def transfer(source: Host, target: Host, step: Send | Resume, progress: Progress) -> int:
-    """Move one stream; returns its bytes. What was received must be read back by the caller.
-
-    When both ends fail, the end that failed first by cause is reported: a receiver that refuses breaks the
-    sender's pipe, a sender that dies leaves the receiver an incomplete stream.
-    """
-    receive = target.argv(("zfs", "receive", "-s", "-u", "--", step.dataset))
-    sent, received, moved = source.runner.pipe(
-        source.argv(send_argv(step)), receive, progress=progress, stall=STALL_SECONDS
-    )
-    broken_pipe = sent.returncode == -signal.SIGPIPE or "Broken pipe" in sent.stderr
-    if sent.returncode and not (broken_pipe and received.returncode):
-        raise classified(sent)
-    if received.returncode:
-        if target.destination and received.returncode == 255:
-            raise target.unreachable(received)
-        raise classified(_named(received, step.dataset))
-    return moved
-
-
-def _named(received: Completed, dataset: Dataset) -> Completed:
-    return Completed(
-        argv=("zfs", "receive", dataset),
-        returncode=received.returncode,
-        stdout=received.stdout,
-        stderr=received.stderr,
-    )
+def receive_argv(step: Send | Resume) -> tuple[str, ...]:
+    """Resumable, never mounted, never forced."""
+    return ("zfs", "receive", "-s", "-u", "--", step.dataset)
 
 
 def abort_receive(host: Host, dataset: Dataset) -> None:
-    zfs(host, "receive", "-A", "--", dataset)
+    """Throw away what an interrupted receive left. Raises `QueuedError` where the target will do it itself."""
+    done = host.run(("zfs", "receive", "-A", "--", dataset), check=False)
+    if done.returncode == QUEUED:
+        raise QueuedError(
+            f"{dataset}: to throw away the interrupted receive is queued on {host.name}",
+            hint="its own maintenance does it (pve-zfsbackup-receiver maintain); the run after that goes on",
+            stderr=done.stderr,
+            returncode=done.returncode,
+        )
+    if done.returncode:
+        raise classified(done)
 
 
 def hold(host: Host, tag: str, snapshots: Sequence[Snapshot]) -> None:

@@ -10,8 +10,10 @@ from pve_zfsbackup.errors import (
     DestinationModifiedError,
     FeatureMissingError,
     OutOfSpaceError,
+    ResumeRefusedError,
     SnapshotBusyError,
     SnapshotHeldError,
+    StreamBrokenError,
     ZfsError,
 )
 from pve_zfsbackup.host.runner import Completed, failure
@@ -35,6 +37,13 @@ _TABLE: tuple[tuple[str, type[ZfsError], str], ...] = (
         FeatureMissingError,
         "upgrade OpenZFS or the pool on the receiving host",
     ),
+    (
+        r"incomplete stream|failed to read from stream|broken pipe|stream was truncated",
+        StreamBrokenError,
+        "what arrived is kept; the next attempt goes on from there",
+    ),
+    (r"contains partially-complete state", SnapshotBusyError, "another receive is under way, or was cut"),
+    (r"cannot resume send|resume token is corrupt|cannot receive resume stream", ResumeRefusedError, ""),
     (r"dataset is busy|has dependent clones|currently being received", SnapshotBusyError, ""),
     (
         r"dataset does not exist|bookmark .* does not exist|could not find any snapshots to destroy|no such pool",

@@ -55,6 +55,7 @@ class ResumeToken:
     to_guid: Guid = UNKNOWN
     from_guid: Guid = UNKNOWN
     raw: bool = False
+    received: int = 0  # bytes that are there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,11 +207,12 @@ def test_a_receive_that_lies_is_found_out(world: World) -> None:
 
 
 def test_marks_that_did_not_arrive_are_made_up_for(world: World) -> None:
-    world.runner.faults.append(Fault(words=("set",), host=TARGET, answer=(1, "cannot set property")))
+    refused = Fault(words=("set",), host=TARGET, answer=(1, "cannot set property"), again=True)
+    world.runner.faults.append(refused)
     report = world.run()
     assert report.exit_code is ExitCode.PARTIAL
     assert not world.complete(TARGET, WEB)
-    world.runner.ran.clear()
+    world.runner.revive()
     assert world.run(Stage.REPLICATE).exit_code is ExitCode.OK
     assert not world.runner.zfs(HERE, "send"), "what is there is not sent again"
     assert_replicated(world)
@@ -312,21 +313,25 @@ def test_one_silent_target_does_not_keep_the_points_from_the_other(world: World)
 
 
 def test_a_connection_that_breaks_during_a_stream_is_the_targets_fault(world: World) -> None:
-    reset = Fault(words=("receive", REPLICAS[ZVOL]), answer=(255, "client_loop: send disconnect: Broken pipe"))
-    world.runner.faults.append(reset)
+    lost = (255, "client_loop: send disconnect: Broken pipe")
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), answer=lost, again=True))
     report = world.run()
     (failed,) = world.results(report, Outcome.FAILED)
     assert (failed.vmid, failed.host) == (WEB, TARGET)
-    assert f"{ZVOL}: target backup1: ssh to backup@backup1.example:22 failed" in failed.message
+    assert failed.message.startswith(f"{ZVOL}: target backup1: ssh to backup@backup1.example:22 failed")
+    assert_replicated(world, (DB, CT))
+    assert world.waits[-3:] == [10, 20, 40], "tried again three times without getting further, later each time"
     world.runner.revive()
     assert world.run().exit_code is ExitCode.OK
     assert_replicated(world)
 
 
 def test_a_stream_that_stalls_is_told_and_made_up_for(world: World) -> None:
-    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), error=CommandTimeoutError("no byte moved")))
+    silent = Fault(words=("receive", REPLICAS[ZVOL]), error=CommandTimeoutError("no byte moved"), again=True)
+    world.runner.faults.append(silent)
     report = world.run()
     assert [result.vmid for result in world.results(report, Outcome.FAILED)] == [WEB]
+    assert world.waits[-3:] == [10, 20, 40]
     world.runner.revive()
     assert world.run().exit_code is ExitCode.OK
     assert_replicated(world)
@@ -350,6 +355,7 @@ def test_a_held_snapshot_is_no_reason_to_stop_pruning_the_others(world: World) -
 
 
 def test_a_cut_stream_is_resumed_by_the_next_run(world: World) -> None:
+    world.impatient()
     world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), cut=600_000))
     report = world.run()
     assert report.exit_code is ExitCode.PARTIAL
@@ -364,6 +370,7 @@ def test_a_cut_stream_is_resumed_by_the_next_run(world: World) -> None:
 def test_a_token_whose_snapshot_is_gone_is_thrown_away_once(world: World) -> None:
     world.run()
     world.write()
+    world.impatient()
     world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), cut=20_000))
     world.run()
     partial = world.target.datasets[REPLICAS[ZVOL]].partial

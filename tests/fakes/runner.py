@@ -5,17 +5,19 @@ from __future__ import annotations
 import fnmatch
 import shlex
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pve_zfsbackup.host.runner import DEFAULT_TIMEOUT, Completed, Progress, failure
+from pve_zfsbackup.host.pump import Flow
+from pve_zfsbackup.host.runner import DEFAULT_TIMEOUT, Completed, Piped, failure
 from tests.fakes.node import FakeNode
 from tests.fakes.pools import Pools, no, ok
 from tests.fakes.streams import Receiver, Sender, Stream
 from tests.fakes.zfs import FakeZfs
 
 HERE = "pve1"
+BUFFERED = 64 << 10
 CHANGING = {"set", "create", "clone", "snapshot", "bookmark", "hold", "release", "destroy", "receive", "rename"}
 
 
@@ -40,8 +42,8 @@ class Ran:
 @dataclass(slots=True, kw_only=True)
 class Fault:
     """What goes wrong at the `nth` command that has all `words` (on `host`, if given), and at every one after it
-    with `again`. One of: `answer` instead of the command, `error` raised, `cut` a stream after so many bytes,
-    `lie`: success without the work."""
+    with `again`. One of: `answer` instead of the command, `error` raised, `cut` a stream after so many bytes (with
+    `sender`, that end dies then with `answer`), `lie`: success without the work."""
 
     words: tuple[str, ...]
     host: str = ""
@@ -51,6 +53,7 @@ class Fault:
     error: BaseException | None = None
     cut: int | None = None
     lie: bool = False
+    sender: bool = False
     seen: int = 0
 
     def strikes(self, ran: Ran) -> bool:
@@ -117,35 +120,45 @@ class FakeRunner:
     ) -> Completed:
         with self._lock:
             host, command, unreachable = self._place(tuple(argv))
-            if unreachable is not None:
-                done = unreachable
-            else:
-                ran = Ran(host, command)
-                self._begin(ran)
-                done = self._faulty(ran) or self._do(ran)
-                self._end()
+            done = unreachable or self._all(host, command)
         done = Completed(argv=tuple(argv), returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
         if check and done.returncode:
             raise failure(done)
         return done
 
-    def pipe(
-        self, producer: Sequence[str], consumer: Sequence[str], *, progress: Progress, stall: float
-    ) -> tuple[Completed, Completed, int]:
+    def pipe(self, producers: Iterable[Sequence[str]], consumers: Sequence[Sequence[str]], flow: Flow) -> Piped:
+        """Streams one after another, each taken by the next `zfs receive` of the other side's command line."""
         with self._lock:
             self._alive()
-            source, send, _ = self._place(tuple(producer))
-            target, receive, unreachable = self._place(tuple(consumer))
-            if unreachable is not None:
-                return no(send, "Broken pipe", status=-13), unreachable, 0
-            sending, receiving = Ran(source, send), Ran(target, receive)
-            self._begin(sending)
-            self.ran.append(receiving)
-            struck = (fault for ran in (sending, receiving) for fault in self.faults if fault.strikes(ran))
-            done = self._stream(sending, receiving, next(struck, None))
-            self._end()
-        progress(done[2])
-        return done
+            target, line, unreachable = self._place(tuple(consumers[-1]))
+            receives = [] if unreachable else receivers(line)
+            ends: list[Completed] = []
+            moved: list[int] = []
+            received = unreachable or ok(line)
+            begun = 0
+            for number, producer in enumerate(producers):
+                source, send, _ = self._place(tuple(producer))
+                sending = Ran(source, send)
+                self._begin(sending)
+                if received.returncode:  # nobody reads any more
+                    ends.append(no(send, "", status=-13))
+                    moved.append(0)
+                    break
+                begun += 1
+                receiving = Ran(target, receives[number])
+                self.ran.append(receiving)
+                struck = (fault for ran in (sending, receiving) for fault in self.faults if fault.strikes(ran))
+                sent, received, count = self._stream(sending, receiving, next(struck, None))
+                moved.append(count)
+                self._end()
+                ends.append(sent)
+                flow.progress(number, count)
+                if sent.returncode:
+                    break
+            if not received.returncode and begun < len(receives):  # the end of the pipe, and still waiting
+                received = no(receives[begun], "cannot receive: failed to read from stream")
+            filters = [ok(words) for words in consumers[:-1]]
+            return Piped(sent=tuple(ends), moved=tuple(moved), received=(*filters, received))
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -157,18 +170,40 @@ class FakeRunner:
         cut = fault.cut if fault else None
         if stream and self.kill_when == "amid" and len(self.counted) == self.kill_at:
             cut = stream.size // 2
+        if fault and fault.answer and sending.argv[0] == "zfs" and fault.sender:
+            status, text = fault.answer
+            received = Receiver(self.pools[receiving.host]).run(receiving.argv, stream, cut or 0)
+            return no(sending.argv, text, status=status), received, cut or 0
         if fault and fault.answer:
             status, text = fault.answer
-            return no(sending.argv, "Broken pipe", status=-13), no(receiving.argv, text, status=status), 0
+            return self._swallowed(sending, stream), no(receiving.argv, text, status=status), 0
         if fault and fault.lie:
             return sent, ok(receiving.argv), stream.size if stream else 0
         received = Receiver(self.pools[receiving.host]).run(receiving.argv, stream, cut)
         size = stream.size if stream else 0
         if received.returncode and stream:
-            sent = no(sending.argv, "", status=-13)
+            sent = self._swallowed(sending, stream) if cut is None else no(sending.argv, "", status=-13)
         return sent, received, size if cut is None else min(cut, size)
 
+    @staticmethod
+    def _swallowed(sending: Ran, stream: Stream | None) -> Completed:
+        """A small stream disappears in the buffers before anybody notices that nobody reads it."""
+        small = stream is not None and stream.size <= BUFFERED
+        return ok(sending.argv) if small else no(sending.argv, "", status=-13)
+
     # -- inside
+
+    def _all(self, host: str, command: tuple[str, ...]) -> Completed:
+        """The commands of a line that are joined by `&&`: up to the first that fails."""
+        done = ok(command)
+        for words in joined(command):
+            ran = Ran(host, words)
+            self._begin(ran)
+            done = self._faulty(ran) or self._do(ran)
+            self._end()
+            if done.returncode:
+                break
+        return done
 
     @property
     def counted(self) -> list[Ran]:
@@ -198,14 +233,17 @@ class FakeRunner:
         if argv[0] != "ssh":
             return HERE, argv, None
         self._alive()
-        control = Path(next(word for word in argv if word.startswith("ControlPath=")).partition("=")[2])
+        path = next(word for word in argv if word.startswith("ControlPath=")).partition("=")[2]
         host = self.addresses[argv[argv.index("--") + 1].partition("@")[2]]
+        control = Path(path)
         if "-O" in argv:
             control.unlink(missing_ok=True)
             return host, argv, ok(argv)
         if host in self.down:
             return host, argv, no(argv, self.down[host], status=255)
-        if not control.exists():
+        if path == "none":
+            self.connections += 1
+        elif not control.exists():
             control.touch()
             self.connections += 1
         (command,) = argv[argv.index("--") + 2 :]
@@ -260,6 +298,26 @@ class FakeRunner:
 
     def _sender(self, host: str) -> Sender:
         return Sender(self.pools[host], list(self.pools.values()))
+
+
+def joined(line: Sequence[str]) -> list[tuple[str, ...]]:
+    """`a && b && c` as three commands."""
+    commands: list[list[str]] = [[]]
+    for word in line:
+        if word == "&&":
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    return [tuple(words) for words in commands]
+
+
+def receivers(line: Sequence[str]) -> list[tuple[str, ...]]:
+    """The receives of a command line, behind filters or not."""
+    words = list(line)
+    if "{" in words:
+        inner = words[words.index("{") + 1 : words.index("}")]
+        words = [*inner[:-1], inner[-1].removesuffix(";")]
+    return joined(words)
 
 
 __all__ = ["FakeRunner", "Fault", "Killed", "Ran", "Stream"]

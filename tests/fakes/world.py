@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,7 @@ class World:
     keep: str = "{keep-last: 3}"
     clock: Clock = field(default_factory=Clock)
     events: list[Event] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
     source: Pools = field(init=False)
     target: Pools = field(init=False)
     node: FakeNode = field(init=False)
@@ -103,10 +105,20 @@ class World:
         self.config.write_text(text.format(place=self.place, keep=self.keep))
         self.config.chmod(0o600)
 
+    def impatient(self) -> None:
+        """Nothing is tried again within a run."""
+        text = self.config.read_text()
+        self.config.write_text(text.replace("parallel: 1,", "parallel: 1, retries: 0,"))
+
     @contextlib.contextmanager
     def session(self, runner: Runner | None = None) -> Iterator[Session]:
         with open_session(load_config(self.config), self.events.append, runner or self.runner) as opened:
-            yield dataclasses.replace(opened, pve_root=self.node.etc)
+            yield dataclasses.replace(opened, pve_root=self.node.etc, pause=self.pause, random=lambda: 1.0)
+
+    def pause(self, stop: threading.Event, seconds: float) -> bool:
+        """Time goes by at once; what waits is noted."""
+        self.waits.append(seconds)
+        return stop.is_set()
 
     def run(self, *stages: Stage, guests: Sequence[str] = (), jobs: Sequence[str] = ()) -> Report:
         """A run like cron's, an hour after the last one."""

@@ -187,8 +187,14 @@ def test_without_tokens_nothing_is_decoded(host: Host, runner: FakeRunner) -> No
 def test_guids_read_back(host: Host, pools: Pools, runner: FakeRunner) -> None:
     made = pools.snap(f"{SRC}@a")
     assert listing.read_guids(host, [SRC, ROOT]) == {SRC: {Guid(str(made.guid))}, ROOT: frozenset()}
-    with pytest.raises(DatasetNotFoundError):
-        listing.read_guids(host, [SRC, Dataset("rpool/gone")])
+    gone = Dataset("rpool/gone")
+    assert listing.read_guids(host, [SRC, gone]) == {SRC: {Guid(str(made.guid))}, gone: frozenset()}
+    for answer in ((1, f"cannot open '{gone}': dataset does not exist\ncannot open '{SRC}': I/O error"), (1, ""),
+                   (137, f"cannot open '{gone}': dataset does not exist")):  # fmt: skip
+        runner.faults = [Fault(words=("list",), answer=answer)]
+        with pytest.raises(ZfsError):
+            listing.read_guids(host, [SRC, gone])
+    runner.faults.clear()
     runner.ran.clear()
     assert listing.read_guids(host, []) == {}
     assert not runner.ran

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from pve_zfsbackup.errors import CommandError, CommandTimeoutError
+from pve_zfsbackup.errors import CommandError, CommandTimeoutError, InterruptedRunError
 from pve_zfsbackup.host import runner
+from pve_zfsbackup.host.pace import Pace
+from pve_zfsbackup.host.pump import Flow, Progress
 from pve_zfsbackup.host.runner import Completed, ProcessRunner, failure
 
 pytestmark = pytest.mark.processes
@@ -22,8 +24,13 @@ def sh(script: str) -> tuple[str, ...]:
     return ("sh", "-c", script)
 
 
+def flow(stall: float = 30.0, progress: Progress = lambda number, moved: None, pace: Pace | None = None) -> Flow:
+    return Flow(progress=progress, stall=stall, pace=pace)
+
+
 def pipe(first: Sequence[str], second: Sequence[str], stall: float = 30.0) -> tuple[Completed, Completed, int]:
-    return ProcessRunner().pipe(first, second, progress=lambda moved: None, stall=stall)
+    done = ProcessRunner().pipe([first], [second], flow(stall))
+    return done.sent[0], done.received[0], done.moved[0]
 
 
 @pytest.fixture(autouse=True)
@@ -95,10 +102,11 @@ def test_usage_hints_do_not_hide_the_reason() -> None:
 def test_200_mib_arrive_whole_and_are_counted(tmp_path: Path) -> None:
     seen: list[int] = []
     source = ("head", "-c", str(200 * MIB), "/dev/zero")
-    sent, received, moved = ProcessRunner().pipe(source, ("wc", "-c"), progress=seen.append, stall=30)
-    assert (sent.returncode, received.returncode) == (0, 0)
-    assert received.stdout.strip() == str(200 * MIB)
-    assert moved == seen[-1] == 200 * MIB
+    done = ProcessRunner().pipe([source], [("wc", "-c")], flow(progress=lambda number, moved: seen.append(moved)))
+    assert (done.sent[0].returncode, done.received[0].returncode) == (0, 0)
+    assert done.received[0].stdout.strip() == str(200 * MIB)
+    assert done.moved == (200 * MIB,)
+    assert seen[-1] == 200 * MIB
 
 
 def test_content_is_not_touched() -> None:
@@ -155,23 +163,23 @@ def test_much_on_stderr_does_not_block_a_stream() -> None:
 
 
 def test_progress_that_fails_ends_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(moved: int) -> None:
+    def broken(number: int, moved: int) -> None:
         raise RuntimeError("terminal is gone")
 
     with pytest.raises(RuntimeError, match="terminal is gone"):
-        ProcessRunner().pipe(("echo", "x"), ("cat",), progress=broken, stall=5)
+        ProcessRunner().pipe([("echo", "x")], [("cat",)], flow(progress=broken))
 
 
 def test_cancel_ends_the_streams_of_other_threads_and_lets_none_begin() -> None:
     busy = ProcessRunner()
-    ended: list[Completed] = []
+    ended: list[Exception] = []
     flowing = threading.Event()
 
     def stream() -> None:
-        sent, _, _ = busy.pipe(
-            ("yes",), sh("exec cat >/dev/null"), progress=lambda moved: flowing.set() if moved else None, stall=60
-        )
-        ended.append(sent)
+        try:
+            busy.pipe([("yes",)], [sh("exec cat >/dev/null")], flow(progress=lambda number, moved: flowing.set()))
+        except InterruptedRunError as error:
+            ended.append(error)
 
     thread = threading.Thread(target=stream)
     thread.start()
@@ -179,7 +187,111 @@ def test_cancel_ends_the_streams_of_other_threads_and_lets_none_begin() -> None:
     busy.cancel()
     thread.join(10)
     assert not thread.is_alive()
-    assert ended[0].returncode in (-9, -13)
-    with pytest.raises(CommandError, match="interrupted"):
-        busy.pipe(("echo", "x"), ("cat",), progress=lambda moved: None, stall=5)
+    assert len(ended) == 1
+    assert not ended[0].transient, "whoever interrupts us does not want it tried again"
+    with pytest.raises(InterruptedRunError, match="interrupted"):
+        busy.pipe([("echo", "x")], [("cat",)], flow())
     assert busy.run(("echo", "thaw")).stdout == "thaw\n", "single commands still run: a guest must be thawed"
+
+
+# -- many streams, one after another
+
+
+def test_many_producers_are_poured_into_one_consumer_in_order() -> None:
+    seen: list[tuple[int, int]] = []
+    producers = [sh(f"printf %{size}s") for size in (3, 0, 100_000, 7)]
+    done = ProcessRunner().pipe(producers, [("wc", "-c")], flow(progress=lambda *told: seen.append(told)))
+    assert done.moved == (3, 0, 100_000, 7)
+    assert done.received[0].stdout.strip() == "100010"
+    assert seen[-4:] == [(0, 3), (1, 0), (2, 100_000), (3, 7)]
+
+
+def test_each_producer_starts_when_the_last_one_has_ended(tmp_path: Path) -> None:
+    """What is done for a stream right before it is done then, not before all of them."""
+    told: list[str] = []
+
+    def producers() -> Iterator[tuple[str, ...]]:
+        for number in range(3):
+            told.append((tmp_path / "log").read_text() if number else "")
+            yield sh(f"echo {number} >> {tmp_path}/log")
+
+    ProcessRunner().pipe(producers(), [("cat",)], flow())
+    assert told == ["", "0\n", "0\n1\n"]
+
+
+def test_after_a_producer_that_fails_no_other_is_started(tmp_path: Path) -> None:
+    producers = [("echo", "one"), sh("printf half; echo why >&2; exit 3"), ("touch", str(tmp_path / "x"))]
+    done = ProcessRunner().pipe(producers, [("cat",)], flow())
+    assert [sent.returncode for sent in done.sent] == [0, 3]
+    assert (done.sent[1].stderr, done.moved) == ("why\n", (4, 4))
+    assert done.received[0].stdout == "one\nhalf"
+    assert not (tmp_path / "x").exists()
+
+
+def test_when_the_consumer_is_gone_no_other_producer_is_started(tmp_path: Path) -> None:
+    producers = [("cat", "/dev/zero"), ("touch", str(tmp_path / "x"))]
+    done = ProcessRunner().pipe(producers, [sh("head -c 10 >/dev/null; exit 6")], flow())
+    assert [sent.returncode for sent in done.sent] == [-13]
+    assert done.received[0].returncode == 6
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_any_producer_the_consumer_sees_the_end_at_once() -> None:
+    done = ProcessRunner().pipe([], [sh("cat; echo end >&2; exit 1")], flow())
+    assert (done.sent, done.moved, done.received[0].stderr) == ((), (), "end\n")
+
+
+def test_several_consumers_read_from_each_other_and_each_status_counts() -> None:
+    done = ProcessRunner().pipe(
+        [("echo", "one"), ("echo", "two")],
+        [("tr", "a-z", "A-Z"), sh("cat; echo second >&2; exit 4"), ("sed", "s/$/!/")],
+        flow(),
+    )
+    assert [end.returncode for end in done.received] == [0, 4, 0]
+    assert [end.stdout for end in done.received] == ["", "", "ONE!\nTWO!\n"]
+    assert done.received[1].stderr == "second\n"
+
+
+def test_a_filter_that_dies_ends_both_sides() -> None:
+    done = ProcessRunner().pipe([("cat", "/dev/zero")], [sh("exec head -c 5"), ("wc", "-c")], flow())
+    assert done.sent[0].returncode == -13
+    assert done.received[1].stdout.strip() == "5"
+
+
+def test_a_stall_in_the_second_stream_is_one(tmp_path: Path) -> None:
+    with pytest.raises(CommandTimeoutError, match="no byte moved"):
+        ProcessRunner().pipe([("echo", "x"), ("sleep", "60")], [("cat",)], flow(stall=0.1))
+
+
+# -- the pace
+
+
+def test_a_pace_is_kept_by_all_streams_together_and_stalls_nothing() -> None:
+    pace = Pace(lambda: 400_000)
+    started = time.monotonic()
+
+    def stream() -> None:
+        source = ("head", "-c", "200000", "/dev/zero")
+        assert ProcessRunner().pipe([source], [("cat",)], flow(pace=pace)).moved == (200_000,)
+
+    threads = [threading.Thread(target=stream) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 0.7 < time.monotonic() - started < 10
+
+
+def test_a_slow_pace_is_no_stall() -> None:
+    source = ("head", "-c", "16384", "/dev/zero")
+    done = ProcessRunner().pipe([source], [("cat",)], flow(stall=1.5, pace=Pace(lambda: 8192)))
+    assert done.moved == (16384,)
+
+
+def test_cancel_does_not_wait_for_the_pace() -> None:
+    busy = ProcessRunner()
+    started = time.monotonic()
+    threading.Timer(0.3, busy.cancel).start()
+    with pytest.raises(InterruptedRunError):
+        busy.pipe([("cat", "/dev/zero")], [sh("exec cat >/dev/null")], flow(pace=Pace(lambda: 100)))
+    assert time.monotonic() - started < 10

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.errors import CommandError, HostKeyError, HostUnreachableError, ZfsError
-from pve_zfsbackup.host.runner import Completed
+from pve_zfsbackup.host.runner import Completed, Piped, ProcessRunner
 from pve_zfsbackup.host.ssh import Destination, Host, connected
 
 
@@ -25,7 +25,7 @@ class Ssh:
         self.control.touch()
         return Completed(argv=tuple(argv), returncode=self.returncode, stdout="", stderr=self.stderr)
 
-    def pipe(self, *args: object, **rest: object) -> tuple[Completed, Completed, int]:
+    def pipe(self, *args: object, **rest: object) -> Piped:
         raise AssertionError("no stream here")
 
     def cancel(self) -> None:
@@ -47,7 +47,7 @@ def host(tmp_path: Path, returncode: int = 0, stderr: str = "") -> tuple[Host, S
 
 
 def test_nothing_of_the_users_configuration_counts(tmp_path: Path) -> None:
-    argv = destination(tmp_path).argv(("zfs", "list"))
+    argv = destination(tmp_path).argv("zfs list")
     assert argv[:6] == ("ssh", "-F", "none", "-T", "-p", "2222")
     options = {argv[at + 1] for at, word in enumerate(argv) if word == "-o"}
     assert {
@@ -58,11 +58,61 @@ def test_nothing_of_the_users_configuration_counts(tmp_path: Path) -> None:
     assert argv[-3:] == ("--", "backup@backup1.example", "zfs list")
 
 
+def test_a_stream_of_its_own_shares_nothing_but_the_rules(tmp_path: Path) -> None:
+    place = destination(tmp_path)
+    shared, alone = set(place.argv("x")), set(place.argv("x", alone=True))
+    assert alone - shared == {"ControlPath=none"}
+    assert shared - alone == {f"ControlPath={tmp_path}/run/ssh-b", "ControlMaster=auto", "ControlPersist=60"}
+    assert "Ciphers=^aes128-gcm@openssh.com" in alone
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["plain", "a b", "100%h", '"x"', "back\\slash", "c'd", "#e", "tab\tx", "ü"])
+def test_any_path_reaches_ssh_as_it_is(tmp_path: Path, name: str) -> None:
+    """What the real client makes of our options: `-G` prints it."""
+    odd = tmp_path / name
+    place = Destination(
+        host="h.example", user="u", port=22, identity=odd / "id", known_hosts=odd / "known", control=odd / "c"
+    )
+    argv = place.argv("zfs list")
+    asked = ProcessRunner().run((argv[0], "-G", *argv[1 : argv.index("--")], "u@h.example"))
+    told = dict(line.split(" ", 1) for line in asked.stdout.splitlines())
+    assert told["userknownhostsfile"] == str(odd / "known")
+    assert told["controlpath"] == str(odd / "c")
+    assert told["identityfile"].replace("%%", "%") == str(odd / "id"), "ssh expands this one when it opens it"
+    assert told["ciphers"].startswith("aes128-gcm@openssh.com,")
+
+
+def test_commands_joined_for_one_session_stop_at_the_first_that_fails(tmp_path: Path) -> None:
+    there, ran = host(tmp_path)
+    assert there.run_all([("zfs", "set", "a=b c", "x@y"), ("zfs", "hold", "t", "x@y")]) is None
+    assert [argv[-1] for argv in ran.argvs] == ["zfs set 'a=b c' x@y && zfs hold t x@y"]
+    ran.returncode, ran.stderr = 1, "cannot open 'x@y': dataset does not exist"
+    failed = there.run_all([("zfs", "set", "a=b", "x@y")] * 2)
+    assert failed is not None
+    assert (failed.argv, failed.returncode) == (("zfs", "set", "a=b", "x@y"), 1)
+
+
+def test_a_line_stays_short_enough_for_one_argument(tmp_path: Path) -> None:
+    there, ran = host(tmp_path)
+    there.run_all([("zfs", "set", f"conf={'c' * 9000}", f"x@{number}") for number in range(50)])
+    assert 4 < len(ran.argvs) < 10
+    assert max(len(argv[-1]) for argv in ran.argvs) < 1 << 17
+    assert sum(argv[-1].count("zfs set") for argv in ran.argvs) == 50
+
+
+def test_on_the_node_itself_there_is_no_shell_to_join_commands(tmp_path: Path) -> None:
+    ran = Ssh(tmp_path / "c")
+    Host(name="source", runner=ran).run_all([("zfs", "set", "a=b", "x"), ("zfs", "set", "c=d", "y")])
+    assert ran.argvs == [("zfs", "set", "a=b", "x"), ("zfs", "set", "c=d", "y")]
+
+
 @pytest.mark.parametrize(
     "name", ["tank/a b", "tank/$(reboot)", "tank/`id`", "tank/'x", 'tank/"x', "tank/;ls", "tank/a\nb", "-oProxy", "ü"]
 )
 def test_hostile_names_are_one_word_for_the_other_side(tmp_path: Path, name: str) -> None:
-    *_, command = destination(tmp_path).argv(("zfs", "destroy", f"{name}@x", f"p={name}"))
+    there, _ = host(tmp_path)
+    *_, command = there.argv(("zfs", "destroy", f"{name}@x", f"p={name}"))
     assert shlex.split(command) == ["zfs", "destroy", f"{name}@x", f"p={name}"]
 
 

@@ -10,8 +10,7 @@ import pytest
 from pve_zfsbackup.errors import (
     CommandError,
     DatasetNotFoundError,
-    DestinationModifiedError,
-    HostUnreachableError,
+    QueuedError,
     SnapshotHeldError,
     VerificationError,
     ZfsError,
@@ -81,31 +80,20 @@ def test_argvs_of_sends() -> None:
     assert zfs.send_argv(resume) == ("zfs", "send", "-t", "1-abc")
 
 
-def test_what_was_reckoned_is_what_moves(source: Host, target: Host) -> None:
+def test_what_was_reckoned_is_what_the_listing_of_the_stream_says(source: Host, runner: FakeRunner) -> None:
     step = Send(host="backup1", snapshot=taken(source, 1), base=None, dataset=DST, raw=False)
-    seen: list[int] = []
-    assert zfs.transfer(source, target, step, seen.append) == zfs.estimate(source, step) == seen[-1]
+    assert zfs.estimate(source, step) > 1 << 20
+    with pytest.raises(DatasetNotFoundError):
+        zfs.estimate(source, replace(step, snapshot=replace(step.snapshot, name="pzb:gone")))
 
 
-def test_a_receiver_that_refuses_is_the_reason_not_the_broken_pipe(source: Host, target: Host) -> None:
-    step = Send(host="backup1", snapshot=taken(source, 1), base=None, dataset=DST, raw=False)
-    zfs.transfer(source, target, step, lambda moved: None)
-    with pytest.raises(DestinationModifiedError, match=r"zfs receive: .*destination 'tank/dst' exists"):
-        zfs.transfer(source, target, step, lambda moved: None)
-
-
-def test_a_sender_that_fails_is_the_reason_not_the_short_stream(source: Host, target: Host) -> None:
-    gone = replace(taken(source, 1), name="pzb:gone")
-    step = Send(host="backup1", snapshot=gone, base=None, dataset=DST, raw=False)
-    with pytest.raises(DatasetNotFoundError, match=r"zfs send: .*@pzb:gone"):
-        zfs.transfer(source, target, step, lambda moved: None)
-
-
-def test_a_target_that_cannot_be_reached_is_told_as_such(source: Host, target: Host, runner: FakeRunner) -> None:
-    step = Send(host="backup1", snapshot=taken(source, 1), base=None, dataset=DST, raw=False)
-    runner.down["backup1"] = "Connection reset by peer"
-    with pytest.raises(HostUnreachableError, match="Connection reset"):
-        zfs.transfer(source, target, step, lambda moved: None)
+def test_an_abort_that_the_target_does_later_is_told_apart(target: Host, runner: FakeRunner) -> None:
+    runner.faults.append(Fault(words=("receive", "-A"), host="backup1", answer=(75, "queued tank/dst")))
+    with pytest.raises(QueuedError, match="queued on backup1") as caught:
+        zfs.abort_receive(target, DST)
+    assert not caught.value.transient
+    with pytest.raises(DatasetNotFoundError):
+        zfs.abort_receive(target, DST)
 
 
 # -- creating

@@ -45,7 +45,25 @@ CAPTURED = (
         errors.FeatureMissingError,
     ),
     ("cannot receive: internal error: nobody knows", errors.ZfsError),
-    ("cannot receive: failed to read from stream", errors.ZfsError),
+    ("cannot receive: failed to read from stream", errors.StreamBrokenError),
+    (
+        "cannot receive resume stream: checksum mismatch or incomplete stream.\n"
+        "Partially received snapshot is saved.\nA resuming stream can be generated …",
+        errors.StreamBrokenError,
+    ),
+    (
+        "cannot receive incremental stream: destination tank/x contains partially-complete state from"
+        ' "zfs receive -s".',
+        errors.SnapshotBusyError,
+    ),
+    ("cannot receive: dataset is busy", errors.SnapshotBusyError),
+    (
+        "cannot resume send: 'rpool/x@a' used in the initial send no longer exists",
+        errors.ResumeRefusedError,
+    ),
+    ("cannot resume send: resume token is corrupt (invalid format)", errors.ResumeRefusedError),
+    ("cannot receive resume stream: kernel modules must be upgraded", errors.ResumeRefusedError),
+    ("cannot receive resume stream: out of space", errors.OutOfSpaceError),
     ("cannot create 'x/y/z': parent does not exist", errors.ZfsError),
     ("", errors.ZfsError),
 )
@@ -78,4 +96,6 @@ def test_no_recorded_refusal_is_taken_for_absence_but_those_that_are() -> None:
 
 def test_only_what_passes_by_itself_is_transient() -> None:
     assert classified(done("cannot destroy 'a': dataset is busy")).transient
+    assert classified(done("cannot receive: failed to read from stream")).transient
     assert not classified(done("cannot receive: out of space")).transient
+    assert not classified(done("cannot resume send: Invalid cross-device link")).transient

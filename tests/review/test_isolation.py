@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pve_zfsbackup.app import replicate, snapshot
+from pve_zfsbackup.app import snapshot, works
 from pve_zfsbackup.app.gather import Assignment, Inventory
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.app.session import Session
@@ -57,7 +57,7 @@ def test_a_bug_of_ours_in_one_snapshot_is_one_guests_trouble(world: World, monke
 
 
 def test_a_bug_of_ours_in_one_stream_is_one_disks_trouble(world: World) -> None:
-    fault = Fault(words=("receive", REPLICAS["fast/vm-100-disk-0"]), error=ZeroDivisionError("oops"))
+    fault = Fault(words=("receive", REPLICAS["fast/vm-100-disk-0"]), error=ZeroDivisionError("oops"), again=True)
     world.runner.faults.append(fault)
     report = world.run()
     (failed,) = world.results(report, Outcome.FAILED)
@@ -67,14 +67,14 @@ def test_a_bug_of_ours_in_one_stream_is_one_disks_trouble(world: World) -> None:
 
 
 def test_a_bug_of_ours_in_one_plan_is_one_guests_trouble(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = replicate.plan_replication
+    real = works.plan_replication
 
     def plan(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Plan:
         if disk.dataset == "rpool/data/vm-100-disk-0":
             raise ZeroDivisionError("oops")
         return real(disk, sides, policy)
 
-    monkeypatch.setattr(replicate, "plan_replication", plan)
+    monkeypatch.setattr(works, "plan_replication", plan)
     report = world.run()
     (failed,) = world.results(report, Outcome.FAILED)
     assert (failed.stage, failed.vmid) == ("replicate", WEB)

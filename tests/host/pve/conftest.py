@@ -25,7 +25,7 @@ from fakepve import FakePve
 
 from pve_zfsbackup.host.api import Token
 from pve_zfsbackup.host.pve import HttpsApi
-from pve_zfsbackup.host.runner import Completed, failure
+from pve_zfsbackup.host.runner import Completed, Piped, failure
 
 RECORDINGS = Path(__file__).parents[2] / "recordings_pve"
 SECRET = "12345678-9abc-def0-1234-56789abcdef0"
@@ -284,7 +284,7 @@ class RecordedRunner:
             raise failure(done)
         return done
 
-    def pipe(self, *args: object, **kwargs: object) -> tuple[Completed, Completed, int]:
+    def pipe(self, *args: object, **kwargs: object) -> Piped:
         raise AssertionError("no pipe is needed here")
 
 

@@ -1,0 +1,253 @@
+"""One attempt at one target: streams in lanes, and guests finished in batches as their disks arrive."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence, Set
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.works import Work, is_transient
+from pve_zfsbackup.errors import BackupError, QueuedError, ResumeRefusedError, VerificationError
+from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.host.pipeline import Chain, Fate, sent_guids
+from pve_zfsbackup.model import (
+    AbortReceive,
+    CreateBookmark,
+    Dataset,
+    DestroyBookmark,
+    Guid,
+    Hold,
+    Mark,
+    Release,
+    Resume,
+    Send,
+    Step,
+    Vmid,
+)
+from pve_zfsbackup.plan.lanes import Load, expected, pack
+from pve_zfsbackup.plan.replication import phases
+
+# One command for all guests of a batch where ZFS allows it. An old bookmark goes before a new one of its name.
+_FINISH = (Mark, Hold, Release, DestroyBookmark, CreateBookmark)
+
+
+@dataclass(slots=True, kw_only=True)
+class Course:
+    """What is remembered of one target from one attempt to the next. Datasets are those of the replicas, but for
+    `suspects`: disks that were under way when a session broke."""
+
+    target: str
+    stop: threading.Event
+    refused: set[Dataset] = field(default_factory=set)  # their resume tokens turned out to be of no use
+    aborted: set[Dataset] = field(default_factory=set)  # thrown away once in this run: not again
+    suspects: set[Dataset] = field(default_factory=set)
+
+
+def attempt(session: Session, course: Course, works: Sequence[Work]) -> Iterator[Work]:
+    """Do what is planned. Each guest comes out as soon as all its disks have arrived or failed and it was finished.
+
+    Raises what is the fault of the whole target.
+    """
+    parents = [step for work in works for plan in work.plans.values() for step in phases(plan)[0]]
+    session.executor.execute(list(dict.fromkeys(parents)))
+    _abort(session, course, works)
+    lanes = session.config.targets[course.target].parallel
+    with ThreadPoolExecutor(lanes) as carriers, ThreadPoolExecutor(lanes) as finishers:
+        try:
+            yield from _Attempt(session, course, works, carriers, finishers).run()
+        except BaseException:
+            course.stop.set()
+            session.runner.cancel()  # leaving the block waits for the threads, and a stream may take hours
+            raise
+        finally:
+            if course.stop.is_set():
+                for threads in (carriers, finishers):
+                    threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _Attempt:
+    """The coordinator: all bookkeeping is in its thread, the others carry and finish."""
+
+    def __init__(
+        self,
+        session: Session,
+        course: Course,
+        works: Sequence[Work],
+        carriers: ThreadPoolExecutor,
+        finishers: ThreadPoolExecutor,
+    ) -> None:
+        self._session, self._course = session, course
+        self._lanes = session.config.targets[course.target].parallel
+        self._works = {work.guest.vmid: work for work in works}
+        self._carriers, self._finishers = carriers, finishers
+        self._carried: dict[Future[None], list[tuple[Load, Chain]]] = {}
+        self._finished: dict[Future[None], list[Work]] = {}
+
+    def run(self) -> Iterator[Work]:
+        suspects = self._course.suspects
+        loads = [load for work in self._works.values() for load in _loads(work, suspects)]
+        for load in loads:
+            self._works[load.vmid].pending += 1
+        ready = [work for work in self._works.values() if not work.pending]
+        finish(self._session, self._course.target, ready)
+        self._start(loads)
+        yield from ready
+        while self._carried or self._finished:
+            done, _ = wait({*self._carried, *self._finished}, return_when=FIRST_COMPLETED)
+            if self._course.stop.is_set():
+                return
+            self._collect([future for future in self._carried if future in done])
+            for future in [future for future in self._finished if future in done]:
+                future.result()
+                yield from self._finished.pop(future)
+
+    def _start(self, loads: Sequence[Load]) -> None:
+        executor = self._session.executor
+        for session in pack(loads, self._lanes):
+            chains = [executor.chain(load.steps, load.size) for load in session]
+            future = self._carriers.submit(executor.carry, self._course.target, chains)
+            self._carried[future] = list(zip(session, chains, strict=True))
+
+    def _collect(self, futures: Sequence[Future[None]]) -> None:
+        """Note what became of these sessions: some go again, and guests that are complete are finished together."""
+        touched: dict[Vmid, Work] = {}
+        again: list[Load] = []
+        for future in futures:
+            pairs = self._carried.pop(future)
+            touched |= {load.vmid: self._works[load.vmid] for load, _ in pairs}
+            try:
+                future.result()
+            except Exception as error:
+                again += self._after_a_bug(pairs, error)
+            else:
+                again += [load for load, chain in pairs if not self._noted(load, chain)]
+        self._start(again)
+        batch = [work for work in touched.values() if not work.pending]
+        if batch:
+            self._finished[self._finishers.submit(finish, self._session, self._course.target, batch)] = batch
+
+    def _after_a_bug(self, pairs: Sequence[tuple[Load, Chain]], error: Exception) -> list[Load]:
+        """Those under way are tried once more, each on its own: then it is known whose trouble it is."""
+        begun = [load for load, chain in pairs if chain.begun] or [load for load, _ in pairs]
+        for load in begun:
+            kept = self._ended(load).faults if len(pairs) == 1 else self._ended(load).broken
+            kept[load.dataset] = error
+            self._course.suspects.add(load.dataset)
+        return [load for load, _ in pairs if load not in begun]
+
+    def _noted(self, load: Load, chain: Chain) -> bool:
+        """Whether this disk is over, one way or the other."""
+        work = self._works[load.vmid]
+        work.moved += chain.moved
+        if chain.fate is Fate.AGAIN:
+            return False
+        self._ended(load)
+        if chain.error is not None and chain.begun:
+            self._course.suspects.add(load.dataset)
+        if chain.error is None:
+            work.streams += len(chain.streams)
+        elif isinstance(chain.error, ResumeRefusedError) and chain.dataset not in self._course.aborted:
+            self._course.refused.add(chain.dataset)
+            work.broken[load.dataset] = chain.error
+        else:
+            work.blame(load.dataset, chain.error)
+        return True
+
+    def _ended(self, load: Load) -> Work:
+        work = self._works[load.vmid]
+        work.pending -= 1
+        return work
+
+
+def _loads(work: Work, suspects: Set[Dataset]) -> Iterator[Load]:
+    for dataset, plan in work.alive:
+        steps = tuple(step for step in phases(plan)[1] if not isinstance(step, AbortReceive))
+        if any(isinstance(step, Send | Resume) for step in steps):
+            suspect = dataset in suspects
+            yield Load(vmid=work.guest.vmid, dataset=dataset, steps=steps, size=expected(steps), suspect=suspect)
+
+
+def _abort(session: Session, course: Course, works: Sequence[Work]) -> None:
+    """Throw away the interrupted receives that cannot go on: each once in a run, then it is for a person."""
+    for work in works:
+        for dataset, plan in list(work.alive):
+            for step in plan.steps:
+                if isinstance(step, AbortReceive):
+                    _abort_one(session, course, (work, dataset), step)
+
+
+def _abort_one(session: Session, course: Course, disk: tuple[Work, Dataset], step: AbortReceive) -> None:
+    work, dataset = disk
+    if step.dataset in course.aborted:
+        work.faults[dataset] = BackupError(
+            f"the interrupted receive into {step.dataset} was thrown away once and cannot go on again: {step.reason}",
+            hint=f"look at it on {course.target}; `zfs receive -A {step.dataset}` throws it away",
+        )
+        return
+    try:
+        session.executor.execute([step])
+        course.aborted.add(step.dataset)
+    except QueuedError as error:
+        work.parked.add(dataset)
+        work.say(work.result(Outcome.WARNING, f"{dataset}: {error.message}", error.hint))
+    except BackupError as error:
+        work.blame(dataset, error)
+
+
+def finish(session: Session, target: str, works: Sequence[Work]) -> None:
+    """Read back what arrived for these guests, then make it points there: properties, holds, bookmarks.
+
+    All together; where that fails each for itself, so that one's trouble is its own.
+    """
+    try:
+        _verify(session, target, works)
+    except Exception as error:
+        for work in works:
+            work.error = error
+        return
+    _settle(session, works)
+
+
+def _settle(session: Session, works: Sequence[Work]) -> None:
+    small = {work.guest.vmid: _small(work) for work in works}
+    steps = [step for own in small.values() for step in own]
+    try:
+        session.executor.execute(sorted(steps, key=lambda step: _FINISH.index(type(step))))
+    except Exception as error:
+        if len(works) > 1 and not is_transient(error):
+            for work in works:
+                _settle(session, [work])
+            return
+        for work in works:
+            work.error = error
+        return
+    for work in works:
+        work.changed = work.changed or bool(small[work.guest.vmid])
+
+
+def _small(work: Work) -> list[Step]:
+    return [step for _, plan in work.alive for step in phases(plan)[2]]
+
+
+def _verify(session: Session, target: str, works: Sequence[Work]) -> None:
+    """What is missing is the fault of its disk."""
+    expected_guids: dict[Dataset, set[Guid]] = defaultdict(set)
+    origin: dict[Dataset, tuple[Work, Dataset]] = {}
+    for work in works:
+        for dataset, plan in work.alive:
+            for step in plan.steps:
+                if isinstance(step, Send | Resume):
+                    expected_guids[step.dataset].update(sent_guids(step))
+                    origin[step.dataset] = (work, dataset)
+    if not expected_guids:
+        return
+    missing = session.executor.verify(target, {name: frozenset(guids) for name, guids in expected_guids.items()})
+    for name, guids in missing.items():
+        work, dataset = origin[name]
+        work.faults[dataset] = VerificationError(
+            f"{target}: {name} lacks {len(guids)} snapshots that were sent, although every command succeeded",
+            hint="the next run plans anew from what is there",
+        )

@@ -1,0 +1,130 @@
+"""One guest on its way to one target: what is planned, what became of it, what is told in the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from pve_zfsbackup.app.gather import Inventory, replication_policy
+from pve_zfsbackup.app.outcome import blocked, failed
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.model import Dataset, Disk, Guest, Listing, Mark, Plan
+from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides, compare, plan_replication
+
+STAGE = "replicate"
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """`plans` are those of the attempt under way. A disk in `faults` is given up, one in `broken` is tried again;
+    the others go on. `error` is that of the guest as a whole."""
+
+    guest: Guest
+    host: str
+    plans: dict[Dataset, Plan] = field(default_factory=dict)
+    faults: dict[Dataset, Exception] = field(default_factory=dict)
+    broken: dict[Dataset, Exception] = field(default_factory=dict)
+    parked: set[Dataset] = field(default_factory=set)  # wait for something the target does itself
+    error: Exception | None = None
+    said: list[Result] = field(default_factory=list)
+    point: str = ""
+    pending: int = 0  # disks on their way
+    streams: int = 0  # that arrived
+    changed: bool = False
+    moved: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def blame(self, dataset: Dataset, error: Exception) -> None:
+        """A disk could not be sent: for now, or for good."""
+        (self.broken if is_transient(error) else self.faults)[dataset] = error
+
+    @property
+    def again(self) -> bool:
+        """Whether another attempt may help."""
+        return bool(self.broken) or (self.error is not None and is_transient(self.error))
+
+    @property
+    def alive(self) -> Iterator[tuple[Dataset, Plan]]:
+        return ((name, plan) for name, plan in self.plans.items() if name not in self.given_up)
+
+    @property
+    def given_up(self) -> set[Dataset]:
+        return {*self.faults, *self.broken, *self.parked}
+
+    def say(self, result: Result) -> None:
+        """Once, however often it is planned."""
+        if not any((said.outcome, said.message) == (result.outcome, result.message) for said in self.said):
+            self.said.append(result)
+
+    def results(self) -> Iterator[Result]:
+        """How it ended. A disk's fault names the disk: `zfs` does not always."""
+        yield from self.said
+        if self.error is not None:
+            yield failed(STAGE, self.error, guest=self.guest, host=self.host)
+            return
+        faults = self.faults | self.broken
+        for dataset, fault in faults.items():
+            told = failed(STAGE, fault, guest=self.guest, host=self.host)
+            yield replace(told, message=f"{dataset}: {told.message}")
+        if not faults and not any(result.outcome is Outcome.FAILED for result in self.said):
+            outcome = Outcome.OK if self.streams or self.changed else Outcome.SKIPPED
+            yield self.result(outcome, f"{self.streams} streams" if self.streams else "nothing new")
+
+    def result(self, outcome: Outcome, message: str, hint: str = "") -> Result:
+        return Result(
+            stage=STAGE,
+            outcome=outcome,
+            vmid=self.guest.vmid,
+            guest=self.guest.name,
+            host=self.host,
+            message=message,
+            hint=hint,
+            point=self.point,
+            bytes=self.moved,
+            seconds=time.monotonic() - self.started,
+        )
+
+
+def is_transient(error: Exception) -> bool:
+    return isinstance(error, BackupError) and error.transient
+
+
+def plan_target(session: Session, found: Inventory, guests: Sequence[Guest], listing: Listing) -> list[Work]:
+    """What would be done on one target, guest by guest."""
+    works = [Work(guest=guest, host=listing.host) for guest in guests]
+    plan_works(session, found, works, listing)
+    return works
+
+
+def plan_works(session: Session, found: Inventory, works: Sequence[Work], listing: Listing) -> None:
+    """Plan these guests, again or for the first time, on what the target has now. Disks given up stay so."""
+    sides = compare(found.listing, listing)
+    policy = replication_policy(session, listing.host)
+    for work in works:
+        work.plans, work.broken, work.error, work.pending = {}, {}, None, 0
+        for disk in work.guest.protected_disks:
+            if _dataset(disk) not in work.given_up:
+                _plan(work, disk, sides, policy)
+
+
+def _plan(work: Work, disk: Disk, sides: Sides, policy: ReplicationPolicy) -> None:
+    try:
+        plan = plan_replication(disk, sides, policy)
+    except Exception as error:
+        work.say(failed(STAGE, error, guest=work.guest, host=policy.host))
+        return
+    work.plans[_dataset(disk)] = plan
+    marked = (step.source.point for step in plan.steps if isinstance(step, Mark))
+    work.point = max((work.point, *(point for point in marked if point)))
+    for conflict in plan.conflicts:
+        work.say(blocked(STAGE, conflict, guest=work.guest, host=policy.host))
+    for warning in plan.warnings:
+        work.say(work.result(Outcome.WARNING, f"{disk.key}: {warning}"))
+
+
+def _dataset(disk: Disk) -> Dataset:
+    assert disk.dataset is not None
+    return disk.dataset

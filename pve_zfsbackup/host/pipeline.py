@@ -1,0 +1,227 @@
+"""Streams to another host: one ssh session takes those of many disks, one after another.
+
+The other side runs `zfs receive a && zfs receive b && …`: each takes its stream from the common pipe exactly to the
+record (seen on OpenZFS 2.3.9). When one fails the session ends, and buffers on the way may have swallowed streams
+behind it: only what is read back tells which arrived. Those before the failing one did, and those after it were not
+begun; they go again in another session.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Protocol
+
+from pve_zfsbackup.errors import BackupError, StreamBrokenError, VerificationError
+from pve_zfsbackup.host import listing, zfs
+from pve_zfsbackup.host.pump import Flow
+from pve_zfsbackup.host.runner import Completed, Piped
+from pve_zfsbackup.host.ssh import SSH_FAILED, Host
+from pve_zfsbackup.host.zfs_errors import classified
+from pve_zfsbackup.model import Dataset, Guid, Resume, Send
+
+ALONE_BYTES = 64 << 20  # from here a connection of its own is worth its handshake
+LEVEL = "-3"  # zstd; faster than a network that is worth compressing for
+BLOCK = "128k"  # of mbuffer
+
+
+class Fate(Enum):
+    """What became of a chain. AGAIN: it was not its turn, another one broke the session."""
+
+    ARRIVED = auto()
+    FAILED = auto()
+    AGAIN = auto()
+
+
+@dataclass(slots=True, kw_only=True)
+class Chain:
+    """The streams of one disk, in order. `prepare` is called before the first is sent; its errors are the disk's.
+
+    `size` is what is expected of them, for choosing a connection. `begun`: something of it was sent.
+    """
+
+    streams: tuple[Send | Resume, ...]
+    prepare: Callable[[], None] = lambda: None
+    size: int = 0
+    moved: int = field(default=0, init=False)
+    begun: bool = field(default=False, init=False)
+    fate: Fate = field(default=Fate.AGAIN, init=False)
+    error: BackupError | None = field(default=None, init=False)
+
+    def fail(self, error: BackupError) -> None:
+        self.fate, self.error = Fate.FAILED, error
+
+    @property
+    def guids(self) -> frozenset[Guid]:
+        """All that will be on the replica."""
+        return frozenset(guid for stream in self.streams for guid in sent_guids(stream))
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.streams[0].dataset
+
+
+class Meter(Protocol):
+    """Who wants to know how streams get on. `moved` is called from another thread."""
+
+    def begin(self, stream: Send | Resume) -> None: ...
+    def moved(self, stream: Send | Resume, count: int) -> None: ...
+    def end(self, stream: Send | Resume) -> None: ...
+
+
+def sent_guids(stream: Send | Resume) -> tuple[Guid, ...]:
+    """The snapshots one stream brings."""
+    through = stream.through if isinstance(stream, Send) else ()
+    return tuple(snapshot.guid for snapshot in (*through, stream.snapshot))
+
+
+def carry(source: Host, target: Host, chains: Sequence[Chain], meter: Meter) -> None:
+    """Send the chains in one session and note in each what became of it. What arrived is to be verified by the caller.
+
+    Raises nothing that belongs to a single chain; a fault of the target (unreachable, silent) is all of theirs, as
+    which of them arrived will be seen in its next listing.
+    """
+    turn = _Turn(source, chains, meter)
+    flow = Flow(
+        progress=lambda number, moved: meter.moved(turn.streams[number][1], moved),
+        stall=target.link.stall,
+        pace=target.link.pace,
+    )
+    try:
+        done = source.runner.pipe(turn.producers(), _consumers(target, chains), flow)
+    except BackupError as error:
+        _fail_all(chains, error)
+        return
+    finally:
+        turn.end()
+    for (chain, _), moved in zip(turn.streams, done.moved, strict=False):
+        chain.moved += moved
+    last = done.received[-1]
+    if target.destination and last.returncode == SSH_FAILED:
+        _fail_all(chains, target.unreachable(last))
+    elif any(end.returncode for end in (*done.sent, *done.received)) or turn.error:
+        _judge(target, chains, turn, done)
+    else:
+        for chain in chains:
+            chain.fate = Fate.ARRIVED
+
+
+def _fail_all(chains: Sequence[Chain], error: BackupError) -> None:
+    for chain in chains:
+        chain.fail(error)
+
+
+class _Turn:
+    """Whose turn it is: prepares a disk right before its first stream, while the other side is busy with the last."""
+
+    def __init__(self, source: Host, chains: Sequence[Chain], meter: Meter) -> None:
+        self._source, self._chains, self._meter = source, chains, meter
+        self._under_way: Send | Resume | None = None
+        self.streams: list[tuple[Chain, Send | Resume]] = []
+        self.error: BackupError | None = None  # of the preparation of what came after the last of `streams`
+
+    def producers(self) -> Iterator[tuple[str, ...]]:
+        for chain in self._chains:
+            try:
+                chain.prepare()
+                for stream in chain.streams:
+                    self._meter.begin(stream)
+                    self.streams.append((chain, stream))
+                    self._under_way = stream
+                    chain.begun = True
+                    yield self._source.argv(zfs.send_argv(stream))
+                    self.end()
+            except BackupError as error:
+                self.error = error
+                return  # nothing may follow: it would be taken for this disk's stream
+
+    def end(self) -> None:
+        """The stream under way is over, whatever became of it."""
+        if self._under_way is not None:
+            self._meter.end(self._under_way)
+            self._under_way = None
+
+
+def _judge(target: Host, chains: Sequence[Chain], turn: _Turn, done: Piped) -> None:
+    """The first chain that did not arrive is the one that failed; what is there tells."""
+    try:
+        found = listing.read_guids(target, [chain.dataset for chain in chains])
+    except BackupError as error:
+        _fail_all(chains, error)
+        return
+    culprit = next((chain for chain in chains if not _arrived(chain, found)), None)
+    for chain in chains:
+        if _arrived(chain, found):
+            chain.fate = Fate.ARRIVED
+        elif chain is culprit:
+            chain.fail(_cause(target, chain, turn, done))
+        else:
+            chain.fate = Fate.AGAIN
+
+
+def _arrived(chain: Chain, found: Mapping[Dataset, frozenset[Guid]]) -> bool:
+    return chain.guids <= found.get(chain.dataset, frozenset())
+
+
+def _cause(target: Host, chain: Chain, turn: _Turn, done: Piped) -> BackupError:
+    """Why this chain failed.
+
+    When both ends fail, the end that failed first by cause is reported: a receiver that refuses breaks the sender's
+    pipe, a sender that dies leaves the receiver an incomplete stream.
+    """
+    begun = [number for number, (owner, _) in enumerate(turn.streams) if owner is chain]
+    received = done.received[-1]
+    for number in begun:
+        if number < len(done.sent) and (sent := done.sent[number]).returncode:
+            broken = sent.returncode == -signal.SIGPIPE or "Broken pipe" in sent.stderr
+            if not (broken and received.returncode):
+                return _died(sent) if sent.returncode < 0 and not sent.stderr.strip() else classified(sent)
+    if turn.error and len(begun) < len(chain.streams):
+        return turn.error
+    for filtering in done.received[:-1]:
+        if filtering.returncode not in (0, -signal.SIGPIPE) and not received.returncode:
+            return classified(filtering)
+    if not received.returncode:
+        return VerificationError(
+            f"{target.name}: {chain.dataset} lacks what was sent, although the receive succeeded",
+            hint="the next run plans anew from what is there",
+        )
+    argv = ("zfs", "receive", chain.dataset)
+    text = _own_words(received.stderr)
+    return classified(Completed(argv=argv, returncode=received.returncode, stdout=received.stdout, stderr=text))
+
+
+def _died(sent: Completed) -> StreamBrokenError:
+    return StreamBrokenError(
+        f"zfs send: killed by signal {-sent.returncode}",
+        hint="what arrived is kept; the next attempt goes on from there",
+        returncode=sent.returncode,
+    )
+
+
+def _own_words(stderr: str) -> str:
+    """What the last receive said: those before it succeeded."""
+    start = stderr.rfind("\ncannot receive")
+    return stderr if start < 0 or "cannot receive" not in stderr[:start] else stderr[start + 1 :]
+
+
+def _consumers(target: Host, chains: Sequence[Chain]) -> tuple[tuple[str, ...], ...]:
+    """The local filters, then what takes the streams: the other side's command line, or `zfs receive` here."""
+    receives = [zfs.receive_argv(stream) for chain in chains for stream in chain.streams]
+    link = target.link
+    if target.destination is None:
+        assert len(receives) == 1, "without a shell there is one receive"
+        return (receives[0],)
+    line = " && ".join(shlex.join(receive) for receive in receives)
+    compress = link.compress and not any(stream.raw for chain in chains for stream in chain.streams)
+    size = f"{max(1, link.mbuffer >> 20)}M"
+    buffers: list[tuple[str, ...]] = [("mbuffer", "-q", "-s", BLOCK, "-m", size)] if link.mbuffer else []
+    there: list[tuple[str, ...]] = [*([("zstd", "-dqc")] if compress else []), *buffers]
+    here: list[tuple[str, ...]] = [*buffers, *([("zstd", "-qc", LEVEL)] if compress else [])]
+    if there:
+        line = " | ".join([*(shlex.join(words) for words in there), f"{{ {line}; }}"])
+    alone = sum(chain.size for chain in chains) >= ALONE_BYTES
+    return (*here, target.destination.argv(line, alone=alone))

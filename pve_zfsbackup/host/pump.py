@@ -1,0 +1,118 @@
+"""Moves the bytes of streams by `splice(2)`: counted, at a given pace, and ended on both sides when nothing moves."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Protocol
+
+from pve_zfsbackup.host.pace import LARGEST, Pace
+
+PIPE_SIZE = 1 << 20  # the most an unprivileged pipe may have; fewer wake-ups per MiB
+TICK = 1.0
+
+Progress = Callable[[int, int], None]  # which stream (from 0), and its bytes so far
+
+
+class Killable(Protocol):
+    def kill(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """How streams are to be moved. `stall`: seconds without a byte, and without an end, after which it is given up."""
+
+    progress: Progress
+    stall: float
+    pace: Pace | None = None
+
+
+class Pump:
+    """Pours one source after another into a sink. `moved` has the bytes of each."""
+
+    def __init__(self, sink: IO[bytes], flow: Flow) -> None:
+        self.moved: list[int] = []
+        self.stalled = False
+        self.broken = False  # the sink takes no more
+        self._sink, self._flow = sink, flow
+        self._processes: list[Killable] = []
+        self._over = threading.Event()
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Pump:
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._watcher.join()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was given up, or told to end: nothing more is to be poured."""
+        return self._ended.is_set()
+
+    @contextlib.contextmanager
+    def killing(self, *processes: Killable) -> Iterator[None]:
+        """These end with the pump, from now on."""
+        with self._lock:
+            self._processes += processes
+        try:
+            if self.ended:
+                self.kill()
+            yield
+        finally:
+            with self._lock:
+                self._processes = [process for process in self._processes if process not in processes]
+
+    def pour(self, source: IO[bytes]) -> None:
+        """Move all of it. Closes the source: whoever writes into it must not wait for a reader that is gone."""
+        self.moved.append(0)
+        with contextlib.suppress(PermissionError):  # smaller pipes (user limit reached) are slower, not wrong
+            fcntl.fcntl(source.fileno(), fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+            fcntl.fcntl(self._sink.fileno(), fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        try:
+            self._splice(source.fileno(), self._sink.fileno())
+        except BrokenPipeError:
+            self.broken = True  # the consumer is gone; its exit status tells why
+        source.close()
+
+    def _splice(self, source: int, sink: int) -> None:
+        pace = self._flow.pace
+        while count := os.splice(source, sink, pace.piece() if pace else LARGEST):
+            self.moved[-1] += count
+            if pace and (seconds := pace.wait(count)):
+                self._ended.wait(seconds)
+
+    def tell(self) -> None:
+        """Report the bytes of the stream under way."""
+        if self.moved:
+            self._flow.progress(len(self.moved) - 1, self.moved[-1])
+
+    def _watch(self) -> None:
+        seen, since = (-1, -1), time.monotonic()
+        while not self._over.wait(TICK):
+            self.tell()
+            now = (len(self.moved), sum(self.moved))
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since > self._flow.stall:
+                self.stalled = True
+                self.kill()
+
+    def kill(self) -> None:
+        """End all programs; `zfs receive -s` keeps what arrived."""
+        self._ended.set()
+        with self._lock:
+            for process in self._processes:
+                process.kill()

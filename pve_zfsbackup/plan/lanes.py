@@ -1,0 +1,80 @@
+"""Which streams travel together: many small ones in one session, each big one in its own, and each suspect."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pve_zfsbackup.model import Dataset, Resume, Send, Snapshot, Step, Vmid
+
+BIG = 64 << 20  # a stream of that size gains nothing from company
+FULL = 256 << 20  # of small streams in one session: guests shall be finished along the way
+MANY = 64
+COST = 1 << 20  # what any stream costs besides its bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What one disk has to send: its steps up to the last stream, and the bytes to expect.
+
+    `suspect`: it was under way when a session broke, and shall not break that of others again.
+    """
+
+    vmid: Vmid
+    dataset: Dataset
+    steps: tuple[Step, ...]
+    size: int
+    suspect: bool = False
+
+    @property
+    def weight(self) -> int:
+        return self.size + COST * sum(isinstance(step, Send | Resume) for step in self.steps)
+
+
+def expected(steps: Iterable[Step]) -> int:
+    """Bytes these streams may have, as far as the listing tells: it orders and packs, nothing depends on it.
+
+    What changed since a snapshot is at least what grew, and what only that snapshot still has was overwritten since.
+    """
+    size = 0
+    for step in steps:
+        if isinstance(step, Resume):
+            size += step.snapshot.refer
+        elif isinstance(step, Send) and isinstance(step.base, Snapshot):
+            overwritten = sum(snapshot.used for snapshot in (step.base, *step.through))
+            size += max(0, step.snapshot.refer - step.base.refer) + overwritten
+        elif isinstance(step, Send):
+            size += step.snapshot.refer if step.base is None else step.snapshot.refer // 8
+    return size
+
+
+def pack(loads: Sequence[Load], lanes: int) -> tuple[tuple[Load, ...], ...]:
+    """Sessions in the order in which `lanes` of them at a time should begin.
+
+    The small disks of a guest stay together, so that it is finished in one go. Big streams begin first, the largest
+    before the others, but one lane takes the small ones before: they shall not wait for hours.
+    """
+    big = sorted((load for load in loads if load.size >= BIG), key=lambda load: -load.size)
+    packed = _packed([load for load in loads if load.size < BIG and not load.suspect], lanes)
+    suspects = [(load,) for load in loads if load.size < BIG and load.suspect]
+    first = max(0, lanes - 1)
+    alone = [(load,) for load in big]
+    return (*alone[:first], *packed, *suspects, *alone[first:])
+
+
+def _packed(small: Sequence[Load], lanes: int) -> list[tuple[Load, ...]]:
+    """Guests spread evenly, heaviest first to the session that has least."""
+    guests: dict[Vmid, list[Load]] = defaultdict(list)
+    for load in small:
+        guests[load.vmid].append(load)
+    units = sorted(guests.values(), key=lambda unit: -sum(load.weight for load in unit))
+    count = max(lanes, -(-len(small) // MANY), -(-sum(load.size for load in small) // FULL))
+    sessions: list[list[Load]] = [[] for _ in range(min(count, len(units)))]
+    free = [(0, number) for number in range(len(sessions))]
+    for unit in units:
+        weight, number = heapq.heappop(free)
+        sessions[number] += unit
+        heapq.heappush(free, (weight + sum(load.weight for load in unit), number))
+    return [tuple(session) for session in sessions]
