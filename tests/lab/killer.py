@@ -34,7 +34,8 @@ def main() -> None:
             return
         frozen = thawed_after(vmid) if vmid != "0" else 0.0
         again = attempt(arguments, kill_at=0)
-        print(json.dumps({"kill": number, "at": reached["at"], "thawed": frozen, "again": again["code"]}), flush=True)
+        told = {"kill": number, "at": reached["at"], "thawed": frozen, "again": again["code"], "rss": again["rss"]}
+        print(json.dumps(told), flush=True)
         if again["code"] or frozen is None:
             sys.exit(1)
 
@@ -51,8 +52,8 @@ def attempt(arguments: list[str], *, kill_at: int) -> dict[str, Any]:
     os.close(write)
     with os.fdopen(read) as pipe:
         told = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return {"code": os.waitstatus_to_exitcode(status), "at": told}
+    _, status, used = os.wait4(child, 0)
+    return {"code": os.waitstatus_to_exitcode(status), "at": told, "rss": used.ru_maxrss}
 
 
 def arm(kill_at: int, pipe: int) -> None:

@@ -40,20 +40,24 @@ def main(arguments: Sequence[str]) -> int:
         picked = REGISTRY.chosen(chosen.rows, fast=chosen.fast)
     except ValueError as error:
         parser.error(str(error))
-    deb = next(iter(sorted((TREE / "build" / "deb").glob("pve-zfsbackup_*.deb"))), None)
-    if deb is None:
-        print("matrix: no package in build/deb: run `make matrix`, which builds it", file=sys.stderr)
-        return 2
     try:
         with Lab() as lab:
-            lab.provision()
-            lab.pve1.put(deb, f"/root/{deb.name}")
-            lab.pve1.run(("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "-i", f"/root/{deb.name}"), timeout=600)
-            outcomes = run(installed_product.connect(lab), picked, RESULT)
+            outcomes = run(installed(lab), picked, RESULT)
     except (LabError, ImageError) as error:
         print(f"matrix: {error}", file=sys.stderr)
         return 2
     return 0 if outcomes and all(outcome.result != "failed" for outcome in outcomes) else 1
+
+
+def installed(lab: Lab) -> Product:
+    """The lab provisioned, with the built package installed and set up. LabError when there is none."""
+    deb = next(iter(sorted((TREE / "build" / "deb").glob("pve-zfsbackup_*.deb"))), None)
+    if deb is None:
+        raise LabError("no package in build/deb: `make deb` builds it")
+    lab.provision()
+    lab.pve1.put(deb, f"/root/{deb.name}")
+    lab.pve1.run(("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "-i", f"/root/{deb.name}"), timeout=600)
+    return installed_product.connect(lab)
 
 
 def work(product: Product, text: str, result: Path) -> list[Outcome]:
@@ -125,7 +129,7 @@ def _resolve(ctx: Context, done: Done) -> None:
     """Do what the advice says, to the letter where it names commands; the run after that must succeed."""
     commands = [match[1] for text in done.advice if (match := _ADVICE.search(text))]
     for text in commands:
-        ctx.by_hand |= {word.partition("@")[0] for word in shlex.split(text) if "/" in word}
+        ctx.by_hand |= {("*", word.partition("@")[0]) for word in shlex.split(text) if "/" in word}
         ctx.backup1.script(text)
     for argv in ctx.resolve:
         ctx.hand(ctx.backup1, *argv)

@@ -29,11 +29,12 @@ targets:
   backup1:
     host: backup1
     root: {root}
-{target}jobs:
+    keep: {keep}
+jobs:
   matrix:
     guests: [{low}-{high}]
     targets: [backup1]
-    keep: {{}}
+    keep: {keep}
 runtime-dir: {run}
 state-dir: {state}
 journal-dir: {journal}
@@ -155,12 +156,12 @@ class Context:
     outcome: Outcome
     root: str = ""
     target_pool: str = "tank"
-    extra_target: str = ""  # lines of the target's section of the configuration
+    keep: str = "{}"  # the policy on both sides: everything
     guests: list[Guest] = field(default_factory=list)
     ledger: dict[str, Published] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)  # points or dataset guids that a row took away itself
     apart: bool = False  # the row left no common guid on purpose
-    by_hand: set[str] = field(default_factory=set)
+    by_hand: set[tuple[str, str]] = field(default_factory=set)  # verb (or *), dataset
     outputs: list[str] = field(default_factory=list)
     before: dict[str, Any] = field(default_factory=dict)
     resolve: list[tuple[str, ...]] = field(default_factory=list)  # `zfs` arguments, where the advice names no command
@@ -206,7 +207,7 @@ class Context:
     def configure(self, *, root: str = "") -> None:
         text = _CONFIG.format(
             root=root or self.root, low=self.base_vmid, high=self.base_vmid + 9, run=self.directory,
-            state=f"{self.directory}/state", journal=f"{self.directory}/journal", target=self.extra_target,
+            state=f"{self.directory}/state", journal=f"{self.directory}/journal", keep=self.keep,
         )  # fmt: skip
         self.product.configure(text, self.config)
 
@@ -217,7 +218,7 @@ class Context:
 
     def own(self, made: Guest) -> Guest:
         self.guests.append(made)
-        self.by_hand |= set(made.disks)
+        self.by_hand |= {("create", disk) for disk in made.disks}
         return made
 
     def write(self, guest: Guest, mib: int = 8, *, at: int = 8) -> None:
@@ -228,8 +229,9 @@ class Context:
 
     def hand(self, host: Host, *arguments: str) -> None:
         """`zfs …` by the administrator's hand, known as such."""
-        self.by_hand |= {text for text in arguments if "/" in text and not text.startswith("-")}
-        self.by_hand |= {part for text in arguments if "@" in text for part in (text.split("@")[0],)}
+        verb, *rest = arguments
+        names = [text for text in rest if "/" in text and not text.startswith("-") and "=" not in text]
+        self.by_hand |= {(verb, re.split("[@#]", name)[0]) for name in names}
         host.run(("zfs", *arguments))
         self.remember()
 

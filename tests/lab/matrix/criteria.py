@@ -260,7 +260,10 @@ def next_run(ctx: Context) -> Done:
     with ctx.pve1.executed() as record:
         done = ctx.run(timeout=400)
     ctx.outputs.append("\n".join(" ".join(e.arguments or ()) for e in record.execs))
-    say = lambda text: ctx.outcome.complain("n3", text)  # noqa: E731
+
+    def say(text: str) -> None:
+        ctx.outcome.complain("n3", text)
+
     if ctx.row.conflict:
         if done.code == 0:
             say(f"the next run succeeded where an administrator has to decide: {done.told[:300]}")
@@ -276,7 +279,7 @@ def _not_silently(ctx: Context, before: dict[str, str], done: Done, say: Callabl
     """Replicas stay the same datasets; a new one beside them is told."""
     after = {entry.guid: entry.name for entry in state.below(ctx.states()[1], ctx.root)}
     for guid, name in before.items():
-        if guid not in after and guid not in ctx.lost and name not in ctx.by_hand:
+        if guid not in after and guid not in ctx.lost and ("rename", name) not in ctx.by_hand:
             say(f"{name} is no longer the dataset it was")
     parents = {name.rpartition("/")[0] for name in after.values()}
     new = [name for guid, name in after.items() if guid not in before and name not in parents]

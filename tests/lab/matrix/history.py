@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 _EVENT = re.compile(r"^\d{4}-\d\d-\d\d\.\d\d:\d\d:\d\d \[txg:(\d+)\] (.*)$")
 _OBJECT = re.compile(r"[A-Za-z0-9_.:%-]+(?:/[A-Za-z0-9_.:%-]+)*(?:[@#][A-Za-z0-9_.:%-]+)?")
+_MARK_NAME = re.compile(r" name=(\S+)")
 _VERBS = (
     "finish receiving", "finish snapshotting", "clone swap", "remove bookmark", "create bookmark", "bookmark",
     "receive", "resume receive", "snapshot", "destroy", "hold", "release", "create", "set", "inherit", "rename",
@@ -38,10 +39,11 @@ def events(lines: Iterable[str]) -> Iterator[Event]:
         verb = next((verb for verb in _VERBS if text.startswith(verb + " ")), "")
         if not verb:
             continue
-        rest = text[len(verb) + 1 :].removeprefix("name=")
-        found = _OBJECT.match(rest)
+        found = _OBJECT.match(text, len(verb) + 1)
         if found:
-            yield Event(txg=int(match[1]), verb=verb, object=found[0], text=text)
+            mark = _MARK_NAME.search(text) if "bookmark" in verb else None
+            name = f"{found[0]}#{mark[1]}" if mark else found[0]
+            yield Event(txg=int(match[1]), verb=verb, object=name, text=text)
 
 
 def allowed_on_source(event: Event) -> bool:
@@ -80,7 +82,21 @@ def allowed_on_target(event: Event, root: str) -> bool:
     return False
 
 
-def foreign(found: Iterable[Event], root: str | None, by_hand: Set[str]) -> list[str]:
+# What the events of a command by hand are called.
+_EVENTS_OF = {
+    "create": {"create", "set"},
+    "destroy": {"destroy", "remove bookmark", "release"},
+    "rollback": {"rollback", "destroy", "remove bookmark", "create", "clone swap", "clone"},
+    "snapshot": {"snapshot"},
+    "rename": {"rename"},
+    "release": {"release"},
+    "set": {"set", "inherit"},
+}
+ByHand = Set[tuple[str, str]]
+"""What the lab did: verb of the command (`*`: anything) and dataset."""
+
+
+def foreign(found: Iterable[Event], root: str | None, by_hand: ByHand) -> list[str]:
     """The events that are nobody's: not the product's to do, and not done by the lab. `root` is None on the source."""
     told = []
     for event in found:
@@ -90,9 +106,10 @@ def foreign(found: Iterable[Event], root: str | None, by_hand: Set[str]) -> list
     return told
 
 
-def _ours(event: Event, by_hand: Set[str]) -> bool:
+def _ours(event: Event, by_hand: ByHand) -> bool:
     """The lab's own: its clones for hashing, and what a row named."""
     if "lab-hash" in event.text:
         return True
     dataset = re.split("[@#]", event.object)[0].partition("/%")[0]
-    return event.object in by_hand or dataset in by_hand
+    verbs = {verb for verb, name in by_hand if name == dataset}
+    return "*" in verbs or any(event.verb in _EVENTS_OF.get(verb, {verb}) for verb in verbs)

@@ -83,7 +83,7 @@ def old_receive(ctx: Context) -> str:
     return f"with the old one alive: {done.short} after {done.seconds:.0f} s"
 
 
-@row("20", "a bit flipped in the pipe", "receive rejects it; the old point intact", fast=True)
+@row("20", "a bit flipped in the pipe", "receive rejects it; the old point intact")
 def flipped(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
@@ -111,7 +111,7 @@ def cut_short(ctx: Context) -> str:
     return done.short
 
 
-@row("22", "host key of the target changed", "refused, told, nothing sent", fast=True)
+@row("22", "host key of the target changed", "refused, told, nothing sent")
 def new_host_key(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()

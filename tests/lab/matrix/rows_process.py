@@ -91,7 +91,7 @@ def reply_lost(ctx: Context) -> str:
     return f"{done.short}; the snapshot is on the target"
 
 
-@row("8", "one stage of the pipe fails or lies, the others end with 0", "the whole step fails", fast=True)
+@row("8", "one stage of the pipe fails or lies, the others end with 0", "the whole step fails")
 def stage_fails(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
@@ -107,7 +107,7 @@ def stage_fails(ctx: Context) -> str:
     return "; ".join(seen)
 
 
-@row("11", "two runs at once", "one defers with its own exit status, nothing is done twice", fast=True)
+@row("11", "two runs at once", "one defers with its own exit status, nothing is done twice")
 def two_at_once(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()

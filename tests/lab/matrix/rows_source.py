@@ -15,7 +15,7 @@ done
 """
 
 
-@row("36", "base snapshot deleted on the source", "goes on from the bookmark", fast=True)
+@row("36", "base snapshot deleted on the source", "goes on from the bookmark")
 def base_deleted(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
@@ -25,7 +25,7 @@ def base_deleted(ctx: Context) -> str:
     return "only the bookmark is left on the source"
 
 
-@row("37", "base and bookmarks gone from the source", "a new generation, told; the old one kept", fast=True)
+@row("37", "base and bookmarks gone from the source", "a new generation, told; the old one kept")
 def nothing_in_common(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
@@ -52,10 +52,11 @@ def rolled_back(ctx: Context) -> str:
     return done.short
 
 
-@row("39", "guest recreated under its vmid", "a new generation, told; the old one restorable", fast=True)
+@row("39", "guest recreated under its vmid", "a new generation, told; the old one restorable")
 def recreated(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
+    ctx.by_hand.add(("destroy", guest.disk))
     guests.remove(ctx.pve1, guest.vmid)
     guests.make(ctx.pve1, guest.vmid)
     ctx.remember()
@@ -68,6 +69,7 @@ def moved(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
     new = f"fast/vm-{guest.vmid}-disk-0"
+    ctx.by_hand |= {("create", new), ("destroy", guest.disk)}
     ctx.pve1.script(
         'zfs create -s -V 24M "$2"; for i in $(seq 300); do [ -b "/dev/zvol/$2" ] && break; sleep 0.1; done\n'
         'dd if="/dev/zvol/$1" of="/dev/zvol/$2" bs=1M conv=fsync status=none; udevadm settle; zfs destroy -r "$1"',
@@ -85,7 +87,6 @@ def moved(ctx: Context) -> str:
     "41",
     "snapshot vanishes between plan and send",
     "that disk fails or is planned anew; the next run is right",
-    fast=True,
 )
 def vanishes(ctx: Context) -> str:
     guest = ctx.guest()
@@ -135,7 +136,7 @@ def mixed(ctx: Context) -> str:
     ctx.baseline()
     newest = ctx.newest(guest, ctx.pve1)
     moved_to = f"rpool/crypt/vm-{guest.vmid}-disk-0"
-    ctx.by_hand |= {moved_to}
+    ctx.by_hand |= {("*", moved_to), ("*", guest.disk)}
     ctx.pve1.script(
         'zfs send -p "$1" | zfs receive -u -x encryption "$2"; udevadm settle; zfs destroy -r "${1%@*}"',
         newest,
@@ -174,6 +175,7 @@ def deleted_during_send(ctx: Context) -> str:
     ctx.baseline()
     ctx.write(victim)
     with ctx.held_at(3, "run", str(victim.vmid), *STAGES) as running:
+        ctx.by_hand.add(("destroy", victim.disk))
         ctx.pve1.run(("rm", f"/etc/pve/qemu-server/{victim.vmid}.conf"))
         # As Proxmox does: six tries, a second between them (ZFSPoolPlugin, zfs_delete_zvol).
         text = 'for i in 1 2 3 4 5 6; do zfs destroy -r "$1" && echo "$i" && exit 0; sleep 1; done; echo 0'

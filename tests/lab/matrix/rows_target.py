@@ -28,7 +28,7 @@ def full(ctx: Context) -> str:
     ctx.write(guest, 12)
     with ctx.held_at(3) as running:
         ctx.arrived(guest)
-        ctx.by_hand.add("small/filler")
+        ctx.by_hand.add(("create", "small/filler"))
         ctx.backup1.script(_FILL, "small")
         inject.go(ctx.pve1)
         done = running.end()
@@ -41,7 +41,7 @@ def full(ctx: Context) -> str:
     return f"{done.short}; tried again while full: {again.short}"
 
 
-@row("25", "quota on the target's root", "told; the base stays; goes on when it is raised", fast=True)
+@row("25", "quota on the target's root", "told; the base stays; goes on when it is raised")
 def quota(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
@@ -55,12 +55,12 @@ def quota(ctx: Context) -> str:
     return done.short
 
 
-@row("26", "replica written by hand", "a conflict, never a forced rollback", conflict=True, fast=True)
+@row("26", "replica written by hand", "a conflict, never a forced rollback", conflict=True)
 def written(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
     replica = ctx.replica(guest)
-    ctx.by_hand.add(replica)
+    ctx.by_hand |= {("set", replica)}
     ctx.backup1.script(_DIRTY, replica)
     ctx.write(guest, 1)
     done = ctx.run()
@@ -82,7 +82,7 @@ def foreign_snapshot(ctx: Context) -> str:
     return done.short
 
 
-@row("28", "the base on the target destroyed", "an older base, or a new generation", fast=True)
+@row("28", "the base on the target destroyed", "an older base, or a new generation")
 def base_destroyed(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
@@ -96,7 +96,7 @@ def base_destroyed(ctx: Context) -> str:
     return f"{newest} destroyed; one point left there"
 
 
-@row("29", "replica renamed", "followed by guid or an error, no silent full stream", fast=True)
+@row("29", "replica renamed", "followed by guid or an error, no silent full stream")
 def renamed(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
@@ -121,7 +121,7 @@ def moved_out(ctx: Context) -> str:
     return f"exit {done.code}: {done.told[:200]}"
 
 
-@row("30", "token whose snapshot is gone from the source", "aborted once, planned anew", fast=True)
+@row("30", "token whose snapshot is gone from the source", "aborted once, planned anew")
 def stale_token(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
@@ -146,7 +146,7 @@ def token_of_other_mode(ctx: Context) -> str:
     ctx.write(other, 4)
     ctx.run("snapshot", str(other.vmid))
     replica = ctx.replica(other)
-    ctx.by_hand.add(replica)
+    ctx.by_hand.add(("receive", replica))
     ctx.pipe(f"zfs send -L -c {ctx.newest(other, ctx.pve1)} | head -c 3000000", f"zfs receive -s -u {replica}")
     ctx.expect(ctx.token(other), "no token was made")
     ctx.remember()
@@ -168,7 +168,7 @@ def suspended(ctx: Context) -> str:
     finally:
         inject.mend_device(ctx.backup1, "small")
         inject.wait_state(ctx.backup1, "small", "ONLINE")
-    ctx.by_hand.add("small/matrix")
+    ctx.by_hand.add(("set", "small/matrix"))
     ctx.expect(done.code != 0 and "suspend" in done.short.lower(), f"does not say it: {done.short}")
     ctx.expect(status.report.get("unreachable"), f"status does not show it: {status.short}")
     return f"{done.short} after {done.seconds:.0f} s; status after {status.seconds:.0f} s"
@@ -192,7 +192,7 @@ def degraded(ctx: Context) -> str:
     finally:
         inject.mend_device(ctx.backup1, "small")
         inject.wait_state(ctx.backup1, "small", "ONLINE")
-    ctx.by_hand.add("small/matrix")
+    ctx.by_hand.add(("set", "small/matrix"))
     ctx.expect(done.code == 0, f"did not go on: {done.short}")
     ctx.expect("degraded" in done.told.lower(), f"does not warn: {done.told[:300]}")
     return done.told[:200]

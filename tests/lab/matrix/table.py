@@ -131,7 +131,7 @@ def table(outcomes: Iterable[Outcome]) -> str:
         head = f"{outcome.row.number:>4}  {outcome.result:<10} N[{marks}] {outcome.seconds:6.1f} s  {outcome.row.fault}"
         lines.append(head)
         lines.append(f"      expected: {outcome.row.expected}")
-        lines.append(f"      seen:     {outcome.json()['seen'] or 'NOTHING'}")
+        lines.append(f"      seen:     {outcome.json()['seen'].strip() or 'NOTHING'}")
         lines += [f"      {name.upper()}: {text}" for name, told in sorted(outcome.broken.items()) for text in told]
     return "\n".join(lines)
 
