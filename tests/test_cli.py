@@ -22,6 +22,7 @@ import pytest
 
 from pve_zfsbackup import cli, terminal
 from pve_zfsbackup.app.session import Session, open_session
+from pve_zfsbackup.cli import options
 from pve_zfsbackup.config import Config
 from pve_zfsbackup.events import Emit
 from pve_zfsbackup.host.lock import run_lock
@@ -63,7 +64,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token_hex: None) -> W
         with open_session(config, emit, made.runner) as session:
             yield dataclasses.replace(session, pve_root=made.node.etc)
 
-    monkeypatch.setattr(cli, "open_session", opened)
+    monkeypatch.setattr(options, "open_session", opened)
     monkeypatch.setattr("syslog.syslog", lambda *words: None)
     monkeypatch.setattr(Session, "now", lambda self: datetime.fromtimestamp(made.clock.now, UTC))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)

@@ -55,7 +55,7 @@ class Calls:
 
 @responses.activate
 def test_a_message_is_posted_as_it_is() -> None:
-    responses.post(URL, status=204)
+    responses.add(responses.POST, URL, status=204)
     notify.post(URL, b"body", {"Content-Type": "application/json"})
     (call,) = responses.calls
     assert call.request.body == b"body"
@@ -66,7 +66,7 @@ def test_a_message_is_posted_as_it_is() -> None:
 @pytest.mark.parametrize("status", [301, 302, 307, 400, 404, 429, 500])
 @responses.activate
 def test_what_is_not_taken_is_an_error_and_no_redirect_is_followed(status: int) -> None:
-    responses.post(URL, status=status, headers={"Location": "https://evil.example/"})
+    responses.add(responses.POST, URL, status=status, headers={"Location": "https://evil.example/"})
     with pytest.raises(BackupError, match=f"status {status}") as caught:
         notify.post(URL, b"", {})
     assert len(responses.calls) == 1
@@ -85,7 +85,7 @@ def test_what_is_not_taken_is_an_error_and_no_redirect_is_followed(status: int) 
 )
 @responses.activate
 def test_no_error_tells_the_address(error: Exception) -> None:
-    responses.get(URL, body=error)
+    responses.add(responses.GET, URL, body=error)
     with pytest.raises(BackupError) as caught:
         notify.ping(URL)
     chain = [
@@ -112,7 +112,7 @@ def test_only_https_leaves(url: str) -> None:
 @responses.activate
 def test_this_host_itself_is_refused_unless_meant(names: dict[str, str], address: str) -> None:
     names["hooks.example"] = address
-    responses.post(URL)
+    responses.add(responses.POST, URL)
     with pytest.raises(BackupError, match="this host itself"):
         notify.post(URL, b"", {})
     assert not responses.calls
@@ -123,7 +123,7 @@ def test_this_host_itself_is_refused_unless_meant(names: dict[str, str], address
 @responses.activate
 def test_a_service_in_the_lan_is_fine(names: dict[str, str]) -> None:
     names["hooks.example"] = "192.168.1.20"
-    responses.post(URL)
+    responses.add(responses.POST, URL)
     notify.post(URL, b"", {})
     assert len(responses.calls) == 1
 

@@ -42,7 +42,7 @@ def test_a_reader_of_results_that_went_away_stops_nothing(monkeypatch: pytest.Mo
         reporter.emit(Progress(host="b", disk="d", moved=1, total=1, seconds=1, done=True))
 
 
-HOME = Path(cli.__file__).parents[1]
+HOME = Path(cli.__file__).parents[2]
 PROGRAM = """
 import sys
 from pve_zfsbackup import cli, terminal

@@ -1,0 +1,79 @@
+"""What every command shares: its options, and the session it works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pve_zfsbackup import __version__, terminal
+from pve_zfsbackup.app.session import Session, open_session
+from pve_zfsbackup.config import load_config
+from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.events import Emit, Event
+from pve_zfsbackup.model import Selector, parse_selector
+
+CONFIG = Path("/etc/pve-zfsbackup/config.yaml")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SelectorType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic since click 8.2
+    """A guest on the command line: any selector the configuration knows."""
+
+    name = "guest"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Selector:
+        try:
+            return parse_selector(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def common(function: F) -> F:
+    """Options every command takes."""
+    config = click.option(
+        "--config", "config_path", type=click.Path(path_type=Path), default=CONFIG, show_default=True,
+        help="Configuration file.",
+    )  # fmt: skip
+    as_json = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
+    verbose = click.option("-v", "--verbose", is_flag=True, help="Say what is done.")
+    return config(as_json(verbose(function)))
+
+
+def scoped(function: F) -> F:
+    """Guests and jobs a command is narrowed down to."""
+    guests = click.argument("guests", nargs=-1, type=SelectorType())
+    jobs = click.option("--job", "jobs", multiple=True, help="Only the guests of this job. Repeatable.")
+    return guests(jobs(function))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pve-zfsbackup")
+def cli() -> None:
+    """Guest-consistent ZFS snapshots, replication and retention for Proxmox VE.
+
+    GUESTS are vmids (100), ranges (100-199), or name:web*, tag:prod, pool:production, storage:fast.
+    Exit codes: 0 all well, 1 some guests or targets failed, 2 failed, 3 configuration or usage, 4 locked.
+    """
+
+
+def silent(_: Event) -> None:
+    """For questions: nothing happens that would be told."""
+
+
+def session_of(path: Path, emit: Emit = silent) -> AbstractContextManager[Session]:
+    """The session of a configuration file. Raises `ConfigError` at once."""
+    return open_session(load_config(path), emit)
+
+
+def tell_notes(notes: Iterable[str]) -> None:
+    for text in notes:
+        terminal.note(text)
+
+
+def tell_errors(errors: Iterable[BackupError]) -> None:
+    for error in errors:
+        terminal.print_error(error)

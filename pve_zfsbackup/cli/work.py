@@ -1,0 +1,120 @@
+"""The stages, one by one and as cron calls them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pve_zfsbackup import report, terminal
+from pve_zfsbackup.app.alerts import alerted_run
+from pve_zfsbackup.app.gather import Scope, assign, inventory
+from pve_zfsbackup.app.preview import preview
+from pve_zfsbackup.app.prune import freed, plan_all
+from pve_zfsbackup.app.run import ALL_STAGES, Stage
+from pve_zfsbackup.app.run import run as run_stages
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.cli.options import cli, common, scoped, session_of, tell_notes
+from pve_zfsbackup.errors import ExitCode
+from pve_zfsbackup.model import Selector
+
+
+@cli.command()
+@scoped
+@click.option("--dry-run", is_flag=True, help="Show what would be snapshotted, and how.")
+@common
+def snapshot(**options: Any) -> int:
+    """Take a recovery point of each guest: freeze, snapshot all disks at one instant, thaw."""
+    return _stages((Stage.SNAPSHOT,), **options)
+
+
+@cli.command()
+@scoped
+@click.option("--dry-run", is_flag=True, help="Show what would be sent, from which base.")
+@common
+def replicate(**options: Any) -> int:
+    """Send the newest points to the targets, incrementally."""
+    return _stages((Stage.REPLICATE,), **options)
+
+
+@cli.command()
+@scoped
+@click.option("--dry-run", is_flag=True, help="Show every verdict with its reason, and the bytes freed.")
+@common
+def prune(
+    guests: Sequence[Selector], jobs: Sequence[str], dry_run: bool, config_path: Path, as_json: bool, verbose: bool
+) -> int:
+    """Remove the points the policy does not keep, here and on the targets."""
+    if not dry_run:
+        return _stages(
+            (Stage.PRUNE,), guests=guests, jobs=jobs, dry_run=False, config_path=config_path, as_json=as_json,
+            verbose=verbose,
+        )  # fmt: skip
+    with session_of(config_path) as session:
+        found = inventory(session)
+        items, _ = assign(session, found, Scope(jobs=tuple(jobs), guests=tuple(guests)))
+        work = plan_all(session, found, items)
+        total: dict[str, int] = {}
+        for pruning in work.guests:
+            for host, count in freed(session, pruning).items():
+                total[host] = total.get(host, 0) + count
+        zone = session.timezone
+    if as_json:
+        terminal.print_json(report.verdicts_json(work, total))
+    else:
+        terminal.print_table(report.verdicts_table(work, zone))
+        for host, count in sorted(total.items()):
+            terminal.say(f"{host}: {report.size(count)} would be freed")
+        for result in work.silent:
+            terminal.note(terminal.result_line(result))
+    return ExitCode.PARTIAL if work.silent else ExitCode.OK
+
+
+@cli.command()
+@scoped
+@click.option(
+    "--stage", "stages", multiple=True, type=click.Choice([stage.value for stage in ALL_STAGES]),
+    help="Only this stage. Repeatable; the order is always snapshot, replicate, prune.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show what each stage would do.")
+@common
+def run(stages: Sequence[str], **options: Any) -> int:
+    """Snapshot, replicate and prune: what cron calls. Failures and recoveries are told as `alerts` says."""
+    chosen = tuple(stage for stage in ALL_STAGES if not stages or stage.value in stages)
+    return _stages(chosen, alerted=True, **options)
+
+
+def _stages(
+    stages: Sequence[Stage], *, guests: Sequence[Selector], jobs: Sequence[str], dry_run: bool, config_path: Path,
+    as_json: bool, verbose: bool, alerted: bool = False,
+) -> int:  # fmt: skip
+    scope = Scope(jobs=tuple(jobs), guests=tuple(guests))
+    with (
+        terminal.Reporter(verbose=verbose, quiet=as_json) as reporter,
+        session_of(config_path, reporter.emit) as session,
+    ):
+        if dry_run:
+            return _show_preview(session, scope, stages, as_json=as_json)
+        if alerted:
+            done, untold = alerted_run(session, scope, stages)
+            tell_notes(untold)
+        else:
+            done = run_stages(session, scope, stages)
+    if as_json:
+        terminal.print_json(report.report_json(done))
+    elif verbose or sys.stdout.isatty():
+        terminal.print_table(report.results_table(done.results))
+        tell_notes(done.notes)
+    return done.exit_code
+
+
+def _show_preview(session: Session, scope: Scope, stages: Sequence[Stage], *, as_json: bool) -> int:
+    shown = preview(session, scope, stages)
+    if as_json:
+        terminal.print_json(report.preview_json(shown))
+    else:
+        terminal.print_table(report.preview_table(shown))
+    return ExitCode.PARTIAL if shown.errors else ExitCode.OK
