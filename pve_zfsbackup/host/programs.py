@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import IO, Protocol
 
 from pve_zfsbackup.errors import InterruptedRunError
-from pve_zfsbackup.host.runner import Completed, _completed, _spawn, _tail, failure
+from pve_zfsbackup.host.runner import Completed, completed, failure, spawn, tail
 
 PIPE_SIZE = 1 << 20  # the most an unprivileged pipe may have; fewer wake-ups per MiB
 
@@ -76,7 +76,7 @@ class _Chain:
         for process in self.processes:
             process.wait()
         return tuple(
-            _completed(argv, process.returncode, b"", _tail(errors))
+            completed(argv, process.returncode, b"", tail(errors))
             for argv, process, errors in zip(self.argvs, self.processes, self.waits, strict=True)
         )
 
@@ -125,7 +125,7 @@ class ProcessPrograms:
         with self._lock:
             if self._cancelled:
                 raise InterruptedRunError(f"interrupted before {argv[0]} began")
-            process = stack.enter_context(_spawn(argv, stdin=ends[0], stdout=ends[1], stderr=errors))
+            process = stack.enter_context(spawn(argv, stdin=ends[0], stdout=ends[1], stderr=errors))
             self._alive.add(process)
         stack.callback(self._forget, process)
         chain.argvs.append(tuple(argv))

@@ -92,14 +92,14 @@ class ProcessRunner:
         timeout: float = DEFAULT_TIMEOUT,
         check: bool = True,
     ) -> Completed:
-        with _spawn(argv, stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL) as process:
+        with spawn(argv, stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL) as process:
             try:
                 out, err = process.communicate(input, timeout=timeout)
             except subprocess.TimeoutExpired:
                 raise CommandTimeoutError(
                     f"{_label(argv)}: no end after {timeout:.0f} s", hint="the work may or may not be done"
                 ) from None
-        done = _completed(argv, process.returncode, out, err)
+        done = completed(argv, process.returncode, out, err)
         if check and done.returncode:
             raise failure(done)
         return done
@@ -123,9 +123,9 @@ class ProcessRunner:
                     chain[0].stdin.close()
                 for process in chain:
                     process.wait()
-            output, *errors = (_tail(file) for file in files)
+            output, *errors = (tail(file) for file in files)
             ends = [
-                _completed(argv, process.returncode, output if process is chain[-1] else b"", text)
+                completed(argv, process.returncode, output if process is chain[-1] else b"", text)
                 for argv, process, text in zip(consumers, chain, errors, strict=True)
             ]
         self._judge(pump, flow, (*sent, *ends))
@@ -164,7 +164,7 @@ def _chain(
         before = chain[-1].stdout if chain else None
         last = number == len(consumers) - 1
         process = stack.enter_context(
-            _spawn(
+            spawn(
                 argv,
                 stdin=before or subprocess.PIPE,
                 stdout=files[0] if last else subprocess.PIPE,
@@ -180,18 +180,18 @@ def _chain(
 def _poured(argv: Sequence[str], pump: Pump) -> Completed:
     with (
         tempfile.TemporaryFile() as errors,
-        _spawn(argv, stdin=subprocess.DEVNULL, stderr=errors) as process,
+        spawn(argv, stdin=subprocess.DEVNULL, stderr=errors) as process,
         pump.killing(process),
     ):
         assert process.stdout is not None
         pump.pour(process.stdout)
         process.wait()
         pump.tell()
-        return _completed(argv, process.returncode, b"", _tail(errors))
+        return completed(argv, process.returncode, b"", tail(errors))
 
 
 @contextlib.contextmanager
-def _spawn(
+def spawn(
     argv: Sequence[str],
     *,
     stdin: int | IO[bytes],
@@ -237,7 +237,8 @@ def _label(argv: Sequence[str]) -> str:
     return " ".join(argv[:2]) if argv[0] in {"zfs", "zpool"} else argv[0]
 
 
-def _completed(argv: Sequence[str], returncode: int, out: bytes, err: bytes) -> Completed:
+def completed(argv: Sequence[str], returncode: int, out: bytes, err: bytes) -> Completed:
+    """How a program ended; of what it said only the end is kept."""
     return Completed(
         argv=tuple(argv),
         returncode=returncode,
@@ -246,7 +247,8 @@ def _completed(argv: Sequence[str], returncode: int, out: bytes, err: bytes) -> 
     )
 
 
-def _tail(file: IO[bytes]) -> bytes:
+def tail(file: IO[bytes]) -> bytes:
+    """The end of what a program wrote to a file."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - STDERR_LIMIT))
     return file.read()
