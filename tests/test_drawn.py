@@ -1,0 +1,55 @@
+"""What a person at a terminal sees of a run, and that nobody else pays for it."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+
+from pve_zfsbackup import terminal
+from pve_zfsbackup.events import Outcome, Progress, Result
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def person(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Called by the test itself: pytest sets the streams anew between a fixture and its test."""
+    made = Terminal()
+    monkeypatch.setattr(sys, "stderr", made)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    return made
+
+
+def test_a_terminal_gets_bars_and_results_above_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = person(monkeypatch)
+    with terminal.Reporter(verbose=False, quiet=False) as reporter:
+        reporter.emit(Progress(host="b[red]ox", disk="vm-100-disk-0", moved=1 << 20, total=4 << 20, seconds=1))
+        reporter.emit(Result(stage="replicate", outcome=Outcome.OK, message="[bold]3 streams"))
+        reporter.emit(
+            Progress(host="b[red]ox", disk="vm-100-disk-0", moved=4 << 20, total=4 << 20, seconds=2, done=True)
+        )
+    shown = screen.getvalue()
+    assert "vm-100-disk-0 → b[red]ox" in shown, "markup in a name stays text"
+    assert "4.0" in shown
+    assert "[bold]3 streams" in shown
+
+
+def test_with_json_on_standard_output_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = person(monkeypatch)
+    with terminal.Reporter(verbose=False, quiet=True) as reporter:
+        reporter.emit(Progress(host="b", disk="d", moved=1, total=1, seconds=1, done=True))
+        reporter.emit(Result(stage="replicate", outcome=Outcome.OK, message="3 streams"))
+    assert screen.getvalue() == ""
+
+
+@pytest.mark.processes
+def test_a_run_without_a_terminal_does_not_import_rich() -> None:
+    code = "import sys, pve_zfsbackup.cli; print([name for name in sys.modules if name.split('.')[0] == 'rich'])"
+    done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
