@@ -120,6 +120,14 @@ class OutOfSpaceError(ZfsError):
     """No space or quota exceeded. Nothing is deleted to make room."""
 
 
+class PoolSuspendedError(ZfsError):
+    """A pool's devices do not answer: nothing is asked of it, because every command would hang."""
+
+
+class ForeignRootError(BackupError):
+    """A target's root belongs to another cluster or node: nothing is sent there, nothing is removed."""
+
+
 class FeatureMissingError(ZfsError):
     """The target's ZFS or pool lacks a feature the stream needs."""
 

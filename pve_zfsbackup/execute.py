@@ -22,6 +22,7 @@ from pve_zfsbackup.model import (
     PROPERTY,
     SOURCE,
     AbortReceive,
+    Adopt,
     CreateBookmark,
     CreateParent,
     Dataset,
@@ -72,7 +73,9 @@ class Executor:
             case AbortReceive():
                 zfs.abort_receive(self.hosts[step.host], step.dataset)
             case CreateParent():
-                zfs.create_parent(self.hosts[step.host], step.dataset)
+                zfs.create_parent(self.hosts[step.host], step.dataset, step.owner)
+            case Adopt():
+                zfs.set_properties(self.hosts[step.host], [step.dataset], {f"{PROPERTY}owner": step.owner})
             case CreateBookmark():
                 zfs.create_bookmark(self.hosts[SOURCE], step.snapshot, step.name)
             case DestroyBookmark():
@@ -96,6 +99,7 @@ class Executor:
             f"{PROPERTY}point": step.point,
             f"{PROPERTY}disks": step.disks,
             f"{PROPERTY}guest": f"{step.guest.kind}/{step.guest.node}",
+            **({f"{PROPERTY}props": step.props} if step.props else {}),
             **{PROPERTY + key: value for key, value in pack(step.guest).items()},
         }
         with quiescer.window(step, limit) as window:
@@ -144,6 +148,8 @@ class Executor:
             if f"{PROPERTY}point" not in own:
                 raise VerificationError(f"{step.source.full_name}: lost its properties, the replica is not marked")
             own[f"{PROPERTY}volume"] = step.volume
+            if step.disks:
+                own[f"{PROPERTY}disks"] = step.disks
             groups[step.host, tuple(sorted(own.items()))].append(f"{step.dataset}@{step.source.name}")
         for host in sorted({host for host, _ in groups}):
             own_groups = [(names, dict(pairs)) for (name, pairs), names in groups.items() if name == host]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from pve_zfsbackup.app.session import HOLD_TAG, Session
+from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Job
-from pve_zfsbackup.errors import BackupError, ConfigError
+from pve_zfsbackup.errors import BackupError, ConfigError, ForeignRootError
 from pve_zfsbackup.host import guests as pve_guests
 from pve_zfsbackup.host.api import Api
-from pve_zfsbackup.host.listing import list_host, with_tokens
+from pve_zfsbackup.host.health import KSTAT, pool_of, told
+from pve_zfsbackup.host.identity import owner_id
+from pve_zfsbackup.host.listing import list_source, list_target, with_tokens
 from pve_zfsbackup.host.ssh import Host
-from pve_zfsbackup.model import SOURCE, Dataset, Disk, Guest, Listing, Quiesce, Selector, Storage, Vmid
+from pve_zfsbackup.model import SOURCE, SUSPENDED, Dataset, Disk, Guest, Listing, Quiesce, Selector, Storage, Vmid
 from pve_zfsbackup.plan.discovery import discover
-from pve_zfsbackup.plan.replication import ReplicationPolicy
 from pve_zfsbackup.plan.selection import select
+from pve_zfsbackup.plan.standing import foreign_root
 
 _STRICTEST = (Quiesce.REQUIRE, Quiesce.PREFER, Quiesce.OFF)
 DISK_DEPTH = 2  # <pool of the storage>/<volume>, and the volume's snapshots
@@ -55,17 +58,19 @@ class Assignment:
 
 def inventory(session: Session) -> Inventory:
     """Ask the API for the guests and ZFS for the datasets of the node's storages: one listing."""
-    return inventory_of(session.api, session.node, session.hosts[SOURCE])
+    return inventory_of(session.api, session.node, session.hosts[SOURCE], session.kstat)
 
 
-def inventory_of(api: Api, node: str, host: Host) -> Inventory:
+def inventory_of(api: Api, node: str, host: Host, kstat: Path = KSTAT) -> Inventory:
     """The same without a session, which `setup` cannot have yet."""
     notes: list[str] = []
     raw = pve_guests.read_guests(api, node, note=notes.append)
     storages = pve_guests.read_storages(api)
     roots = _roots(storages, node)
-    listing = list_host(host, roots, depth=DISK_DEPTH)
-    notes += [f"{root}: dataset of a Proxmox storage does not exist" for root in roots if root not in listing.roots]
+    listing = list_source(host, roots, depth=DISK_DEPTH, kstat=kstat)
+    asked = (root for root in roots if listing.health.get(pool_of(root)) != SUSPENDED)
+    notes += told(listing.health)
+    notes += [f"{root}: dataset of a Proxmox storage does not exist" for root in asked if root not in listing.roots]
     return Inventory(guests=discover(raw, storages, listing, node), listing=listing, notes=tuple(notes))
 
 
@@ -74,28 +79,35 @@ def _roots(storages: Mapping[str, Storage], node: str) -> list[Dataset]:
     return sorted({Dataset(storage.pool) for storage in here})
 
 
+def visible_listing(session: Session, name: str) -> Listing:
+    """What the target's root shows, whosoever it is: only to be looked at. Raises when it cannot be asked."""
+    return list_target(session.hosts[name], session.config.targets[name].root)
+
+
 def target_listing(session: Session, name: str) -> Listing:
-    """One listing of the target's root, resume tokens decoded. Raises when the target cannot be asked."""
-    root = session.config.targets[name].root
-    return with_tokens(list_host(session.hosts[name], [root]), session.hosts[SOURCE])
+    """One listing of the target's root, resume tokens decoded. Raises when the target cannot be asked, and
+    `ForeignRootError` when the root belongs to somebody else."""
+    listing = visible_listing(session, name)
+    if conflict := foreign_root(listing, session.config.targets[name].root, owner_id(session.pve_root)):
+        raise ForeignRootError(f"{conflict.message}: {'; '.join(conflict.evidence)}", hint=conflict.resolve)
+    return with_tokens(listing, session.hosts[SOURCE])
 
 
-def target_listings(session: Session, names: Sequence[str]) -> tuple[dict[str, Listing], dict[str, BackupError]]:
+Look = Callable[[Session, str], Listing]
+
+
+def target_listings(
+    session: Session, names: Sequence[str], look: Look = target_listing
+) -> tuple[dict[str, Listing], dict[str, BackupError]]:
     """The listings of those targets that answered, and the errors of those that did not."""
     listings: dict[str, Listing] = {}
     errors: dict[str, BackupError] = {}
     for name in names:
         try:
-            listings[name] = target_listing(session, name)
+            listings[name] = look(session, name)
         except BackupError as error:
             errors[name] = error
     return listings, errors
-
-
-def replication_policy(session: Session, name: str) -> ReplicationPolicy:
-    """How disks go to this target, by its configuration."""
-    target = session.config.targets[name]
-    return ReplicationPolicy(host=name, root=target.root, hold_tag=HOLD_TAG, append_only=target.append_only)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
-from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, target_listings
+from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, target_listings, visible_listing
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError
 from pve_zfsbackup.model import SOURCE, Disk, Guest, Listing, Point, Vmid
@@ -65,7 +65,7 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
         raise ConfigError([f"no host named {only}"], hint=f"hosts: {known}")
     found = inventory(session)
     names = [name for name in session.config.targets if only in ("", name)]
-    listings, errors = target_listings(session, names)
+    listings, errors = target_listings(session, names, visible_listing)
     if only in ("", SOURCE):
         listings = {SOURCE: found.listing, **listings}
     points_by_host = {host: _points(listing) for host, listing in listings.items()}

@@ -13,6 +13,7 @@ from pve_zfsbackup.app.lanes import Course, attempt
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.patience import Patience
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.targets import remarks
 from pve_zfsbackup.app.works import STAGE, Work, plan_target, plan_works
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Result
@@ -66,11 +67,15 @@ def _to_target(session: Session, found: Inventory, guests: Sequence[Guest], cour
     settings = session.config.targets[course.target]
     patience = Patience(retries=settings.retries, wait=settings.retry_wait, pause=session.pause, random=session.random)
     progress = _Progress()
+    remarked = False
     while not course.stop.is_set():
         refused = len(course.refused)
         fault: BackupError | None = None
         try:
             listing = target_listing(session, course.target)
+            if not remarked:
+                yield from remarks(session, found, listing, STAGE)
+                remarked = True
             if progress.made(listing, waiting):
                 patience.renew()
             plan_works(session, found, waiting, without(listing, course.refused))

@@ -18,6 +18,7 @@ from pve_zfsbackup.execute import Executor
 from pve_zfsbackup.host.agent import Agent, ApiAgent, QmAgent
 from pve_zfsbackup.host.api import Api, Token
 from pve_zfsbackup.host.guests import is_running, node_name
+from pve_zfsbackup.host.health import KSTAT
 from pve_zfsbackup.host.pve import HttpsApi
 from pve_zfsbackup.host.pvesh import PveshApi
 from pve_zfsbackup.host.quiesce import Quiescer, SystemdWatchdog
@@ -42,6 +43,7 @@ class Session:
     pve_root: Path = field(default=Path("/etc/pve"))
     pause: Callable[[threading.Event, float], bool] = threading.Event.wait
     random: Callable[[], float] = random.random
+    kstat: Path = field(default=KSTAT)
 
     @property
     def executor(self) -> Executor:

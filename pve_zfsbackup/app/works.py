@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from pve_zfsbackup.app.gather import Inventory, replication_policy
+from pve_zfsbackup.app.gather import Inventory
 from pve_zfsbackup.app.outcome import blocked, failed
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.targets import comparison
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.model import Dataset, Disk, Guest, Listing, Mark, Plan
-from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides, compare, plan_replication
+from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides, plan_replication
 
 STAGE = "replicate"
 
@@ -101,8 +102,7 @@ def plan_target(session: Session, found: Inventory, guests: Sequence[Guest], lis
 
 def plan_works(session: Session, found: Inventory, works: Sequence[Work], listing: Listing) -> None:
     """Plan these guests, again or for the first time, on what the target has now. Disks given up stay so."""
-    sides = compare(found.listing, listing)
-    policy = replication_policy(session, listing.host)
+    sides, policy = comparison(session, found, [work.guest for work in works], listing)
     for work in works:
         work.plans, work.broken, work.error, work.pending = {}, {}, None, 0
         for disk in work.guest.protected_disks:

@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from pve_zfsbackup.errors import DatasetNotFoundError, ZfsError
+from pve_zfsbackup.host.health import KSTAT, local_states, pool_of, state_argv, suspended
+from pve_zfsbackup.host.rows import SOURCE_COLUMNS, TARGET_COLUMNS, volumes
+from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
-from pve_zfsbackup.model import (
-    PROPERTY,
-    SNAPSHOT_NAME,
-    Bookmark,
-    Dataset,
-    Guid,
-    Listing,
-    PointId,
-    ResumeToken,
-    Snapshot,
-    Volume,
-)
+from pve_zfsbackup.model import PROPERTY, SUSPENDED, Dataset, Guid, Listing, ResumeToken, Snapshot
 
 LIST_TIMEOUT = 900.0
-# A bookmark's `ivsetguid` and a snapshot's are listed like any property (seen on OpenZFS 2.3.9).
-_NATIVE = (
-    "type", "name", "guid", "createtxg", "creation", "used", "referenced", "userrefs", "clones",
-    "encryption", "keystatus", "origin", "receive_resume_token",
-)  # fmt: skip
-_OURS = tuple(PROPERTY + name for name in ("point", "disks", "consistency", "volume"))
 _MISSING = re.compile(r"cannot open '([^']+)': dataset does not exist")
 
 
-def list_host(host: Host, roots: Sequence[Dataset], *, depth: int | None = None) -> Listing:
+def list_host(
+    host: Host,
+    roots: Sequence[Dataset],
+    *,
+    depth: int | None = None,
+    columns: Sequence[str] = TARGET_COLUMNS,
+) -> Listing:
     """List the roots with all below them: `depth` as in `zfs list -d`, None for everything.
 
     A root that does not exist is left out of `Listing.roots`; every other trouble raises, because only
@@ -42,17 +34,48 @@ def list_host(host: Host, roots: Sequence[Dataset], *, depth: int | None = None)
     """
     if not roots:
         return Listing(host=host.name)
+    done = host.run(_argv(roots, depth, columns), check=False, timeout=LIST_TIMEOUT)
+    return _listing(host, roots, done, done.stdout.splitlines(), columns)
+
+
+def list_source(host: Host, roots: Sequence[Dataset], *, depth: int, kstat: Path = KSTAT) -> Listing:
+    """The same of this node, with what a restore needs; a suspended pool is left out, for it would hang the rest."""
+    states = local_states(roots, kstat)
+    live = [root for root in roots if states.get(pool_of(root)) != SUSPENDED]
+    return replace(list_host(host, live, depth=depth, columns=SOURCE_COLUMNS), health=states)
+
+
+def list_target(host: Host, root: Dataset) -> Listing:
+    """The root of a target and the state of its pool, in one round trip that never meets a suspended pool.
+
+    Raises `PoolSuspendedError`, and what `list_host` does.
+    """
+    pool = pool_of(root)
+    done = host.run_line((state_argv(pool), _argv([root], None, TARGET_COLUMNS)), timeout=LIST_TIMEOUT)
+    lines = done.stdout.splitlines()
+    if not lines and done.returncode == 1 and not done.stderr.strip():
+        raise suspended(host, pool)
+    if not lines and done.returncode in (2, 127):  # no such file, or no grep: not one that knows the pool's state
+        return list_host(host, [root])
+    return replace(_listing(host, [root], done, lines[1:], TARGET_COLUMNS), health={pool: "".join(lines[:1]).strip()})
+
+
+def _argv(roots: Sequence[Dataset], depth: int | None, columns: Sequence[str]) -> tuple[str, ...]:
     reach = ("-r",) if depth is None else ("-d", str(depth))
-    argv = ("zfs", "list", "-Hp", *reach, "-t", "all", "-o", ",".join(_NATIVE + _OURS), "--", *roots)
-    done = host.run(argv, check=False, timeout=LIST_TIMEOUT)
+    return ("zfs", "list", "-Hp", *reach, "-t", "all", "-o", ",".join(columns), "--", *roots)
+
+
+def _listing(
+    host: Host, roots: Sequence[Dataset], done: Completed, lines: Sequence[str], columns: Sequence[str]
+) -> Listing:
     missing = set(_MISSING.findall(done.stderr))
     if done.returncode:
         unexplained = [line for line in done.stderr.splitlines() if line.strip() and not _MISSING.search(line)]
         if unexplained or not missing or done.returncode != 1:  # a killed one answers half
             raise classified(done)
     with _readable(host):
-        volumes = _volumes(done.stdout.splitlines())
-    return Listing(host=host.name, volumes=volumes, roots=frozenset(r for r in roots if r not in missing))
+        found = volumes(lines, columns)
+    return Listing(host=host.name, volumes=found, roots=frozenset(r for r in roots if r not in missing))
 
 
 def with_tokens(listing: Listing, source: Host) -> Listing:
@@ -126,99 +149,6 @@ def _readable(host: Host) -> Iterator[None]:
         yield
     except (ValueError, KeyError) as error:
         raise ZfsError(f"{host.name}: the answer of zfs is not understood: {str(error)[:200]}") from None
-
-
-@dataclass(slots=True)
-class _Draft:
-    volume: Volume
-    snapshots: list[Snapshot] = field(default_factory=list)
-    bookmarks: list[Bookmark] = field(default_factory=list)
-
-
-def _volumes(lines: Iterable[str]) -> Mapping[Dataset, Volume]:
-    drafts: dict[str, _Draft] = {}
-    rows = [_row(line) for line in lines]
-    for row in rows:
-        if row["type"] in ("filesystem", "volume"):
-            drafts[row["name"]] = _Draft(_volume(row))
-    for row in rows:
-        if row["type"] == "snapshot":
-            snapshot = _snapshot(row)
-            if owner := drafts.get(snapshot.dataset):
-                owner.snapshots.append(snapshot)
-        elif row["type"] == "bookmark":
-            bookmark = _bookmark(row)
-            if owner := drafts.get(bookmark.dataset):
-                owner.bookmarks.append(bookmark)
-    return {draft.volume.name: _finished(draft) for draft in drafts.values()}
-
-
-def _finished(draft: _Draft) -> Volume:
-    unique = {snapshot.full_name: snapshot for snapshot in draft.snapshots}  # nested roots list twice
-    marks = {bookmark.full_name: bookmark for bookmark in draft.bookmarks}
-    return replace(
-        draft.volume,
-        snapshots=tuple(sorted(unique.values(), key=lambda s: (s.createtxg, s.name))),
-        bookmarks=tuple(sorted(marks.values(), key=lambda b: (b.createtxg, b.name))),
-    )
-
-
-def _row(line: str) -> dict[str, str]:
-    keys = _NATIVE + _OURS
-    cells = line.split("\t")
-    if len(cells) != len(keys):
-        raise ZfsError(f"zfs list: {len(cells)} columns instead of {len(keys)} in {line[:200]!r}")
-    return {key: "" if cell == "-" else cell for key, cell in zip(keys, cells, strict=True)}
-
-
-def _volume(row: Mapping[str, str]) -> Volume:
-    kind: Literal["filesystem", "volume"] = "volume" if row["type"] == "volume" else "filesystem"
-    token = row["receive_resume_token"]
-    return Volume(
-        name=Dataset(row["name"]),
-        guid=Guid(row["guid"]),
-        type=kind,
-        used=int(row["used"] or 0),
-        refer=int(row["referenced"] or 0),
-        encrypted=row["encryption"] not in ("", "off"),
-        keystatus=row["keystatus"],
-        origin=row["origin"],
-        resume=ResumeToken(token=token) if token else None,
-    )
-
-
-def _snapshot(row: Mapping[str, str]) -> Snapshot:
-    dataset, _, name = row["name"].partition("@")
-    point = row[PROPERTY + "point"]
-    match = SNAPSHOT_NAME.match(name)
-    # A property is inherited by every snapshot of a dataset that has it: ours only if it names this snapshot.
-    ours = match is not None and point.partition("/")[2] == match[1] and point.partition("/")[0].isdigit()
-    return Snapshot(
-        dataset=Dataset(dataset),
-        name=name,
-        guid=Guid(row["guid"]),
-        createtxg=int(row["createtxg"]),
-        creation=int(row["creation"]),
-        used=int(row["used"] or 0),
-        refer=int(row["referenced"] or 0),
-        userrefs=int(row["userrefs"] or 0),
-        clones=bool(row["clones"]),
-        point=PointId(point) if ours else None,
-        disks=row[PROPERTY + "disks"] if ours else "",
-        consistency=row[PROPERTY + "consistency"] if ours else "",
-        volume=Guid(row[PROPERTY + "volume"]) if ours else Guid(""),
-    )
-
-
-def _bookmark(row: Mapping[str, str]) -> Bookmark:
-    dataset, _, name = row["name"].partition("#")
-    return Bookmark(
-        dataset=Dataset(dataset),
-        name=name,
-        guid=Guid(row["guid"]),
-        createtxg=int(row["createtxg"]),
-        creation=int(row["creation"]),
-    )
 
 
 def _hex(text: str | None) -> Guid:

@@ -138,6 +138,23 @@ class Host:
             raise failure(done)
         return done
 
+    def run_line(self, commands: Sequence[Sequence[str]], *, timeout: float = DEFAULT_TIMEOUT) -> Completed:
+        """Run commands in one session, each only after the one before succeeded; what all of them say together.
+
+        Raises as `run` does without `check`.
+        """
+        if self.destination is None:
+            done = Completed(argv=(), returncode=0, stdout="", stderr="")
+            for command in commands:
+                last = self.run(command, timeout=timeout, check=False)
+                out, err = done.stdout + last.stdout, done.stderr + last.stderr
+                done = Completed(argv=last.argv, returncode=last.returncode, stdout=out, stderr=err)
+                if done.returncode:
+                    break
+            return done
+        line = " && ".join(shlex.join(command) for command in commands)
+        return self._run(commands[-1], self.destination.argv(line), timeout=timeout, check=False, input=None)
+
     def unreachable(self, done: Completed) -> CommandError:
         """Why ssh itself failed."""
         assert self.destination is not None

@@ -13,7 +13,7 @@ from pve_zfsbackup.errors import DatasetNotFoundError, QueuedError, Verification
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
-from pve_zfsbackup.model import Bookmark, Dataset, Guid, Resume, Send, Snapshot
+from pve_zfsbackup.model import PROPERTY, Bookmark, Dataset, Guid, Resume, Send, Snapshot
 
 _Item = TypeVar("_Item")
 BATCH = 400  # snapshots in one command: over ssh it is one argument, and Linux takes 128 KiB in one
@@ -51,9 +51,10 @@ def set_many(host: Host, groups: Sequence[tuple[Sequence[str], Mapping[str, str]
         raise classified(failed)
 
 
-def create_parent(host: Host, dataset: Dataset) -> None:
-    """Make a container for replicas; one that exists is left as it is."""
-    options = [part for key, value in PARENT.items() for part in ("-o", f"{key}={value}")]
+def create_parent(host: Host, dataset: Dataset, owner: str = "") -> None:
+    """Make a container for replicas; one that exists is left as it is. The root has an owner."""
+    properties = PARENT | ({f"{PROPERTY}owner": owner} if owner else {})
+    options = [part for key, value in properties.items() for part in ("-o", f"{key}={value}")]
     done = host.run(("zfs", "create", *options, "--", dataset), check=False)
     if done.returncode and "dataset already exists" not in done.stderr:
         raise classified(done)

@@ -10,7 +10,18 @@ from pve_zfsbackup.model.archive import (
 )
 from pve_zfsbackup.model.guests import Agent, Disk, Guest, GuestKind, RawGuest, Storage
 from pve_zfsbackup.model.names import PREFIX, PROPERTY, SNAPSHOT_NAME, SOURCE, Dataset, Guid, PointId, Vmid, printable
-from pve_zfsbackup.model.points import Consistency, Keep, Point, PointDisk, Quiesce, Verdict, decode_disks, encode_disks
+from pve_zfsbackup.model.points import (
+    Consistency,
+    Keep,
+    Point,
+    PointDisk,
+    Quiesce,
+    Verdict,
+    decode_disks,
+    decode_props,
+    encode_disks,
+    encode_props,
+)
 from pve_zfsbackup.model.selectors import (
     DISK_FORMS,
     SELECTOR_FORMS,
@@ -22,6 +33,7 @@ from pve_zfsbackup.model.selectors import (
 )
 from pve_zfsbackup.model.steps import (
     AbortReceive,
+    Adopt,
     Conflict,
     CreateBookmark,
     CreateParent,
@@ -36,16 +48,30 @@ from pve_zfsbackup.model.steps import (
     SnapshotGuest,
     Step,
 )
-from pve_zfsbackup.model.zfs import Bookmark, Listing, ResumeToken, Snapshot, Volume, World
+from pve_zfsbackup.model.zfs import (
+    ONLINE,
+    RESTORE_PROPS,
+    SUSPENDED,
+    Bookmark,
+    Listing,
+    ResumeToken,
+    Snapshot,
+    Volume,
+    World,
+)
 
 __all__ = [
     "DISK_FORMS",
+    "ONLINE",
     "PREFIX",
     "PROPERTY",
+    "RESTORE_PROPS",
     "SELECTOR_FORMS",
     "SNAPSHOT_NAME",
     "SOURCE",
+    "SUSPENDED",
     "AbortReceive",
+    "Adopt",
     "Agent",
     "ArchivePlan",
     "ArchiveStream",
@@ -91,7 +117,9 @@ __all__ = [
     "Volume",
     "World",
     "decode_disks",
+    "decode_props",
     "encode_disks",
+    "encode_props",
     "parse_disk_pattern",
     "parse_selector",
     "printable",

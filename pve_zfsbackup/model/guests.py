@@ -29,7 +29,7 @@ class Disk:
     `dataset` is set only when the volume lies on a ZFS storage of this node and exists there.
     `reason` says why it is not protected; empty when it is. `lost`: the reason is no decision of an administrator
     and no property of the disk, but something that should be there and is not seen: a pool that is not imported, a
-    storage that the API's token may not see.
+    storage that the API's token may not see. `excluded`: a job leaves it out.
     """
 
     key: str
@@ -40,6 +40,7 @@ class Disk:
     size: int = 0
     reason: str = ""
     lost: bool = False
+    excluded: bool = False
 
     @property
     def protected(self) -> bool:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from pve_zfsbackup.model.names import Guid, PointId, Vmid
 from pve_zfsbackup.model.zfs import Snapshot
+
+PROPS_LIMIT: Final = 8000  # a user property's value ends at 8,192 bytes
+_PROPS_UNPACKED: Final = 1 << 20
+_DEFLATED: Final = "z:"
 
 
 class Consistency(StrEnum):
@@ -77,6 +85,32 @@ def decode_disks(text: str) -> tuple[PointDisk, ...]:
         if key and volid:
             found.append(PointDisk(key=key, volid=volid, guid=Guid(guid)))
     return tuple(found)
+
+
+def encode_props(disks: Mapping[str, Mapping[str, str]]) -> str:
+    """The value of the property `props`: JSON in ASCII, deflated where it would not fit; empty if nothing helps.
+
+    `disks` has for each key what a restore must set on that disk (RESTORE_PROPS); all disks of a point carry it all.
+    """
+    known = {key: dict(own) for key, own in disks.items() if own}
+    text = json.dumps(known, separators=(",", ":"), sort_keys=True) if known else ""
+    if len(text) > PROPS_LIMIT:
+        text = _DEFLATED + base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
+    return text if len(text) <= PROPS_LIMIT else ""
+
+
+def decode_props(text: str) -> dict[str, dict[str, str]]:
+    """What `encode_props` made; nothing where that cannot be read: a target is not trusted."""
+    try:
+        if text.startswith(_DEFLATED):
+            packed = base64.b64decode(text.removeprefix(_DEFLATED), validate=True)
+            text = zlib.decompressobj().decompress(packed, _PROPS_UNPACKED).decode("ascii")
+        found = json.loads(text) if text else {}
+    except (ValueError, zlib.error):
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(own, dict) for own in found.values()):
+        return {}
+    return {key: {name: str(value) for name, value in own.items()} for key, own in found.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

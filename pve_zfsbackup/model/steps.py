@@ -33,14 +33,28 @@ class SnapshotGuest:
     quiesce: Quiesce
     freeze: bool  # whether to try
     reason: str = ""  # why not
+    props: str = ""  # what a restore needs of the disks, see `encode_props`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateParent:
-    """Create the container datasets a replica is received under, with properties that keep it inert."""
+    """Create the container datasets a replica is received under, with properties that keep it inert.
+
+    The root gets its `owner`.
+    """
 
     host: str
     dataset: Dataset
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """Make a root that nobody owns ours: no other cluster shall keep and prune its points there."""
+
+    host: str
+    dataset: Dataset
+    owner: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +93,15 @@ class AbortReceive:
 class Mark:
     """Give a received snapshot the properties of its source: only now it is part of a point on the target.
 
-    Sets what the source snapshot has (point, disks, consistency, configuration), and `volume`.
+    Sets what the source snapshot has (point, disks, consistency, configuration), and `volume`; `disks` instead of
+    the source's where some disks of the point do not go to this target.
     """
 
     host: str
     source: Snapshot
     dataset: Dataset
     volume: Guid  # of the source dataset
+    disks: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +138,7 @@ class Destroy:
 
 
 Step = (
-    SnapshotGuest | CreateParent | Send | Resume | AbortReceive | Mark | Hold | Release
+    SnapshotGuest | CreateParent | Adopt | Send | Resume | AbortReceive | Mark | Hold | Release
     | CreateBookmark | DestroyBookmark | Destroy
 )  # fmt: skip
 

@@ -9,6 +9,13 @@ from typing import Final, Literal
 from pve_zfsbackup.model.names import Dataset, Guid, PointId
 
 UNKNOWN: Final = Guid("")
+ONLINE: Final = "ONLINE"
+SUSPENDED: Final = "SUSPENDED"
+# What ZFS does not send along without `-p`, and a restore must set again (reliability §1, "Properties").
+RESTORE_PROPS: Final = (
+    "volsize", "volblocksize", "refreservation", "recordsize", "compression", "acltype", "xattr", "dnodesize", "quota",
+    "refquota",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +35,8 @@ class Snapshot:
     disks: str = ""  # the point's disks, see `encode_disks`
     consistency: str = ""
     volume: Guid = UNKNOWN  # on a target: guid of the source dataset it was taken of, set when it is marked
+    ivset: Guid = UNKNOWN  # of an encrypted one: a receive that is not raw keeps the guid and changes this
+    written: int = 0  # bytes since the snapshot before it
 
     @property
     def full_name(self) -> str:
@@ -41,6 +50,7 @@ class Bookmark:
     guid: Guid
     createtxg: int
     creation: int
+    ivset: Guid = UNKNOWN
 
     @property
     def full_name(self) -> str:
@@ -73,15 +83,22 @@ class Volume:
     resume: ResumeToken | None = None
     snapshots: tuple[Snapshot, ...] = ()
     bookmarks: tuple[Bookmark, ...] = ()
+    available: int | None = None  # bytes, quotas counted in
+    owner: str = ""  # on a target: whose replicas these are, see `plan.standing`
+    props: Mapping[str, str] = field(default_factory=dict)  # on the source: what a restore needs, see RESTORE_PROPS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What one `zfs list` of one host said. `roots` are the datasets that were asked for and exist."""
+    """What one `zfs list` of one host said. `roots` are the datasets that were asked for and exist.
+
+    `health` has the state of their pools, where it is known: a suspended one is not asked for anything.
+    """
 
     host: str
     volumes: Mapping[Dataset, Volume] = field(default_factory=dict)
     roots: frozenset[Dataset] = frozenset()
+    health: Mapping[str, str] = field(default_factory=dict)
 
 
 World = Mapping[str, Listing]  # SOURCE and the targets by name

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pve_zfsbackup.model import Bookmark, Dataset, Guid, Listing, PointId, Snapshot, Volume
+from pve_zfsbackup.plan.features import PoolProps
 from pve_zfsbackup.plan.points import GENERATION, complete_points
 
 Base = Snapshot | Bookmark
@@ -26,6 +27,7 @@ class Sides:
     holders: Mapping[Guid, tuple[Dataset, ...]]  # snapshot guid -> datasets of the target that have it
     owned: Mapping[Guid, tuple[Dataset, ...]]  # source dataset guid -> datasets of the target received from it
     siblings: Mapping[Dataset, tuple[Dataset, ...]]  # path without generation -> all generations there
+    pools: PoolProps | None = None  # asked for only where a full stream is to be expected
 
 
 def compare(source: Listing, target: Listing) -> Sides:
@@ -72,9 +74,20 @@ def bases(source: Volume) -> tuple[Base, ...]:
 
 def common_base(source: Volume, replica: Volume) -> Base | None:
     """The newest of the source, by its createtxg, that the replica has; a snapshot rather than its bookmark."""
-    there = {snapshot.guid for snapshot in replica.snapshots}
-    common = [base for base in bases(source) if base.guid in there]
+    there = {snapshot.guid: snapshot.ivset for snapshot in replica.snapshots}
+    common = [base for base in bases(source) if base.guid in there and same_ivset(base.ivset, there[base.guid])]
     return max(common, key=lambda base: (base.createtxg, isinstance(base, Snapshot), base.name), default=None)
+
+
+def same_ivset(one: Guid, other: Guid) -> bool:
+    """A raw stream goes on only from the very same encrypted blocks: a receive that was not raw kept the guid and
+    made others (reliability §0.5). Unknown (not encrypted, or an old bookmark) rules nothing out."""
+    return not one or not other or one == other
+
+
+def first_time(source: Volume, sides: Sides) -> bool:
+    """Whether nothing on the target has anything in common with this volume, so that a full stream is due."""
+    return not any(base.guid in sides.holders for base in reversed(bases(source)))
 
 
 def find_replica(source: Volume, sides: Sides, root: Dataset, prefer: Dataset) -> Volume | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from pve_zfsbackup.model import (
     AbortReceive,
+    Adopt,
     Conflict,
     CreateBookmark,
     CreateParent,
@@ -21,8 +22,20 @@ from pve_zfsbackup.model import (
     Snapshot,
     Step,
     Volume,
+    decode_disks,
+    encode_disks,
 )
-from pve_zfsbackup.plan.pairing import Base, Sides, common_base, compare, find_replica, foreign_owner, usual_path
+from pve_zfsbackup.plan.obstacles import obstacle
+from pve_zfsbackup.plan.pairing import (
+    Base,
+    Sides,
+    common_base,
+    compare,
+    find_replica,
+    foreign_owner,
+    same_ivset,
+    usual_path,
+)
 from pve_zfsbackup.plan.points import bookmark_name, bookmark_target, stamp_of
 from pve_zfsbackup.plan.route import ReplicationPolicy, Route, default_path, received, route
 
@@ -58,18 +71,20 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Pla
         return _blocked(way)
     wanted, forged = _namesakes(wanted, way)
     sends = _sends(source, ordered, wanted, way, policy)
+    if blocked := obstacle(source, sends, sides, policy):
+        return _blocked(blocked)
     top = sends[-1].snapshot if sends else way.base
     assert top is not None  # there is something wanted: it is sent, or there is a base
     there = (*way.snapshots, *(received(sent, way.path) for send in sends for sent in _sent(send)))
-    steps: list[Step] = []
+    adoption = Adopt(host=policy.host, dataset=policy.root, owner=policy.owner)
+    steps: list[Step] = [adoption] if policy.adopt else []
     if way.base is None:
         steps += _parents(way.path, sides, policy)
     before, after = _bookmarks(source, top, way.common, policy)
     steps += [*before, *way.steps]
     steps += _marks(source, way, policy)
     for send in sends:
-        marks = (Mark(host=policy.host, source=s, dataset=way.path, volume=source.guid) for s in _sent(send))
-        steps += [send, *marks]
+        steps += [send, *(_mark(s, source, way.path, policy) for s in _sent(send))]
     steps += _holds(source, top, there, way.path, sides, policy)
     steps += after
     warnings = (*way.warnings, *forged, *(_overtaken(wanted[-1], top, there, policy) if wanted else ()))
@@ -84,10 +99,11 @@ def phases(plan: Plan) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, 
     """
     moving = [index for index, step in enumerate(plan.steps) if isinstance(step, Send | Resume | AbortReceive)]
     end = moving[-1] + 1 if moving else 0
-    parents = tuple(step for step in plan.steps if isinstance(step, CreateParent))
-    streams = tuple(step for step in plan.steps[:end] if not isinstance(step, CreateParent | Mark))
+    parents = tuple(step for step in plan.steps if isinstance(step, CreateParent | Adopt))
+    streams = tuple(step for step in plan.steps[:end] if not isinstance(step, CreateParent | Adopt | Mark))
     marks = tuple(step for step in plan.steps[:end] if isinstance(step, Mark))
-    return parents, streams, (*marks, *(step for step in plan.steps[end:] if not isinstance(step, CreateParent)))
+    rest = (step for step in plan.steps[end:] if not isinstance(step, CreateParent | Adopt))
+    return parents, streams, (*marks, *rest)
 
 
 def _namesakes(wanted: list[Snapshot], way: Route) -> tuple[list[Snapshot], tuple[str, ...]]:
@@ -158,7 +174,8 @@ def _parents(path: Dataset, sides: Sides, policy: ReplicationPolicy) -> Iterator
     for part in between:
         name = f"{name}/{part}" if part else name
         if name not in sides.target.volumes and name not in sides.target.roots:
-            yield CreateParent(host=policy.host, dataset=Dataset(name))
+            owner = policy.owner if name == policy.root and not policy.append_only else ""
+            yield CreateParent(host=policy.host, dataset=Dataset(name), owner=owner)
 
 
 def _marks(source: Volume, way: Route, policy: ReplicationPolicy) -> Iterator[Step]:
@@ -166,8 +183,20 @@ def _marks(source: Volume, way: Route, policy: ReplicationPolicy) -> Iterator[St
     ours = {snapshot.guid: snapshot for snapshot in source.snapshots if snapshot.point}
     for snapshot in sorted(way.snapshots, key=lambda snapshot: (snapshot.createtxg == 0, snapshot.createtxg)):
         origin = ours.get(snapshot.guid)
-        if snapshot.point is None and origin is not None and origin.name == snapshot.name:
-            yield Mark(host=policy.host, source=origin, dataset=way.path, volume=source.guid)
+        if snapshot.point is not None or origin is None or origin.name != snapshot.name:
+            continue
+        if same_ivset(origin.ivset, snapshot.ivset):
+            yield _mark(origin, source, way.path, policy)
+
+
+def _mark(snapshot: Snapshot, source: Volume, path: Dataset, policy: ReplicationPolicy) -> Mark:
+    """With the disks of the point that go to this target: there it is complete with them."""
+    disks = ""
+    if policy.left_out:
+        all_ = decode_disks(snapshot.disks)
+        going = [disk for disk in all_ if disk.guid not in policy.left_out]
+        disks = encode_disks(going) if len(going) < len(all_) else ""
+    return Mark(host=policy.host, source=snapshot, dataset=path, volume=source.guid, disks=disks)
 
 
 def _holds(

@@ -11,6 +11,7 @@ from pve_zfsbackup.model import (
     Conflict,
     Dataset,
     Disk,
+    Guid,
     Resume,
     ResumeToken,
     Snapshot,
@@ -25,6 +26,7 @@ from pve_zfsbackup.plan.pairing import (
     find_replica,
     foreign_owner,
     generation_path,
+    same_ivset,
 )
 from pve_zfsbackup.plan.points import bookmark_target, stamp_of
 
@@ -42,6 +44,9 @@ class ReplicationPolicy:
     hold_tag: str
     minimal: bool = False  # never `-I`: one side is older than OpenZFS 2.2
     append_only: bool = False
+    owner: str = ""  # what the root is marked with when it is made
+    adopt: bool = False  # the root exists, and is nobody's yet
+    left_out: frozenset[Guid] = frozenset()  # guids of source datasets that do not go there, though points have them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,11 +133,16 @@ def _settle(usual: Dataset, source: Volume, sides: Sides, policy: ReplicationPol
     if free[0] == usual:
         gone = f"{policy.host} has no replica of {source.name} although one was sent there: it is sent in full"
         return replace(way, path=usual, warnings=(*way.warnings, gone), reasons=(*way.reasons, gone))
-    warning = (
-        f"new generation {free[0]} on {policy.host}: {usual} has nothing in common with {source.name} "
-        "(guest recreated, disk moved, or every common base lost); the old one stays"
-    )
+    why = "has nothing in common with {} (guest recreated, disk moved, or every common base lost)"
+    if _recrypted(source, volumes):
+        why = "has snapshots of {} that were not received raw (same guid, another IV set): nothing goes on from them"
+    warning = f"new generation {free[0]} on {policy.host}: {usual} {why.format(source.name)}; the old one stays"
     return replace(way, path=free[0], warnings=(*way.warnings, warning), reasons=(*way.reasons, warning))
+
+
+def _recrypted(source: Volume, volumes: list[Volume]) -> bool:
+    guids = {base.guid for base in bases(source)}
+    return any(snapshot.guid in guids for volume in volumes for snapshot in volume.snapshots)
 
 
 def _unusable(token: ResumeToken, source: Volume, replica: Volume) -> str:
@@ -152,6 +162,8 @@ def _unusable(token: ResumeToken, source: Volume, replica: Volume) -> str:
     start = next((b for b in bases(source) if b.guid == token.from_guid), None)
     if start is None or start.createtxg >= goal.createtxg:
         return f"its base {token.from_guid} no longer exists on {source.name}"
+    if not same_ivset(start.ivset, newest.ivset):
+        return f"{newest.full_name} has another IV set than its base on {source.name}: it was not received raw"
     return ""
 
 

@@ -88,7 +88,7 @@ def _fits_nothing(pattern: DiskPattern, guests: Sequence[Guest]) -> bool:
 def _without_disks(guest: Guest, patterns: Sequence[DiskPattern], by: str) -> Guest:
     reason = f"excluded by {by}" if by else "excluded"
     disks = tuple(
-        replace(disk, reason=reason, lost=False)
+        replace(disk, reason=reason, lost=False, excluded=True)
         if (disk.protected or disk.lost) and any(_means_disk(pattern, guest, disk) for pattern in patterns)
         else disk
         for disk in guest.disks

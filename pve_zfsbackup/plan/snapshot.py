@@ -19,6 +19,7 @@ from pve_zfsbackup.model import (
     Quiesce,
     SnapshotGuest,
     encode_disks,
+    encode_props,
 )
 
 
@@ -77,6 +78,7 @@ def plan_snapshot(guest: Guest, source: Listing, *, now: datetime, suffix: str, 
         name=f"{PREFIX}{stamp}",
         pools=_pools(disks),
         disks=encode_disks(disks.values()),
+        props=encode_props({d.key: source.volumes[name].props for name, d in disks.items()}),
         quiesce=quiesce,
         freeze=can_freeze,
         reason=reason,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pve_zfsbackup.model import Dataset, Disk, Listing, Storage, Vmid
+from pve_zfsbackup.model import SUSPENDED, Dataset, Disk, Listing, Storage, Vmid
 
 _VOLID: Final = re.compile(r"([a-z][a-z0-9\-_.]*[a-z0-9]):(.+)\Z", re.IGNORECASE)
 _VOLUME: Final = re.compile(r"(vm|base|subvol|basevol)-([1-9][0-9]{2,8})-([A-Za-z0-9][A-Za-z0-9_.:-]*)\Z")
@@ -58,6 +58,8 @@ class Volumes:
 
     def _on_zfs(self, disk: Disk, dataset: Dataset, parts: re.Match[str], owner: Vmid) -> Disk:
         volume = self.listing.volumes.get(dataset)
+        if volume is None and self.listing.health.get(dataset.partition("/")[0]) == SUSPENDED:
+            return replace(disk, reason=f"pool {dataset.partition('/')[0]} is suspended", lost=True)
         if volume is None:
             return replace(disk, reason=f"dataset {dataset} does not exist", lost=True)
         disk = replace(disk, dataset=dataset)

@@ -7,6 +7,7 @@ from typing import Any, assert_never
 from pve_zfsbackup.app.preview import DryRun
 from pve_zfsbackup.model import (
     AbortReceive,
+    Adopt,
     CreateBookmark,
     CreateParent,
     Destroy,
@@ -72,6 +73,8 @@ def describe(step: Step) -> str:
             return f"{how} {', '.join(name for names in step.pools for name in names)}"
         case CreateParent():
             return f"create {step.dataset}"
+        case Adopt():
+            return f"mark {step.dataset} as belonging to {step.owner}"
         case Send():
             base = f"from {step.base.full_name} " if step.base else "in full "
             return f"send {step.snapshot.full_name} {base}to {step.dataset}"
@@ -81,15 +84,11 @@ def describe(step: Step) -> str:
             return f"abort the interrupted receive of {step.dataset}: {step.reason}"
         case Mark():
             return f"mark {step.dataset}@{step.source.name}"
-        case Hold():
-            return f"hold {step.snapshot.full_name}"
-        case Release():
-            return f"release {step.snapshot.full_name}"
+        case Hold() | Release() | Destroy():
+            return f"{type(step).__name__.lower()} {step.snapshot.full_name}"
         case CreateBookmark():
             return f"bookmark {step.snapshot.full_name}"
         case DestroyBookmark():
             return f"destroy bookmark {step.bookmark.full_name}"
-        case Destroy():
-            return f"destroy {step.snapshot.full_name}"
         case unknown:
             assert_never(unknown)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pve_zfsbackup.host.runner import Completed
 
 KIB = 1024
+FEATURES = {
+    "feature@lz4_compress": "active", "feature@large_blocks": "enabled", "feature@large_dnode": "enabled",
+    "feature@encryption": "active", "feature@bookmark_v2": "active", "feature@zstd_compress": "enabled",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -27,6 +31,7 @@ class Snap:
     content: tuple[str, ...]
     refer: int
     written: int
+    ivset: int = 0
     props: dict[str, str] = field(default_factory=dict)
     holds: set[str] = field(default_factory=set)
 
@@ -37,6 +42,7 @@ class Mark:
     guid: int
     createtxg: int
     creation: int
+    ivset: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,7 @@ class Package:
     size: int = 0
     raw: bool = False
     zvol: bool = False
+    ivset: int = 0
 
     @property
     def name(self) -> str:
@@ -112,6 +119,10 @@ class Pools:
     clock: Clock
     datasets: dict[str, Ds] = field(default_factory=dict)
     txgs: dict[str, int] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)  # of pools that are not ONLINE
+    features: dict[str, str] = field(default_factory=lambda: dict(FEATURES))
+    kstat: bool = True  # whether the states can be read
+    room: int = 1 << 40  # what is available everywhere, quotas apart
     _made: int = 0
 
     def pool(self, name: str) -> None:
@@ -161,9 +172,27 @@ class Pools:
             written=dataset.dirty,
             props=dict(props),
         )
+        if dataset.crypt != "off":
+            made.ivset = made.guid ^ 0xABCDEF  # told from the guid, and not it
         dataset.snaps[label] = made
         dataset.dirty = 0
         return made
+
+    def state(self, argv: Sequence[str]) -> Completed:
+        """`grep -vx SUSPENDED /proc/spl/kstat/zfs/<pool>/state`"""
+        assert argv[1:3] == ("-vx", "SUSPENDED"), argv
+        pool = argv[3].split("/")[5]
+        if not self.kstat or pool not in self.txgs:
+            return no(argv, f"grep: {argv[3]}: No such file or directory", status=2)
+        state = self.states.get(pool, "ONLINE")
+        return no(argv, "", status=1) if state == "SUSPENDED" else ok(argv, f"{state}\n")
+
+    def zpool(self, argv: Sequence[str]) -> Completed:
+        assert argv[1:-1] == ("get", "-Hp", "-o", "property,value", "all", "--"), argv
+        if argv[-1] not in self.txgs:
+            return no(argv, f"cannot open '{argv[-1]}': no such pool")
+        pairs = {"size": "1099511627776", "health": "ONLINE", "readonly": "off"}
+        return ok(argv, "".join(f"{name}\t{value}\n" for name, value in (pairs | self.features).items()))
 
     def find(self, full: str) -> Snap | None:
         dataset, _, label = full.partition("@")
@@ -199,6 +228,16 @@ class Pools:
                 return dataset.props[prop]
             name = name.rpartition("/")[0]
         return None
+
+    def available(self, name: str) -> int:
+        """What the pool has left, within the quotas on the way up."""
+        left = self.room
+        while name:
+            dataset = self.datasets.get(name)
+            if dataset and "quota" in dataset.props:
+                left = min(left, int(dataset.props["quota"]) - sum(ds.refer for ds in self.below(name)))
+            name = name.rpartition("/")[0]
+        return max(0, left)
 
     def encryption(self, name: str) -> Ds | None:
         dataset = self.datasets.get(name)

@@ -77,12 +77,14 @@ class Reading:
             values = {
                 "type": "snapshot", "name": full, "guid": part.guid, "createtxg": part.createtxg,
                 "creation": part.creation, "used": self._used(dataset, part), "referenced": part.refer,
+                "written": part.written, "ivsetguid": part.ivset or "-",
                 "userrefs": len(part.holds), "clones": ",".join(self.pools.clones(full)) or "-", **crypt,
             }  # fmt: skip
         elif part:
             values = {
                 "type": "bookmark", "name": f"{dataset.name}#{part.name}", "guid": part.guid,
                 "createtxg": part.createtxg, "creation": part.creation, "referenced": dataset.refer,
+                "ivsetguid": part.ivset or "-",
             }  # fmt: skip
         else:
             values = {
@@ -90,8 +92,20 @@ class Reading:
                 "createtxg": dataset.createtxg, "creation": dataset.creation, "used": dataset.refer,
                 "referenced": dataset.refer, "origin": dataset.origin or "-",
                 "receive_resume_token": dataset.partial.token if dataset.partial else "-", **crypt,
+                "available": self.pools.available(dataset.name), **self._restored(dataset),
             }  # fmt: skip
         return str(values.get(column, "-"))
+
+    @staticmethod
+    def _restored(dataset: Ds) -> dict[str, str]:
+        if dataset.zvol:
+            plain = {"volblocksize": "16384", "refreservation": "0", "compression": "lz4"}
+        else:
+            plain = {
+                "recordsize": "131072", "compression": "lz4", "acltype": "off", "xattr": "sa", "dnodesize": "legacy",
+                "quota": "0", "refquota": "0", "refreservation": "0",
+            }  # fmt: skip
+        return plain | {key: value for key, value in dataset.props.items() if key in plain or key == "volsize"}
 
     @staticmethod
     def _used(dataset: Ds, snap: Snap) -> int:

@@ -195,15 +195,16 @@ class FakeRunner:
 
     def _all(self, host: str, command: tuple[str, ...]) -> Completed:
         """The commands of a line that are joined by `&&`: up to the first that fails."""
-        done = ok(command)
+        done, said = ok(command), ""
         for words in joined(command):
             ran = Ran(host, words)
             self._begin(ran)
             done = self._faulty(ran) or self._do(ran)
             self._end()
+            said += done.stdout
             if done.returncode:
                 break
-        return done
+        return Completed(argv=done.argv, returncode=done.returncode, stdout=said, stderr=done.stderr)
 
     @property
     def counted(self) -> list[Ran]:
@@ -265,6 +266,10 @@ class FakeRunner:
         program = ran.argv[0]
         if program == "zfs":
             return self._zfs(ran)
+        if program == "grep":
+            return self.pools[ran.host].state(ran.argv)
+        if program == "zpool":
+            return self.pools[ran.host].zpool(ran.argv)
         assert ran.host == HERE, f"only zfs runs on a target: {ran.argv}"
         if program == "pvesh":
             return self.node.pvesh(ran.argv)

@@ -133,6 +133,7 @@ def _package(dataset: Ds, snap: Snap, base: Snap | Mark | None, *, raw: bool) ->
         size=OVERHEAD + (sum(s.written for s in between) if base else snap.refer),
         raw=raw,
         zvol=dataset.zvol,
+        ivset=snap.ivset,
     )
 
 
@@ -250,4 +251,6 @@ class Receiver:
         dataset.content, dataset.refer, dataset.dirty = package.content, package.refer, package.size
         made = self.pools.freeze(dataset, package.name, self.pools.txg(name), {})
         made.guid, made.creation = package.guid, package.creation
+        if package.raw:
+            made.ivset = package.ivset
 

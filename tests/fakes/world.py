@@ -92,6 +92,8 @@ class World:
             self.source.add(name, zvol=zvol, crypt="aes-256-gcm" if "crypt" in name else "off")
             self.source.write(name, 1 << 20)
         self.node = FakeNode(etc=self.place / "etc-pve", storages=list(STORAGES))
+        self.node.etc.mkdir(exist_ok=True)
+        (self.node.etc / "pve-root-ca.pem").write_text("the certificate authority of this cluster\n")
         for vmid, text in GUESTS.items():
             self.node.define(vmid, text)
         pools = {HERE: self.source, TARGET: self.target}
@@ -113,7 +115,9 @@ class World:
     @contextlib.contextmanager
     def session(self, runner: Runner | None = None) -> Iterator[Session]:
         with open_session(load_config(self.config), self.events.append, runner or self.runner) as opened:
-            yield dataclasses.replace(opened, pve_root=self.node.etc, pause=self.pause, random=lambda: 1.0)
+            yield dataclasses.replace(
+                opened, pve_root=self.node.etc, kstat=self.place / "kstat", pause=self.pause, random=lambda: 1.0
+            )
 
     def pause(self, stop: threading.Event, seconds: float) -> bool:
         """Time goes by at once; what waits is noted."""

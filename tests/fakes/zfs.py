@@ -104,7 +104,9 @@ class FakeZfs:
         marks = self.pools.datasets[dataset].marks
         if label in marks:
             return no(argv, f"cannot create bookmark '{name}': bookmark exists")
-        marks[label] = Mark(name=label, guid=snap.guid, createtxg=snap.createtxg, creation=snap.creation)
+        marks[label] = Mark(
+            name=label, guid=snap.guid, createtxg=snap.createtxg, creation=snap.creation, ivset=snap.ivset
+        )
         return ok(argv)
 
     def hold(self, argv: Sequence[str], words: list[str]) -> Completed:

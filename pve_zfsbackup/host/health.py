@@ -1,0 +1,60 @@
+"""The state of pools, read without touching them: a command that meets a suspended pool hangs, even against SIGKILL
+(openzfs #6138, reliability §1 "Suspended pool")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from pve_zfsbackup.errors import PoolSuspendedError
+from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.host.zfs_errors import classified
+from pve_zfsbackup.model import ONLINE, SUSPENDED, Dataset
+
+KSTAT: Final = Path("/proc/spl/kstat/zfs")
+
+
+def pool_of(dataset: str) -> str:
+    return dataset.partition("/")[0]
+
+
+def local_states(datasets: Iterable[Dataset], kstat: Path) -> dict[str, str]:
+    """The states of the pools of these datasets, as far as this host tells: ONLINE, DEGRADED, SUSPENDED, …"""
+    found = {}
+    for pool in sorted({pool_of(name) for name in datasets}):
+        try:
+            found[pool] = (kstat / pool / "state").read_text("ascii", "replace").strip()
+        except OSError:
+            continue  # not imported, or a ZFS without the file: `zfs list` will say what there is
+    return found
+
+
+def state_argv(pool: str) -> tuple[str, ...]:
+    """Prints the state and succeeds, unless the pool is suspended (1) or has no such file (2)."""
+    return ("grep", "-vx", SUSPENDED, f"{KSTAT}/{pool}/state")
+
+
+def suspended(host: Host, pool: str) -> PoolSuspendedError:
+    return PoolSuspendedError(
+        f"{host.name}: pool {pool} is suspended: its devices do not answer, and whatever touched it would hang",
+        hint=f"on {host.name}: `zpool status {pool}`, then bring the devices back and `zpool clear {pool}`",
+    )
+
+
+def told(states: Mapping[str, str]) -> list[str]:
+    """What is not as it should be with the pools of this node."""
+    return [
+        f"pool {pool} is {state}: `zpool status {pool}` tells more"
+        for pool, state in sorted(states.items())
+        if state != ONLINE
+    ]
+
+
+def pool_properties(host: Host, pool: str) -> dict[str, str]:
+    """All properties of a pool, features included: `feature@lz4_compress` is disabled, enabled or active."""
+    done = host.run(("zpool", "get", "-Hp", "-o", "property,value", "all", "--", pool), check=False)
+    if done.returncode:
+        raise classified(done)
+    pairs = (line.partition("\t") for line in done.stdout.splitlines())
+    return {name: value for name, _, value in pairs}

@@ -1,0 +1,91 @@
+"""What would make a receive fail half-way: no room, a pool that lacks a feature. Told before anything is sent."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+
+from pve_zfsbackup.model import Conflict, Dataset, Listing, Send, Snapshot, Volume
+from pve_zfsbackup.plan.features import missing, read_only
+from pve_zfsbackup.plan.pairing import Sides
+from pve_zfsbackup.plan.route import ReplicationPolicy
+
+MARGIN = 10  # percent, for what the estimate does not know (reliability §1, "Full/quota")
+
+
+def obstacle(source: Volume, sends: Sequence[Send], sides: Sides, policy: ReplicationPolicy) -> Conflict | None:
+    """Why these streams cannot be received, if that is known."""
+    if not sends:
+        return None
+    if sends[0].base is None and sides.pools is not None:
+        pool = policy.root.partition("/")[0]
+        if read_only(sides.pools):
+            return Conflict(
+                kind="target-readonly",
+                object=pool,
+                message=f"pool {pool} of {policy.host} is imported read-only: nothing can be received",
+                resolve=f"on {policy.host}: zpool export {shlex.quote(pool)} && zpool import {shlex.quote(pool)}",
+            )
+        if lacking := missing(source, sides.pools):
+            commands = " && ".join(f"zpool set feature@{name}=enabled {shlex.quote(pool)}" for name in lacking)
+            return Conflict(
+                kind="feature-missing",
+                object=source.name,
+                message=f"pool {pool} of {policy.host} lacks {', '.join(lacking)}, which the stream needs",
+                resolve=f"on {policy.host}, if its OpenZFS knows the feature (there is no way back): {commands}",
+            )
+    return _no_room(source, sends, sides, policy)
+
+
+def estimated(source: Volume, sends: Iterable[Send]) -> int:
+    """Bytes these streams may have, as far as the listing tells: no more than what each snapshot refers to, and no
+    more than what was written since its base. Compressed data leaves as it lies on disk, so the figures are near."""
+    total = 0
+    for send in sends:
+        since = send.base.createtxg if send.base is not None else None
+        for snapshot in (*send.through, send.snapshot):
+            total += snapshot.refer if since is None else min(snapshot.refer, _written(source, since, snapshot))
+            since = snapshot.createtxg
+    return total
+
+
+def _written(source: Volume, since: int, snapshot: Snapshot) -> int:
+    return sum(s.written for s in source.snapshots if since < s.createtxg <= snapshot.createtxg)
+
+
+def _no_room(source: Volume, sends: Sequence[Send], sides: Sides, policy: ReplicationPolicy) -> Conflict | None:
+    place = _place(sends[0].dataset, sides.target)
+    if place is None or place.available is None:
+        return None
+    size = estimated(source, sends)
+    needed = size + size * MARGIN // 100
+    if needed <= place.available:
+        return None
+    return Conflict(
+        kind="target-full",
+        object=sends[0].dataset,
+        message=f"about {_size(needed)} are needed on {policy.host}, {place.name} has {_size(place.available)} left",
+        evidence=(f"{len(sends)} streams of about {size} bytes, with {MARGIN} % on top; available {place.available}",),
+        resolve=f"on {policy.host}: free space, or raise the quota (zfs get -r quota,refquota,available "
+        f"{shlex.quote(policy.root)}); nothing is deleted from here to make room",
+    )
+
+
+def _place(path: Dataset, target: Listing) -> Volume | None:
+    """The replica, or the nearest dataset above it that exists."""
+    name: str = path
+    while name:
+        volume = target.volumes.get(Dataset(name))
+        if volume is not None:
+            return volume
+        name = name.rpartition("/")[0]
+    return None
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
