@@ -5,8 +5,7 @@ Repeatable: it changes nothing that is right, and what a run left unfinished the
 
 from __future__ import annotations
 
-import os
-import secrets
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from pve_zfsbackup.config import example_config, find_secret
 from pve_zfsbackup.errors import ConfigError, PveError, PveTrustError
 from pve_zfsbackup.host.api import Api, Token
 from pve_zfsbackup.host.guests import read_version
+from pve_zfsbackup.host.private import write_private
 from pve_zfsbackup.host.pve import HttpsApi
 from pve_zfsbackup.host.pvesh import PveshApi
 from pve_zfsbackup.host.runner import Runner
@@ -57,7 +57,7 @@ def setup(runner: Runner, settings: Settings) -> tuple[Action, ...]:
         token = _own_token(account, settings, tokens, token or problem)
     if token is not None:
         _verify(account, settings, token, wanted)
-    _ssh_key(runner, account, settings)
+    account.actions.append(ssh_key(runner, settings.identity_file, settings.node, dry_run=settings.dry_run))
     _first_config(account, settings, token)
     return tuple(account.actions)
 
@@ -138,7 +138,7 @@ def _new_token(account: Account, settings: Settings, name: str, lost: str) -> To
     if answer is None:
         return None
     token = Token.parse(f"{USER}!{name}={answer['value']}")
-    _write(file, f"{token}={token.secret}\n")
+    write_private(file, f"{token}={token.secret}\n")
     account.done(f"file {file}", "created", "the token's secret, for root only")
     return token
 
@@ -165,18 +165,16 @@ def _explained(api: Api, node: str, error: PveError) -> PveError:
     return PveTrustError(error.message, hint=hint)
 
 
-def _ssh_key(runner: Runner, account: Account, settings: Settings) -> None:
-    file = settings.identity_file
+def ssh_key(runner: Runner, file: Path, node: str, *, dry_run: bool) -> Action:
+    """The node's own ssh key, made if there is none."""
     if file.exists():
-        account.done(f"ssh key {file}", "right")
-        return
-    comment = f"pve-zfsbackup@{settings.node}"
-    argv = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(file))
-    account.commands.append(argv)
-    if not settings.dry_run:
+        return Action(object=f"ssh key {file}", state="right")
+    argv = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"pve-zfsbackup@{node}", "-f", str(file))
+    if not dry_run:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         runner.run(argv)
-    account.done(f"ssh key {file}", "created", f"targets need {file}.pub")
+    detail = f"targets need {file}.pub"
+    return Action(object=f"ssh key {file}", state="created", detail=detail, command=shlex.join(argv))
 
 
 def _first_config(account: Account, settings: Settings, token: Token | None) -> None:
@@ -191,7 +189,7 @@ def _first_config(account: Account, settings: Settings, token: Token | None) -> 
         guests = settings.guests(https)
     if not settings.dry_run:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(file, example_config(guests))
+        write_private(file, example_config(guests))
     account.done(f"file {file}", "created", f"with {len(guests)} guests, and no target yet")
 
 
@@ -203,23 +201,3 @@ def _stored(file: Path) -> tuple[Token | None, str]:
     except ConfigError as error:
         return None, error.message
     return token, "" if token else "its secret was lost"
-
-
-def _write(file: Path, text: str) -> None:
-    """A file of root's alone, whole or not at all, and never through a link that somebody left there."""
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with open(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

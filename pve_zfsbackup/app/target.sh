@@ -95,7 +95,7 @@ receiver() {
     if [ -d "$STATE/spool" ]; then
         say right "$THING"
     else
-        act install -d -m 755 "$STATE"
+        [ -d "$STATE" ] || act install -d -m 711 "$STATE"
         act install -d -m 1733 "$STATE/spool"
         say created "$THING" "requests of the accounts wait there for maintain"
     fi
@@ -108,6 +108,7 @@ account() {
         HOUSE=$HOMES/$ACCOUNT
         if [ -e "$HOUSE" ] && ! roots_own "$HOUSE"; then
             say failed "$THING" "there is none, but $HOUSE is there and not root's alone: move it away"
+            HOUSE=
             return 0
         fi
         # No password, and not locked either: without PAM sshd lets nobody in whose password is "!".
@@ -292,7 +293,9 @@ root() {
 
 # Lines of PLACE REACH PERMISSION: what the account, or everybody, may do on the root, and from where that comes.
 allowed() {
-    zfs allow "$ROOT" 2> /dev/null | awk -v user="$ACCOUNT" -v root="$ROOT" '
+    place=$ROOT
+    until exists "$place"; do place=${place%/*}; done
+    zfs allow "$place" | awk -v user="$ACCOUNT" -v root="$ROOT" '
         /^---- Permissions on / { place = $4 == root ? "here" : $4; next }
         /^[A-Z]/ { reach = $1; next }
         $1 == "user" && $2 == user { who = place; list = $3 }

@@ -28,7 +28,9 @@ _HEAD: Final = """\
 # Makes this host a target of pve-zfsbackup: an account for {comment}, and {root} for its replicas.
 # Run it as root. With --dry-run it only tells what it would do. It may be run again: what is right stays as it is.
 """
-_KEY: Final = re.compile(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(?:256|384|521)) ([A-Za-z0-9+/]+={0,2})(?: ([ -~]*))?\Z")
+_KEY: Final = re.compile(
+    r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(?:256|384|521)) ([A-Za-z0-9+/]+={0,2})(?: ([ -~]*))?\Z"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +76,15 @@ class Told:
     host_keys: tuple[tuple[str, str], ...]
 
 
-def permissions(*, append_only: bool, receive: str) -> tuple[str, ...]:
-    """What the account is allowed on its root, in order. `receive`: the narrowest there is (reliability §3, S3)."""
-    return tuple(sorted((*_LIMITED, receive) if append_only else _PLAIN))
+def permissions(*, append_only: bool, receive: str) -> frozenset[str]:
+    """What the account is allowed on its root. `receive`: the narrowest there is (reliability §3, S3)."""
+    return frozenset((*_LIMITED, receive) if append_only else _PLAIN)
 
 
 def script(wanted: Wanted) -> str:
     """The whole script."""
     policy = [f"account = {toml(wanted.account)}"]
-    policy += [
-        f"keep-{entry.name} = {value}" for entry in fields(Keep) if (value := getattr(wanted.keep, entry.name))
-    ]
+    policy += [f"keep-{entry.name} = {value}" for entry in fields(Keep) if (value := getattr(wanted.keep, entry.name))]
     values = {
         "ACCOUNT": wanted.account,
         "ROOT": wanted.root,
@@ -125,9 +125,7 @@ def read_answer(text: str, where: str) -> Told:
         if state == "hostkey":
             keys.append((name, detail))
         elif state in STATES:
-            actions.append(
-                Action(object=name, state=STATES[state], detail=detail, command=command.replace("; ", "\n"))
-            )
+            actions.append(Action(object=name, state=STATES[state], detail=detail, command=command.replace("; ", "\n")))
     if not lines or lines[-1] != "end":
         raise CommandError(
             f"{where}: the script did not come to its end",

@@ -4,7 +4,7 @@ from pve_zfsbackup.report.coverage import discovery_json, discovery_table
 from pve_zfsbackup.report.format import Table, size
 from pve_zfsbackup.report.points import points_json, points_table, status_json, status_table
 from pve_zfsbackup.report.runs import report_json, results_table, verdicts_json, verdicts_table
-from pve_zfsbackup.report.setup import actions_json, actions_table, next_steps
+from pve_zfsbackup.report.setup import actions_json, actions_table, findings_table, next_steps, script_json
 from pve_zfsbackup.report.steps import preview_json, preview_table
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "actions_table",
     "discovery_json",
     "discovery_table",
+    "findings_table",
     "next_steps",
     "points_json",
     "points_table",
@@ -20,6 +21,7 @@ __all__ = [
     "preview_table",
     "report_json",
     "results_table",
+    "script_json",
     "size",
     "status_json",
     "status_table",

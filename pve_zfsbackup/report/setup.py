@@ -19,18 +19,29 @@ def actions_table(actions: Sequence[Action], *, commands: bool) -> Table:
     return Table(columns=("what", "state", "detail"), rows=clean(rows))
 
 
+def findings_table(actions: Sequence[Action], *, commands: bool) -> Table:
+    """As `actions_table`; what is not right has with it how to mend it, asked for or not."""
+    rows: list[tuple[str, str, str]] = []
+    for action in actions:
+        rows.append((action.object, action.state, action.detail))
+        if commands or action.state in ("failed", "warning"):
+            rows += [("", "", f"# {line}") for line in action.command.splitlines()]
+    return Table(columns=("what", "state", "detail"), rows=clean(rows))
+
+
+def script_json(text: str) -> dict[str, Any]:
+    return {"format": FORMAT, "script": text}
+
+
 def actions_json(actions: Sequence[Action]) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "actions": [
-            {"object": a.object, "state": a.state, "detail": a.detail, "command": a.command} for a in actions
-        ],
+        "actions": [{"object": a.object, "state": a.state, "detail": a.detail, "command": a.command} for a in actions],
     }
 
 
 def next_steps(config: Path) -> tuple[str, ...]:
     return (
-        f"next: name your targets and jobs in {config}, then look at `pve-zfsbackup discover`",
-        "on each target: add /etc/pve-zfsbackup/id_ed25519.pub to the account's authorized_keys (README, \"A target\")",
-        "pin its host key: `ssh-keyscan HOST >> /etc/pve-zfsbackup/known_hosts`, and compare it by hand",
+        f"next: look at `pve-zfsbackup discover`, and name your jobs in {config}",
+        "prepare each target: `pve-zfsbackup setup target NAME --host HOST --root POOL/DATASET --admin root@HOST`",
     )
