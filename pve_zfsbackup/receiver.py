@@ -19,6 +19,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -148,13 +149,6 @@ def shown(text: str, limit: int = 80) -> str:
     return ascii(text if len(text) <= limit else text[:limit] + "...")
 
 
-def quoted(word: str) -> str:
-    """As `shlex.quote` does it, without loading shlex for every small command."""
-    if re.fullmatch(r"[A-Za-z0-9@%+=:,./_-]+", word):
-        return word
-    return "'" + word.replace("'", "'\"'\"'") + "'"
-
-
 @dataclass(frozen=True, slots=True)
 class Token:
     """A word, or with `operator` one of `&&`, `|`, `{` and `; }`."""
@@ -179,7 +173,7 @@ def tokens(line: str) -> list[Token]:
         text, at = match[0], match.end()
         if match["quoted"] is not None:
             text = text[1:-1].replace("'\"'\"'", "'")
-            if quoted(text) != match[0]:
+            if shlex.quote(text) != match[0]:
                 raise DeniedError(f"{shown(match[0])} is quoted without need")
         found.append(Token(text, match["operator"] is not None))
         if at == len(line):
@@ -299,9 +293,9 @@ def _is_columns(word: str, root: str) -> bool:
 
 
 def _is_size(word: str, root: str) -> bool:
-    """A buffer of up to 1 GiB, as mbuffer writes it."""
+    """A buffer of up to 4 GiB, as mbuffer writes it."""
     match = re.fullmatch(r"([1-9][0-9]{0,9})([kMG]?)", word)
-    return match is not None and int(match[1]) * {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}[match[2]] <= 1 << 30
+    return match is not None and int(match[1]) * {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}[match[2]] <= 4 << 30
 
 
 KINDS: Final[dict[str, Callable[[str, str], bool]]] = {

@@ -127,7 +127,7 @@ def test_the_contract_is_understood_word_for_word(line: str) -> None:
         (f"zstd -d | {RECEIVE}", "'-d'"),
         (f"zstd -dqc | zstd -dqc | {RECEIVE}", "'zstd'"),
         (f"mbuffer -q -s 128k -m 64M | zstd -dqc | {RECEIVE}", "'zstd'"),
-        (f"mbuffer -q -s 128k -m 2G | {RECEIVE}", "'2G'"),
+        (f"mbuffer -q -s 128k -m 5G | {RECEIVE}", "'5G'"),
         (f"mbuffer -q -s 128k -m 64M -o /tmp/x | {RECEIVE}", "'-o'"),
         (f"mbuffer -q -s 128k -m 64M -T /tmp/x | {RECEIVE}", "'-T'"),
         (f"cat | {RECEIVE}", "'cat'"),
