@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pve_zfsbackup.app.session import Session
@@ -35,7 +35,8 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """A guest with all jobs that have it. `guest` has the disks of all of them, `targets` those of each target.
+    """A guest with all jobs that have it. `guest` has the disks of all of them, `targets` those of each target,
+    `boxes` those of each box.
 
     Named jobs on the command line narrow down guests and targets, never the rules: what another job of the guest
     wants kept stays, and so does the base on its targets, the `unasked`.
@@ -45,6 +46,7 @@ class Assignment:
     jobs: tuple[Job, ...]
     targets: Mapping[str, Guest]
     unasked: frozenset[str] = frozenset()
+    boxes: Mapping[str, Guest] = field(default_factory=dict)
 
     @property
     def quiesce(self) -> Quiesce:
@@ -156,15 +158,17 @@ def assign(session: Session, found: Inventory, scope: Scope) -> tuple[tuple[Assi
 
 def _merged(pairs: Sequence[tuple[Job, Guest]], named: frozenset[str]) -> Assignment:
     targets: dict[str, Guest] = {}
+    boxes: dict[str, Guest] = {}
     for job, guest in pairs:
-        for target in job.targets if job.name in named else ():
-            targets[target] = _union(targets[target], guest) if target in targets else guest
+        for found, names in ((targets, job.targets), (boxes, job.boxes)):
+            for name in names if job.name in named else ():
+                found[name] = _union(found[name], guest) if name in found else guest
     whole = pairs[0][1]
     for _, guest in pairs[1:]:
         whole = _union(whole, guest)
     jobs = tuple(job for job, _ in pairs)
     unasked = frozenset(target for job in jobs for target in job.targets) - targets.keys()
-    return Assignment(guest=whole, jobs=jobs, targets=targets, unasked=unasked)
+    return Assignment(guest=whole, jobs=jobs, targets=targets, unasked=unasked, boxes=boxes)
 
 
 def _union(one: Guest, other: Guest) -> Guest:

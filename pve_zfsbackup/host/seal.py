@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -35,10 +35,10 @@ class Seal:
     namespace: str
 
     @contextlib.contextmanager
-    def sealing(self, recipients: Path, out: Path, *, compress: bool) -> Iterator[Callable[[bytes], None]]:
+    def sealing(self, recipients: Sequence[Path], out: Path, *, compress: bool) -> Iterator[Callable[[bytes], None]]:
         """Take plaintext, write it compressed and encrypted to a new file. Raises `SealError` when a program fails;
         then the file is not to be used."""
-        age = ("age", "--encrypt", "-R", str(recipients))
+        age = ("age", "--encrypt", *(part for file in recipients for part in ("-R", str(file))))
         argvs = (("zstd", "-q", "-c", "-T0", LEVEL), age) if compress else (age,)
         with open(out, "xb") as sink, self.programs.opened(*argvs, sink=sink) as chain:
             broken = False
@@ -73,7 +73,7 @@ class Seal:
             _raise(chain.finish())
         return Digested(bytes=total, sha256=hashed.hexdigest())
 
-    def encrypt(self, data: bytes, recipients: Path, out: Path) -> None:
+    def encrypt(self, data: bytes, recipients: Sequence[Path], out: Path) -> None:
         with self.sealing(recipients, out, compress=False) as feed:
             feed(data)
 

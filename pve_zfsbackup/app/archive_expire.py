@@ -1,0 +1,123 @@
+"""What has had its time in a box: first a signed statement that it is no longer alive, then each point child-first,
+its manifest before its segments. Cut anywhere, what is alive is whole, and the next run goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Set
+from datetime import UTC
+from pathlib import Path
+
+from pve_zfsbackup.app.archive_publish import publish_removal
+from pve_zfsbackup.app.archive_upload import Stamina
+from pve_zfsbackup.app.archive_write import unfinished
+from pve_zfsbackup.app.box import Vault
+from pve_zfsbackup.app.catalog import Catalog, Shelf, read_catalog
+from pve_zfsbackup.app.outcome import failed
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.archive.names import INNER, INNER_SIGNATURE, OUTER, OUTER_SIGNATURE, README, SCRIPT
+from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host.notebook import read_json, write_json
+from pve_zfsbackup.host.store import SAFE_PATH, Entry
+from pve_zfsbackup.model import ArchiveVerdict
+from pve_zfsbackup.plan.archive import plan_expiry, removals
+
+ORPHAN_SECONDS = 7 * 86_400
+ORPHANS = "orphans.json"
+MANIFESTS = (OUTER, OUTER_SIGNATURE, INNER, INNER_SIGNATURE)
+
+
+def expire(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
+    """Remove what no rule keeps, of every series this node wrote that is sound."""
+    own = unfinished(vault)
+    catalog = read_catalog(vault, identity=vault.box.catalog_key_file, own=True, unfinished=own)
+    for shelf in catalog.shelves:
+        if shelf.problems:
+            continue  # told already; nothing is removed from what is damaged
+        try:
+            started = time.monotonic()
+            gone = _expire(session, vault, shelf)
+            if gone:
+                archived = shelf.archived[-1]
+                yield Result(
+                    stage=stage,
+                    outcome=Outcome.OK,
+                    vmid=archived.vmid,
+                    host=vault.box.name,
+                    message=f"{gone} archived points removed",
+                    seconds=time.monotonic() - started,
+                )
+        except Exception as error:  # also a bug of ours is this series' alone
+            yield failed(stage, error, host=vault.box.name)
+    collect_orphans(vault, catalog, own.keys(), now=session.now().timestamp())
+
+
+def verdicts(session: Session, vault: Vault, shelf: Shelf) -> tuple[ArchiveVerdict, ...]:
+    """What stays and why."""
+    read = vault.proven()
+    points: dict[str, bool] = {}
+    for content in shelf.contents:
+        outer = content.signed.outer
+        points[outer.generation] = points.get(outer.generation, True) and outer.point in read
+    proven = frozenset(generation for generation, whole in points.items() if whole)
+    now = int(session.now().timestamp())
+    return plan_expiry(shelf.archived, vault.box.keep, proven, tz=session.timezone, now=now)
+
+
+def _expire(session: Session, vault: Vault, shelf: Shelf) -> int:
+    going = removals(verdicts(session, vault, shelf))
+    if going:
+        made = session.now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        stamina = Stamina(seconds=vault.box.retry_hours * 3600)
+        publish_removal(vault, stamina, shelf, [archived.name for archived in going], made)
+    files = {content.signed.outer.path: content.files for content in shelf.contents}
+    for archived in going:
+        path = f"{archived.generation}/{archived.name}"
+        _remove(vault, f"{vault.writer}/{path}", files[path])
+    for signed in sorted(shelf.series.leftover, key=lambda signed: -signed.outer.sequence):
+        place = f"{vault.writer}/{signed.outer.path}"
+        _remove(vault, place, vault.store.list([place]).get(place, {}))
+    if going or shelf.series.leftover:
+        _empty(vault, {archived.generation for archived in going} | {s.outer.generation for s in shelf.series.leftover})
+    return len(going)
+
+
+def _remove(vault: Vault, directory: str, files: Mapping[str, Entry]) -> None:
+    """The outer manifest first: without it there is no point, whatever else is left."""
+    names = [name for name in files if SAFE_PATH.match(name) and not files[name].directory]
+    for batch in ([name for name in MANIFESTS[:1] if name in names], [name for name in names if name != OUTER]):
+        if batch:
+            vault.store.remove([f"{directory}/{name}" for name in batch])
+    vault.store.remove_directory(directory)
+
+
+def _empty(vault: Vault, generations: Set[str]) -> None:
+    """Generations in which nothing but the kit is left."""
+    places = [f"{vault.writer}/{generation}" for generation in sorted(generations)]
+    for place, files in vault.store.list(places).items():
+        if not files.keys() - {README, SCRIPT}:
+            vault.store.remove([f"{place}/{name}" for name in files])
+            vault.store.remove_directory(place)
+
+
+def collect_orphans(vault: Vault, catalog: Catalog, own: Set[str], *, now: float) -> list[str]:
+    """Remove what no manifest speaks of, seven days after it was first seen; returns what was removed.
+
+    Only in directories without an outer manifest: one that is there and not genuine is for a person to look at.
+    """
+    path = vault.state / ORPHANS
+    seen = _since(path)
+    found = {place for place, files in catalog.strays.items() if place not in own and OUTER not in files}
+    since = {place: min(seen.get(place, now), now) for place in sorted(found)}
+    old = [place for place, first in since.items() if now - first >= ORPHAN_SECONDS]
+    for place in old:
+        _remove(vault, place, catalog.strays[place])
+        del since[place]
+    _empty(vault, {place.split("/")[1] for place in old})
+    if since != seen:
+        write_json(path, since)
+    return old
+
+
+def _since(path: Path) -> dict[str, float]:
+    return {str(key): float(value) for key, value in (read_json(path) or {}).items()}

@@ -1,0 +1,195 @@
+"""A point from a box back into ZFS: the full archive first, then each increment, every disk by itself.
+
+What was received already is passed over, what was cut is aborted and received again; nothing is ever forced.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pve_zfsbackup.app.archive_read import Reader, require_inner
+from pve_zfsbackup.app.catalog import Catalog, Content, Shelf, require_sound
+from pve_zfsbackup.archive.chain import lineage
+from pve_zfsbackup.archive.inner import StreamFacts
+from pve_zfsbackup.errors import BackupError, ConfigError, VerificationError
+from pve_zfsbackup.host import zfs
+from pve_zfsbackup.host.listing import list_host
+from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.host.zfs_errors import classified
+from pve_zfsbackup.model import PROPERTY, Dataset, Guid, Vmid, Volume
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """One disk that is there now. `received` streams of `streams`: the others were there already."""
+
+    key: str
+    dataset: Dataset
+    streams: int
+    received: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The point that is meant, with all it builds on, the full one first."""
+
+    shelf: Shelf
+    chain: tuple[Content, ...]
+
+    @property
+    def content(self) -> Content:
+        return self.chain[-1]
+
+
+def choose(catalog: Catalog, vmid: Vmid, point: str = "") -> Choice:
+    """The newest point of the guest, or the one that is named (`100/2026…`, its stamp, or its name in the box).
+
+    Raises `ConfigError` when there is none, `VerificationError` when it cannot be trusted or is not whole.
+    """
+    found = []
+    for shelf in catalog.shelves:
+        for content in shelf.contents:
+            archived = content.archived
+            if archived and archived.vmid == vmid:
+                names = (archived.point, archived.point.partition("/")[2], archived.name)
+                if not point or point in names:
+                    found.append((archived.creation, archived.sequence, shelf, content))
+    if not found:
+        closed = sum(content.inner is None for shelf in catalog.shelves for content in shelf.contents)
+        hint = f"{closed} points cannot be opened with this identity" if closed else "see `archive list`"
+        raise ConfigError([f"no point of {vmid} {point}".rstrip() + " in the box"], hint=hint)
+    _, _, shelf, content = max(found, key=lambda entry: entry[:2])
+    require_sound(shelf)
+    named = {one.signed.outer.point: one for one in shelf.contents}
+    chain = tuple(named[signed.outer.point] for signed in lineage(shelf.series, content.signed.outer.point))
+    if not chain:
+        raise VerificationError(
+            f"{content.path}: something it builds on is missing: {'; '.join(shelf.problems)}",
+            hint="choose an older point, or another copy",
+        )
+    for one in chain:
+        if one.problems:
+            raise VerificationError(f"{one.path}: {'; '.join(one.problems)}", hint="another copy is needed")
+        require_inner(one)
+    return Choice(shelf=shelf, chain=chain)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restorer:
+    """Receives below `root`, which must exist, on this node. `note` is told each stream as it begins."""
+
+    reader: Reader
+    host: Host
+    root: Dataset
+    identity: Path
+    note: Callable[[str], None]
+
+    def restore(self, choice: Choice) -> tuple[Restored, ...]:
+        """Every disk of the point. Raises what went wrong with the first that failed; run again, it goes on there."""
+        inner = require_inner(choice.content)
+        return tuple(self._disk(choice, stream.key) for stream in inner.streams)
+
+    def _disk(self, choice: Choice, key: str) -> Restored:
+        started = time.monotonic()
+        steps = streams_of(choice, key)
+        dataset = self._dataset(steps[-1][1])
+        volume = self._prepared(dataset)
+        have = self._have(volume, steps)
+        for content, stream in steps[have:]:
+            self.note(f"{key}: {stream.snapshot} to {dataset}")
+            argv = self.host.argv(("zfs", "receive", "-s", "-u", "--", dataset))
+            done = self.reader.receive(content, stream, self.identity, argv)
+            if done.returncode:
+                raise classified(done)
+            self._check(dataset, stream)
+        return Restored(
+            key=key,
+            dataset=dataset,
+            streams=len(steps),
+            received=len(steps) - have,
+            seconds=time.monotonic() - started,
+        )
+
+    def _dataset(self, stream: StreamFacts) -> Dataset:
+        storage, _, rest = stream.volid.partition(":")
+        volume = rest.rpartition("/")[2]
+        for name in (storage, volume):
+            if not _NAME.match(name):
+                raise VerificationError(f"{stream.key}: {stream.volid!r} is no name for a dataset")
+        return Dataset(f"{self.root}/{storage}/{volume}")
+
+    def _prepared(self, dataset: Dataset) -> Volume | None:
+        """What lies there already, its cut receive thrown away; the parent is made."""
+        listing = list_host(self.host, [self.root])
+        if self.root not in listing.roots:
+            raise ConfigError([f"dataset {self.root} does not exist"], hint="create it, or name another")
+        parent = Dataset(dataset.rpartition("/")[0])
+        if parent not in listing.volumes:
+            zfs.create_parent(self.host, parent)
+        volume = listing.volumes.get(dataset)
+        if volume is None or volume.resume is None:
+            return volume
+        zfs.abort_receive(self.host, dataset)
+        return list_host(self.host, [self.root]).volumes.get(dataset)
+
+    def _have(self, volume: Volume | None, steps: Sequence[tuple[Content, StreamFacts]]) -> int:
+        """How many of the steps are there."""
+        if volume is None:
+            return 0
+        newest = volume.snapshots[-1].guid if volume.snapshots else Guid("")
+        guids = [stream.to_guid for _, stream in steps]
+        if newest in guids:
+            return guids.index(newest) + 1
+        raise BackupError(
+            f"{volume.name} exists and is none of the states of this archive",
+            hint="nothing is overwritten: rename or destroy it yourself, or restore below another dataset",
+        )
+
+    def _check(self, dataset: Dataset, stream: StreamFacts) -> None:
+        """Read back what was received, and make it a point again."""
+        volume = list_host(self.host, [dataset], depth=1).volumes.get(dataset)
+        found = {snapshot.guid: snapshot for snapshot in volume.snapshots} if volume else {}
+        snapshot = found.get(stream.to_guid)
+        if snapshot is None:
+            raise VerificationError(f"{dataset} lacks the snapshot that was received, although the receive succeeded")
+        own = {key: text for key, text in stream.point_properties.items() if key.startswith(PROPERTY)}
+        if own:
+            own[f"{PROPERTY}volume"] = stream.volume
+            zfs.set_properties(self.host, [snapshot.full_name], own)
+
+
+def streams_of(choice: Choice, key: str) -> list[tuple[Content, StreamFacts]]:
+    """The streams that make one disk at the point, beginning with its last full one."""
+    steps: list[tuple[Content, StreamFacts]] = []
+    for content in choice.chain:
+        for stream in require_inner(content).streams:
+            if stream.key != key:
+                continue
+            if not stream.from_guid:
+                steps = []
+            elif not steps or steps[-1][1].to_guid != stream.from_guid:
+                raise VerificationError(f"{content.path}: {key} does not build on what lies before it")
+            steps.append((content, stream))
+    return steps
+
+
+def write_config(choice: Choice, directory: Path) -> Iterator[Path]:
+    """The guest's configuration as files, as they were in /etc/pve; those that exist are left alone."""
+    inner = require_inner(choice.content)
+    for key, suffix in (("conf", "conf"), ("firewall", "fw")):
+        if text := inner.config.get(key):
+            path = directory / f"{inner.vmid}.{suffix}"
+            try:
+                with open(path, "x", encoding="utf-8", errors="surrogateescape") as file:
+                    file.write(text)
+            except OSError as error:
+                raise BackupError(f"{path}: {error.strerror}", hint="name another --config-dir") from None
+            yield path

@@ -1,0 +1,135 @@
+"""One `zfs send` on its way into segments: cut, hashed, compressed where it pays, encrypted, handed to the uploads.
+
+Slices that an earlier attempt brought to the box are only hashed and compared: a stream that is not the same as then
+starts anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from pve_zfsbackup.app.archive_upload import Uploads
+from pve_zfsbackup.app.box import Vault, fresh
+from pve_zfsbackup.archive.inner import NONE, ZSTD, Sealed
+from pve_zfsbackup.archive.names import segment_name
+from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.host.notebook import Log
+from pve_zfsbackup.host.programs import read_up_to
+from pve_zfsbackup.host.seal import CHUNK, digest_file
+from pve_zfsbackup.host.store import Upload
+
+PAYS = 0.92  # compressed to less than this, it is compressed
+
+
+class StreamDiffersError(BackupError):
+    """The stream is not the one of the first attempt: the point starts anew."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Slicer:
+    """Makes the segments of one point. `known` are those that are in the box already, by number."""
+
+    vault: Vault
+    uploads: Uploads
+    spool: Path
+    directory: str  # of the point, in the box
+    ledger: Log
+    known: dict[int, Sealed] = field(default_factory=dict)
+    made: dict[int, Sealed] = field(default_factory=dict)
+    number: int = 0
+    skipped: int = 0
+
+    @property
+    def segments(self) -> tuple[Sealed, ...]:
+        """All of the point, complete after the uploads have ended."""
+        return tuple(self.made[number] for number in sorted(self.made))
+
+    def take(self, source: IO[bytes], stream: int, moved: Callable[[int], None], *, raw: bool) -> tuple[int, str]:
+        """Slice all of a stream; returns its bytes and their sha256."""
+        whole, total = hashlib.sha256(), 0
+        while head := read_up_to(source, min(CHUNK, self.vault.box.segment_bytes)):
+            self.number += 1
+            known = self.known.get(self.number)
+            facts = _Slice(stream=stream, offset=total)
+            pieces = facts.counted(self._pieces(source, head), whole, lambda size, before=total: moved(before + size))  # type: ignore[misc]
+            if known is None:
+                self._seal(facts, pieces, compress=not raw and _pays(head))
+            else:
+                for _ in pieces:
+                    self.uploads.check()
+                self._same(known, facts)
+            total += facts.size
+        return total, whole.hexdigest()
+
+    def end(self) -> None:
+        """All streams were taken. Raises `StreamDiffersError` when the first attempt had more."""
+        if any(number > self.number for number in self.known):
+            raise StreamDiffersError("the streams are shorter than those of the first attempt")
+
+    def _pieces(self, source: IO[bytes], head: bytes) -> Iterator[bytes]:
+        left = self.vault.box.segment_bytes - len(head)
+        yield head
+        while left and (piece := read_up_to(source, min(CHUNK, left))):
+            left -= len(piece)
+            yield piece
+
+    def _same(self, known: Sealed, facts: _Slice) -> None:
+        found = (facts.stream, facts.offset, facts.size, facts.hash.hexdigest())
+        if found != (known.stream, known.offset, known.bytes, known.sha256):
+            raise StreamDiffersError(f"segment {known.number} is not the same as in the first attempt")
+        self.made[known.number] = known
+        self.skipped += 1
+
+    def _seal(self, facts: _Slice, pieces: Iterator[bytes], *, compress: bool) -> None:
+        self.uploads.room()
+        number, file = self.number, fresh(self.spool)
+        with self.vault.seal.sealing([self.vault.box.recipients_file], file, compress=compress) as feed:
+            for piece in pieces:
+                feed(piece)
+                self.uploads.check()
+
+        def prepare() -> Upload:
+            with open(file, "rb") as stored:
+                digest = digest_file(stored)
+            self.made[number] = Sealed(
+                number=number,
+                stream=facts.stream,
+                offset=facts.offset,
+                bytes=facts.size,
+                sha256=facts.hash.hexdigest(),
+                codec=ZSTD if compress else NONE,
+                stored_bytes=digest.bytes,
+                stored_sha256=digest.sha256,
+            )
+            path = f"{self.directory}/{segment_name(number, digest.sha256)}"
+            return Upload(file=file, path=path, sha256=digest.sha256)
+
+        self.uploads.add(prepare, lambda: self.ledger.add(self.made[number].members()))
+
+
+@dataclass(slots=True, kw_only=True)
+class _Slice:
+    """What went through so far."""
+
+    stream: int
+    offset: int
+    size: int = 0
+    hash: Any = field(default_factory=hashlib.sha256)
+
+    def counted(self, pieces: Iterator[bytes], whole: Any, moved: Callable[[int], None]) -> Iterator[bytes]:
+        for piece in pieces:
+            self.hash.update(piece)
+            whole.update(piece)
+            self.size += len(piece)
+            moved(self.size)
+            yield piece
+
+
+def _pays(sample: bytes) -> bool:
+    """Whether compressing is worth it, judged by the beginning of the slice."""
+    return len(zlib.compress(sample, 1)) < len(sample) * PAYS

@@ -1,0 +1,125 @@
+"""A box with all that is needed to work with it: how it is reached, keys, and what is remembered of it."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pve_zfsbackup.archive.chain import Head
+from pve_zfsbackup.archive.names import NAMESPACE, writer_name
+from pve_zfsbackup.config import Box, Config
+from pve_zfsbackup.errors import BackupError, ConfigError
+from pve_zfsbackup.host.notebook import read_json, write_json
+from pve_zfsbackup.host.programs import Programs
+from pve_zfsbackup.host.runner import Runner
+from pve_zfsbackup.host.seal import Seal
+from pve_zfsbackup.host.sftp import Server, Sftp
+from pve_zfsbackup.host.store import Store
+from pve_zfsbackup.host.store_dir import DirectoryStore
+from pve_zfsbackup.host.store_sftp import SftpStore
+
+HEADS = "heads.json"
+PROVEN = "proven.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vault:
+    """One box. `state` is this node's memory of it, `writer` the name under which this node writes ("" if it has no
+    signing key)."""
+
+    box: Box
+    store: Store
+    seal: Seal
+    state: Path
+    writer: str
+
+    @property
+    def programs(self) -> Programs:
+        return self.seal.programs
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A directory for files on their way, which is gone afterwards."""
+        self.box.spool_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix="pzb-", dir=self.box.spool_dir))
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def heads(self) -> dict[str, Head]:
+        """The newest manifest of each series that was seen here. Raises `BackupError` when the memory is damaged."""
+        found = read_json(self.state / HEADS) or {}
+        try:
+            return {series: Head(sequence=int(head[0]), sha256=str(head[1])) for series, head in found.items()}
+        except (TypeError, ValueError, LookupError):
+            raise BackupError(
+                f"{self.state / HEADS}: damaged, so an older state of the box would not be noticed",
+                hint="look at the box, then remove the file",
+            ) from None
+
+    def remember(self, series: str, head: Head) -> None:
+        """Only ever forwards."""
+        heads = self.heads()
+        known = heads.get(series)
+        if known is None or known.sequence < head.sequence:
+            heads[series] = head
+            write_json(self.state / HEADS, {key: [h.sequence, h.sha256] for key, h in sorted(heads.items())})
+
+    def proven(self) -> dict[str, float]:
+        """Points that were read back whole, and when."""
+        return {str(key): float(value) for key, value in (read_json(self.state / PROVEN) or {}).items()}
+
+    def note_proven(self, points: dict[str, float]) -> None:
+        write_json(self.state / PROVEN, {**self.proven(), **points})
+
+
+def open_box(config: Config, name: str, runner: Runner, programs: Programs) -> Vault:
+    """A box of the configuration; nothing is connected yet. Raises `ConfigError`."""
+    box = config.boxes.get(name)
+    if box is None:
+        known = ", ".join(config.boxes) or "none"
+        raise ConfigError([f"no box named {name}"], hint=f"boxes: {known}")
+    return Vault(
+        box=box,
+        store=_store(box, programs),
+        seal=Seal(runner=runner, programs=programs, namespace=NAMESPACE),
+        state=config.state_dir / "boxes" / name,
+        writer=own_writer(box),
+    )
+
+
+def own_writer(box: Box) -> str:
+    try:
+        return writer_name(public_key(box).read_text("ascii"))
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def public_key(box: Box) -> Path:
+    return box.signing_key_file.with_name(f"{box.signing_key_file.name}.pub")
+
+
+def _store(box: Box, programs: Programs) -> Store:
+    if box.directory is not None:
+        return DirectoryStore(name=box.name, root=box.directory / box.path, mount=box.directory)
+    server = Server(
+        host=box.host,
+        user=box.user,
+        port=box.port,
+        path=box.path,
+        identity=box.identity_file,
+        known_hosts=box.known_hosts_file,
+        connect_timeout=int(box.connect_timeout),
+    )
+    return SftpStore(client=Sftp(name=box.name, programs=programs, server=server))
+
+
+def fresh(place: Path) -> Path:
+    """A name in it that nothing has."""
+    return place / secrets.token_hex(8)

@@ -1,0 +1,214 @@
+"""What lies in a box: every manifest fetched, its signature checked, its series judged, its inside read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pve_zfsbackup.app.box import Vault, fresh
+from pve_zfsbackup.archive.chain import Head, Series, Signed, assemble
+from pve_zfsbackup.archive.inner import Inner
+from pve_zfsbackup.archive.names import INNER, INNER_SIGNATURE, OPAQUE, OUTER, OUTER_SIGNATURE, WRITER, segment_name
+from pve_zfsbackup.archive.outer import POINT, Outer, digest
+from pve_zfsbackup.errors import SealError, VerificationError
+from pve_zfsbackup.host.store import Entry
+from pve_zfsbackup.model import Archived
+
+BATCH = 200  # small files per connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """A published point: its manifests, what lies beside them, and what is wrong with its files."""
+
+    signed: Signed
+    files: Mapping[str, Entry]
+    inner: Inner | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        return f"{self.signed.outer.writer}/{self.signed.outer.path}"
+
+    @property
+    def archived(self) -> Archived | None:
+        return self.inner.archived(self.signed.outer) if self.inner else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shelf:
+    """One series with the content of its points, oldest first."""
+
+    series: Series
+    contents: tuple[Content, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        inside = (f"{c.path}: {problem}" for c in self.contents for problem in c.problems)
+        return (*(f"series {self.series.id}: {problem}" for problem in self.series.problems), *inside)
+
+    @property
+    def archived(self) -> tuple[Archived, ...]:
+        return tuple(archived for content in self.contents if (archived := content.archived))
+
+
+@dataclass(slots=True, kw_only=True)
+class Catalog:
+    """All that was asked for. `problems` belong to no series; `strays` are directories no manifest speaks of."""
+
+    shelves: list[Shelf] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    strays: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
+    generations: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
+
+    @property
+    def all_problems(self) -> tuple[str, ...]:
+        return (*self.problems, *(problem for shelf in self.shelves for problem in shelf.problems))
+
+
+def read_catalog(
+    vault: Vault, *, identity: Path | None, own: bool = False, unfinished: Collection[str] = ()
+) -> Catalog:
+    """Read the box; with `own` only what this node wrote. `identity` opens the inner manifests, without it they stay
+    closed. `unfinished` are directories of points this node is still at work on.
+
+    What is wrong is part of the catalog; raised is only what keeps it from being read.
+    """
+    catalog = Catalog()
+    places = _places(vault, catalog, [vault.writer] if own else None)
+    signed: dict[str, list[tuple[Signed, str]]] = defaultdict(list)
+    with vault.scratch() as scratch:
+        names = (OUTER, OUTER_SIGNATURE, INNER, INNER_SIGNATURE)
+        wanted = [path for path, files in places.items() if OUTER in files and path.split("/")[2] not in unfinished]
+        fetched = _fetch(vault, [f"{path}/{name}" for path in wanted for name in names], scratch)
+        for path, files in places.items():
+            if path not in wanted:
+                catalog.strays[path] = files
+                continue
+            try:
+                genuine = _genuine(vault, path, fetched)
+                signed[genuine.outer.series].append((genuine, path))
+            except VerificationError as error:
+                catalog.problems.append(error.message)
+        heads = vault.heads()
+        for name, members in sorted(signed.items()):
+            series = assemble([one for one, _ in members], heads.get(name))
+            contents = tuple(
+                _content(vault, one, places[f"{one.outer.writer}/{one.outer.path}"], (fetched, identity))
+                for one in series.points
+            )
+            catalog.shelves.append(Shelf(series=series, contents=contents))
+            if not series.stale:
+                vault.remember(name, series.head)
+    catalog.problems += _vanished(signed.keys(), heads, own=own)
+    return catalog
+
+
+def _vanished(found: Collection[str], heads: Mapping[str, Head], *, own: bool) -> Iterator[str]:
+    """A whole series that was seen before; the other nodes' are not looked for when only ours were read."""
+    for name in sorted(heads.keys() - set(found)) if not own else ():
+        yield f"series {name} is gone: {heads[name].sequence} manifests were seen before"
+
+
+def _places(vault: Vault, catalog: Catalog, writers: Sequence[str] | None) -> dict[str, Mapping[str, Entry]]:
+    """The files of every directory that may be a point."""
+    if writers is None:
+        writers = sorted(_directories(vault.store.list(["."]).get(".", {}), WRITER.match))
+    tops = vault.store.list(list(writers))
+    generations = [f"{writer}/{name}" for writer, found in tops.items() for name in _directories(found, OPAQUE.match)]
+    catalog.generations = dict(vault.store.list(generations))
+    points = [f"{path}/{n}" for path, found in catalog.generations.items() for n in _directories(found, OPAQUE.match)]
+    return dict(vault.store.list(points))
+
+
+def _directories(found: Mapping[str, Entry], match: object) -> list[str]:
+    assert callable(match)
+    return sorted(name for name, entry in found.items() if entry.directory and match(name))
+
+
+def _fetch(vault: Vault, paths: Sequence[str], scratch: Path) -> dict[str, Path]:
+    files = {path: fresh(scratch) for path in paths}
+    for start in range(0, len(paths), BATCH):
+        vault.store.get_many([(path, files[path]) for path in paths[start : start + BATCH]])
+    return {path: file for path, file in files.items() if file.exists()}
+
+
+def _genuine(vault: Vault, path: str, fetched: Mapping[str, Path]) -> Signed:
+    """The outer manifest, signed by the node in whose directory it lies, about the place where it lies."""
+    writer, generation, point = path.split("/")
+    try:
+        data = fetched[f"{path}/{OUTER}"].read_bytes()
+        signature = fetched[f"{path}/{OUTER_SIGNATURE}"].read_bytes()
+    except KeyError:
+        raise VerificationError(f"{path}: its manifest has no signature") from None
+    try:
+        vault.seal.verify(data, signature, vault.box.signers_file, writer)
+    except VerificationError as error:
+        raise VerificationError(f"{path}/{OUTER}: {error.message}") from None
+    outer = Outer.decode(data, f"{path}/{OUTER}")
+    if (outer.writer, outer.generation, outer.point) != (writer, generation, point):
+        raise VerificationError(f"{path}/{OUTER}: belongs to {outer.writer}/{outer.path}")
+    return Signed(outer=outer, sha256=digest(data))
+
+
+def _content(
+    vault: Vault, signed: Signed, files: Mapping[str, Entry], reading: tuple[Mapping[str, Path], Path | None]
+) -> Content:
+    fetched, identity = reading
+    outer = signed.outer
+    path = f"{outer.writer}/{outer.path}"
+    problems = list(_segments(outer, files))
+    inner = None
+    try:
+        inner = _inner(
+            vault, signed, {name: fetched.get(f"{path}/{name}") for name in (INNER, INNER_SIGNATURE)}, identity
+        )
+    except (VerificationError, SealError) as error:
+        problems.append(error.message)
+    return Content(signed=signed, files=files, inner=inner, problems=tuple(problems))
+
+
+def _segments(outer: Outer, files: Mapping[str, Entry]) -> Iterator[str]:
+    for segment in outer.segments:
+        name = segment_name(segment.number, segment.sha256)
+        entry = files.get(name)
+        if entry is None or entry.directory:
+            yield f"{name} is missing"
+        elif entry.bytes != segment.bytes:
+            yield f"{name} has {entry.bytes} bytes instead of {segment.bytes}"
+
+
+def _inner(vault: Vault, signed: Signed, files: Mapping[str, Path | None], identity: Path | None) -> Inner | None:
+    outer = signed.outer
+    stored, signature = files[INNER], files[INNER_SIGNATURE]
+    if outer.what != POINT:
+        return None
+    if stored is None or signature is None:
+        raise VerificationError(f"{INNER} or its signature is missing")
+    data = stored.read_bytes()
+    if (len(data), hashlib.sha256(data).hexdigest()) != (outer.manifest_bytes, outer.manifest_sha256):
+        raise VerificationError(f"{INNER} is not the one {OUTER} speaks of")
+    try:
+        vault.seal.verify(data, signature.read_bytes(), vault.box.signers_file, outer.writer)
+    except VerificationError as error:
+        raise VerificationError(f"{INNER}: {error.message}") from None
+    if identity is None:
+        return None
+    try:
+        inner = Inner.decode(vault.seal.decrypt(stored, identity), INNER)
+    except SealError as error:
+        raise SealError(f"{INNER} cannot be opened: {error.message}", hint=error.hint) from None
+    inner.check(outer, INNER)
+    return inner
+
+
+def require_sound(shelf: Shelf) -> None:
+    """Raise `VerificationError` when the series is older than what was seen."""
+    if shelf.series.stale:
+        raise VerificationError(
+            f"series {shelf.series.id}: {shelf.series.problems[0]}",
+            hint="somebody put an older state in place: use another copy, or look at the provider's snapshots",
+        )
