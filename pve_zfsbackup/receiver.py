@@ -502,7 +502,8 @@ def _hello(site: Site, words: tuple[str, ...], stdin: int) -> int:
         "protocol": PROTOCOL,
         "root": site.root,
         "zfs": answer(site, "version").split(),
-        "allow": answer(site, "allow", site.root).splitlines(),  # for `setup target --check`, as are the next
+        # For `setup target --check`, also while there is no root yet.
+        "allow": ask(site, "allow", site.root, hear=True).out.splitlines(),
         "time": int(time.time()),
         "maintained": int(remembered(site).finished),
     }
