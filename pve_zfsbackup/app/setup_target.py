@@ -6,7 +6,6 @@ runs it by hand. From then on the node has its own key there, and the host's key
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 from collections.abc import Callable
@@ -25,13 +24,12 @@ from pve_zfsbackup.app.target_script import PublicKey, Told, Wanted, read_answer
 from pve_zfsbackup.config import Config, Target, load_config
 from pve_zfsbackup.errors import CommandError, ConfigError, HostUnreachableError
 from pve_zfsbackup.host.guests import node_name
+from pve_zfsbackup.host.identity import owner_id
 from pve_zfsbackup.host.private import write_private
 from pve_zfsbackup.host.runner import ProcessRunner, Runner
 from pve_zfsbackup.host.ssh import SSH_FAILED, Host, connected
 from pve_zfsbackup.model import SOURCE
 
-_CA: Final = Path("/etc/pve/pve-root-ca.pem")  # one for each cluster, and for each node that is in none
-_MACHINE: Final = Path("/etc/machine-id")
 _AS_ROOT: Final = 'if [ "$(id -u)" = 0 ]; then exec sh -s -- "$@"; else exec sudo -n sh -s -- "$@"; fi'
 _PATIENCE: Final = 900.0  # somebody may have to type a passphrase
 
@@ -42,8 +40,8 @@ Confirm = Callable[[str], bool]
 class Preparation:
     """What is asked, and where from. `confirm` asks a person; it says no where there is none.
 
-    `accepted` is the fingerprint of a host key that a person vouches for. `identity` are files that tell this source
-    from others, the first that is there."""
+    `accepted` is the fingerprint of a host key that a person vouches for.
+    """
 
     asked: Asked
     config_file: Path
@@ -51,27 +49,19 @@ class Preparation:
     accepted: str = ""
     dry_run: bool = False
     confirm: Confirm = lambda _: False
-    identity: tuple[Path, ...] = (_CA, _MACHINE)
+    pve_root: Path = Path("/etc/pve")
     agent: str = field(default_factory=lambda: os.environ.get("SSH_AUTH_SOCK", ""))
     now: Callable[[], float] = time
 
     def config(self) -> Config:
         return load_config(self.config_file) if self.config_file.exists() else Config()
 
-    def owner(self, config: Config) -> str:
-        """What tells this source from others: a name for people, and a digest."""
-        node = node_name(config.api.node or "")
-        for file in self.identity:
-            if file.exists():
-                return f"{node}/{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
-        raise ConfigError([f"neither {' nor '.join(map(str, self.identity))} is there: nothing tells this node apart"])
-
 
 def target_script(preparation: Preparation) -> str:
     """The script that makes the target what is asked, to be run there as root. Raises `ConfigError`."""
     config = preparation.config()
     target = choose(config, preparation.asked)
-    return script(_wanted(preparation, config, target))
+    return script(_wanted(preparation, target))
 
 
 def setup_target(preparation: Preparation) -> tuple[Action, ...]:
@@ -90,7 +80,7 @@ def setup_target(preparation: Preparation) -> tuple[Action, ...]:
         return tuple(found)  # of a dry run: without the key nothing more can be said
     known: tuple[HostKey, ...] = ()
     if preparation.asked.admin:
-        told = _as_administrator(preparation, script(_wanted(preparation, config, target)))
+        told = _as_administrator(preparation, script(_wanted(preparation, target)))
         known = host_keys(told.host_keys)
         found += told.actions
     if not _failed(found):
@@ -107,7 +97,7 @@ def check(preparation: Preparation) -> tuple[Action, ...]:
     return _checked(preparation, config, choose(config, preparation.asked))
 
 
-def _wanted(preparation: Preparation, config: Config, target: Target) -> Wanted:
+def _wanted(preparation: Preparation, target: Target) -> Wanted:
     try:
         key = PublicKey.parse(_public(target).read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
@@ -119,7 +109,7 @@ def _wanted(preparation: Preparation, config: Config, target: Target) -> Wanted:
         root=target.root,
         append_only=target.append_only,
         key=key,
-        owner=preparation.owner(config),
+        owner=owner_id(preparation.pve_root),
         keep=target.keep,
         clients=preparation.asked.clients,
     )
@@ -235,7 +225,7 @@ def _checked(preparation: Preparation, config: Config, target: Target) -> tuple[
                 target=target,
                 host=there,
                 local=Host(name=SOURCE, runner=runner),
-                owner=preparation.owner(config),
+                owner=owner_id(preparation.pve_root),
                 now=int(preparation.now()),
             )
         )

@@ -272,7 +272,7 @@ root() {
         ;;
     *" local")
         owner=${owner% local}
-        if [ "${owner##*/}" != "${OWNER##*/}" ]; then
+        if [ "$owner" != "$OWNER" ]; then
             say failed "$THING" "belongs to $owner: one root takes one source; take another root, or if that one is gone for good: zfs set $OWNER_KEY=$OWNER $ROOT"
             return 0
         fi

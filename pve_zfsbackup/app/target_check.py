@@ -9,9 +9,11 @@ from pve_zfsbackup.app.setup_account import Action
 from pve_zfsbackup.app.target_judgement import COLUMNS, Heard, Hello, Side, judge
 from pve_zfsbackup.config import Target
 from pve_zfsbackup.errors import BackupError, CommandError, ZfsError
-from pve_zfsbackup.host.runner import Completed, failure
+from pve_zfsbackup.host.health import pool_of, pool_properties, state_argv
+from pve_zfsbackup.host.runner import failure
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
+from pve_zfsbackup.model import SUSPENDED
 
 _TIMEOUT = 60.0
 _LIST = ("zfs", "list", "-Hp", "-d", "0", "-t", "filesystem,volume", "-o", ",".join(COLUMNS), "--")
@@ -39,8 +41,8 @@ def check_target(checked: Checked) -> tuple[Action, ...]:
     right = Action(object=name, state="right", detail="answers, with the pinned host key")
     try:
         state = _pool_state(checked.host, target)
-        if state == "SUSPENDED":
-            told = f"pool {target.root.partition('/')[0]}"
+        if state == SUSPENDED:
+            told = f"pool {pool_of(target.root)}"
             return right, Action(object=told, state="failed", detail="suspended", command="zpool status -v")
         heard = _heard(checked, hello, time, state)
     except BackupError as error:
@@ -57,11 +59,7 @@ def _heard(checked: Checked, hello: Hello | None, answer: dict[str, object], sta
         told = answer.get("allow")
         allow = tuple(str(line) for line in told) if isinstance(told, list) else ()
         time = hello.time
-    pool = target.root.partition("/")[0]
-    there = Side(
-        zfs=tuple(_ask(host, "zfs", "version").split()),
-        pools=_pairs(_ask(host, "zpool", "get", "-Hp", "-o", "property,value", "all", "--", pool)),
-    )
+    there = Side(zfs=tuple(_ask(host, "zfs", "version").split()), pools=pool_properties(host, pool_of(target.root)))
     here = Side(
         zfs=tuple(_ask(checked.local, "zfs", "version").split()),
         pools=_used(_ask(checked.local, "zpool", "get", "-Hp", "-o", "property,value", "all")),
@@ -95,10 +93,9 @@ def _hello(host: Host) -> tuple[Hello | None, dict[str, object]]:
 
 def _pool_state(host: Host, target: Target) -> str:
     """ONLINE, DEGRADED …; empty where the kernel does not tell."""
-    pool = target.root.partition("/")[0]
-    done = host.run(("grep", "-vx", "SUSPENDED", f"/proc/spl/kstat/zfs/{pool}/state"), check=False, timeout=_TIMEOUT)
+    done = host.run(state_argv(pool_of(target.root)), check=False, timeout=_TIMEOUT)
     if done.returncode == 1:
-        return "SUSPENDED"
+        return SUSPENDED
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
@@ -115,14 +112,10 @@ def _root(host: Host, target: Target) -> dict[str, str] | None:
 
 
 def _ask(host: Host, *command: str) -> str:
-    done: Completed = host.run(command, check=False, timeout=_TIMEOUT)
+    done = host.run(command, check=False, timeout=_TIMEOUT)
     if done.returncode:
         raise classified(done) if command[0] == "zfs" else failure(done)
     return done.stdout
-
-
-def _pairs(text: str) -> dict[str, str]:
-    return {key: value for key, _, value in (line.partition("\t") for line in text.splitlines())}
 
 
 def _used(text: str) -> dict[str, str]:

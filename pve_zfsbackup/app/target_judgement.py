@@ -9,9 +9,12 @@ from typing import Final
 
 from pve_zfsbackup import __version__
 from pve_zfsbackup.app.setup_account import Action
-from pve_zfsbackup.app.target_script import OWNER, permissions
+from pve_zfsbackup.app.target_script import permissions
 from pve_zfsbackup.config import Target
+from pve_zfsbackup.host.health import pool_of
 from pve_zfsbackup.host.zfs import PARENT
+from pve_zfsbackup.model import ONLINE
+from pve_zfsbackup.plan.standing import OWNER
 
 PROTOCOL: Final = 1  # of the receiver
 COLUMNS: Final = (*PARENT, "available", OWNER)
@@ -130,8 +133,8 @@ def _account(target: Target, heard: Heard) -> Action:
 
 
 def _pool(target: Target, state: str) -> Action:
-    pool = target.root.partition("/")[0]
-    if state in ("ONLINE", ""):
+    pool = pool_of(target.root)
+    if state in (ONLINE, ""):
         return _right(f"pool {pool}", state or "its state is not told")
     return _warning(f"pool {pool}", state, f"zpool status -x {pool}")
 
@@ -152,7 +155,7 @@ def _owner(target: Target, owner: str, root: Mapping[str, str]) -> Action:
         return _warning(
             name, "none is named: another source could take the root, too", f"zfs set {OWNER}={owner} {target.root}"
         )
-    if same_owner(has, owner):
+    if has == owner:
         return _right(name, has)
     return _failed(
         name,
@@ -160,11 +163,6 @@ def _owner(target: Target, owner: str, root: Mapping[str, str]) -> Action:
         "is gone for good, make it this one's",
         f"zfs set {OWNER}={owner} {target.root}",
     )
-
-
-def same_owner(one: str, other: str) -> bool:
-    """The name before the slash is for people: nodes are renamed, and a cluster has several."""
-    return one.rpartition("/")[2] == other.rpartition("/")[2]
 
 
 def _space(target: Target, heard: Heard) -> Action:

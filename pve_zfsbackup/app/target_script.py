@@ -16,8 +16,8 @@ from pve_zfsbackup.app.setup_account import STATES, Action
 from pve_zfsbackup.errors import CommandError
 from pve_zfsbackup.host.zfs import PARENT
 from pve_zfsbackup.model import Dataset, Keep, printable
+from pve_zfsbackup.plan.standing import OWNER
 
-OWNER: Final = "pve-zfsbackup:owner"
 _LIMITED: Final = ("create", "mount", "userprop")  # and to receive
 _PLAIN: Final = (
     "create", "mount", "receive", "destroy", "hold", "release", "userprop",
@@ -57,7 +57,7 @@ class PublicKey:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What a target is to be. `clients`: addresses the key may come from, as in `from=` of sshd(8), or empty.
-    `owner` is a name for people, a slash, and what tells this source from others."""
+    `owner` is this cluster or node (host/identity.py)."""
 
     account: str
     root: Dataset
