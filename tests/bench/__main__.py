@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = _parse(arguments)
     started = time.monotonic()
     try:
-        with Lab() as lab:
+        with _lab() as lab:
             product = setting.prepare(lab)
             about = _about(lab.pve1, chosen)
             bench = Bench(
@@ -48,6 +50,18 @@ def main(arguments: Sequence[str]) -> int:
     print(results.table(bench.runs))
     print(f"\n{time.monotonic() - started:.0f} s; all runs: {chosen.out}.json, plot: {chosen.out}.svg")
     return 1 if any(run.void for run in bench.runs if run.contender == OURS.name) else 0
+
+
+@contextmanager
+def _lab() -> Iterator[Lab]:
+    """A lab of our own; or, with PZB_LAB_ATTACH, one that `make lab` left running."""
+    if attached := os.environ.get("PZB_LAB_ATTACH"):
+        existing = Lab()
+        existing.attach(Path(attached))
+        yield existing
+        return
+    with Lab() as own:
+        yield own
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -26,7 +26,7 @@ mkdir -p /etc/pve /run/lxc
 printf 'zfspool: bench\n\tpool %s\n\tcontent images,rootdir\n\tmountpoint /%s\n\tsparse 1\n' "$2" "$2" \
   > /etc/pve/storage.cfg
 echo 'user:root@pam:1:0::::::' > /etc/pve/user.cfg
-zfs create "$2"
+zfs list "$2" > /dev/null 2>&1 || zfs create "$2"
 zfs set autobackup:bench=child "$2"
 systemctl daemon-reload
 systemctl restart pvesim
