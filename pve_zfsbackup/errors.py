@@ -178,8 +178,20 @@ class GuestMissingError(PveError):
     """The guest has no configuration on that node: gone, moved, or of the other kind. PVE says 500, never 404."""
 
 
+class GuestChangedError(PveError):
+    """The guest's configuration is another one than what was planned with: read it again."""
+
+    transient = True
+
+
 class AgentError(PveError):
     """The guest agent answered with an error inside HTTP 200 (pve-facts §d), or is not there."""
+
+
+class GuestBusyError(BackupError):
+    """Proxmox is at work on the guest (its configuration or its migration is locked): wait, or come back later."""
+
+    transient = True
 
 
 class FreezeError(BackupError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import assert_never
@@ -16,7 +16,7 @@ from pve_zfsbackup.errors import BackupError, HostUnreachableError, Verification
 from pve_zfsbackup.events import Emit, Progress
 from pve_zfsbackup.host import listing, zfs
 from pve_zfsbackup.host.pipeline import Chain, carry
-from pve_zfsbackup.host.quiesce import Quiescer, Window
+from pve_zfsbackup.host.quiesce import FreezeRules, Quiescer, Window
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import (
     PROPERTY,
@@ -28,7 +28,6 @@ from pve_zfsbackup.model import (
     Dataset,
     Destroy,
     DestroyBookmark,
-    Guest,
     Guid,
     Hold,
     Mark,
@@ -41,7 +40,6 @@ from pve_zfsbackup.model import (
 )
 
 ESTIMATE_BYTES = 256 << 20  # from here the exact size is worth a process of its own
-PackConfig = Callable[[Guest], Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +85,11 @@ class Executor:
             case unknown:
                 assert_never(unknown)
 
-    def snapshot(self, step: SnapshotGuest, quiescer: Quiescer, pack: PackConfig, limit: float) -> Window:
-        """Freeze, snapshot each pool in one command, thaw. Returns how it really went.
+    def snapshot(
+        self, step: SnapshotGuest, quiescer: Quiescer, config: Mapping[str, str], rules: FreezeRules
+    ) -> Window:
+        """Freeze, snapshot each pool in one command, thaw. Returns how it really went. `config` are properties that
+        carry the guest's configuration.
 
         The snapshots are born with what is proven at that moment, and are told more only when more is proven.
         Raises what went wrong; whatever was snapshotted by then is not a complete point and nobody lists it as one,
@@ -100,16 +101,27 @@ class Executor:
             f"{PROPERTY}disks": step.disks,
             f"{PROPERTY}guest": f"{step.guest.kind}/{step.guest.node}",
             **({f"{PROPERTY}props": step.props} if step.props else {}),
-            **{PROPERTY + key: value for key, value in pack(step.guest).items()},
+            **{PROPERTY + key: value for key, value in config.items()},
         }
-        with quiescer.window(step, limit) as window:
+        with quiescer.window(step, rules) as window:
             born = window.label
             for datasets in step.pools:
                 zfs.snapshot(host, datasets, step.name, {**properties, f"{PROPERTY}consistency": born})
-        if window.label != born:
+        told = {} if window.label == born else {f"{PROPERTY}consistency": window.label}
+        if window.seconds:
+            told[f"{PROPERTY}window"] = str(max(1, round(window.seconds * 1000)))
+        if told:
             names = [f"{dataset}@{step.name}" for datasets in step.pools for dataset in datasets]
-            zfs.set_properties(host, names, {f"{PROPERTY}consistency": window.label})
+            zfs.set_properties(host, names, told)
         return window
+
+    def discard(self, step: SnapshotGuest) -> None:
+        """Take back the point that was just made: its snapshots by their guids, and only where they are of it."""
+        host = self.hosts[SOURCE]
+        datasets = [dataset for datasets in step.pools for dataset in datasets]
+        found = listing.list_host(host, datasets, depth=1)
+        made = [s for volume in found.volumes.values() for s in volume.snapshots if s.point == step.point]
+        self.execute([Destroy(host=SOURCE, snapshot=snapshot) for snapshot in made])
 
     def chain(self, steps: Sequence[Step], size: int) -> Chain:
         """The streams of one disk with what is to be done right before them. `size` is what is expected to move."""

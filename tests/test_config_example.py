@@ -11,6 +11,7 @@ import pytest
 from pve_zfsbackup.config import Config, Job, Target, config_reference, example_config, parse_config
 from pve_zfsbackup.config.boxes import Box
 from pve_zfsbackup.config.definitions import Api
+from pve_zfsbackup.config.hooks import Hooks, Vzdump
 from pve_zfsbackup.config.option import key_of, option_fields
 from pve_zfsbackup.model import Dataset, Disk, Guest, GuestKind, Keep, Vmid, parse_disk_pattern, parse_selector
 
@@ -58,7 +59,8 @@ def everything_set(text: str) -> str:
 
 def every_key() -> set[str]:
     found = set()
-    for section, prefix in ((Config, ""), (Api, ""), (Target, ""), (Box, ""), (Job, ""), (Keep, "keep-")):
+    for section in (Config, Api, Target, Box, Hooks, Vzdump, Job, Keep):
+        prefix = "keep-" if section is Keep else ""
         found |= {key_of(entry, prefix) for entry, _ in option_fields(section)}
     return found
 

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from pve_zfsbackup.config import DEFAULT_KEEP, Api, Config, Job, Target, load_config, parse_config
+from pve_zfsbackup.config.hooks import Hooks, Vzdump
 from pve_zfsbackup.errors import ConfigError, ExitCode
 from pve_zfsbackup.model import DiskPattern, Keep, Quiesce, Vmid, parse_selector
 
@@ -105,10 +106,26 @@ def test_full_file_sets_every_option() -> None:
                 ),
                 quiesce=Quiesce.REQUIRE,
                 freeze_limit=2.0,
+                container_freeze=True,
+                before_freeze=("/bin/pause", "now please"),
+                after_thaw=("/bin/resume",),
+                lock_wait=0.0,
                 targets=("backup1",),
                 keep=Keep(last=1),
             )
         },
+        hooks=Hooks(
+            before_run=("/bin/a",),
+            before_snapshot=("/bin/b",),
+            after_snapshot=("/bin/c",),
+            before_replicate=("/bin/d",),
+            after_replicate=("/bin/e",),
+            after_prune=("/bin/f",),
+            on_error=("/bin/g", "x"),
+            after_run=("/bin/h",),
+            timeout=5.0,
+        ),
+        vzdump=Vzdump(replicate=False, skip_within=0.0, fail_backup=True),
         timezone=ZoneInfo("Asia/Kathmandu"),
         journal_dir=Path("/srv/journal"),
         runtime_dir=Path("/run/elsewhere"),
@@ -215,7 +232,7 @@ def test_nearest_key_is_named(word: str, nearest: str) -> None:
 def test_key_far_from_all_names_them_all() -> None:
     assert problems("xyzzy: 1") == [
         "c:1:1: unknown key 'xyzzy'; expected one of: api, targets, boxes, jobs, alerts, webhooks, "
-        "timezone, journal-dir, runtime-dir, state-dir"
+        "hooks, vzdump, timezone, journal-dir, runtime-dir, state-dir"
     ]
 
 
@@ -308,3 +325,18 @@ def test_load_config_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert caught.value.problems == [f"{path}:2:7: unknown key 'nod', did you mean 'node'?"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("hooks: {on-error: notify}", "c:1:19: the first word must be the absolute path of a program"),
+        ("hooks: {on-error: [/a=b]}", "c:1:19: the first word must be the absolute path of a program"),
+        ("hooks: {on-eror: /bin/x}", "c:1:9: unknown key 'on-eror', did you mean 'on-error'?"),
+        ("jobs: {j: {guests: all, before-freeze: [sh, -c, x]}}", "c:1:40: the first word must be the absolute path"),
+        ("vzdump: {replicate: 1}", "c:1:21: expected true or false; found '1'"),
+    ],
+)
+def test_commands_that_could_not_be_run(text: str, told: str) -> None:
+    (problem,) = problems(text)
+    assert problem.startswith(told)

@@ -13,7 +13,7 @@ from pve_zfsbackup.errors import BackupError, PveUnreachableError, VerificationE
 from pve_zfsbackup.events import Event, Progress
 from pve_zfsbackup.execute import Executor
 from pve_zfsbackup.host.listing import list_host
-from pve_zfsbackup.host.quiesce import Quiescer, Window
+from pve_zfsbackup.host.quiesce import FreezeRules, Quiescer, Window
 from pve_zfsbackup.host.ssh import Destination, Host
 from pve_zfsbackup.model import (
     AbortReceive,
@@ -247,7 +247,7 @@ class FakeQuiescer(Quiescer):
 
 def take(executor: Executor, quiescer: Quiescer, *, cut: bool = False) -> None:
     with pytest.raises(PveUnreachableError) if cut else nullcontext():
-        executor.snapshot(STEP, quiescer, lambda guest: {"conf": "packed", "conf2": "more"}, 10)
+        executor.snapshot(STEP, quiescer, {"conf": "packed", "conf2": "more"}, FreezeRules())
 
 
 def consistencies(runner: FakeRunner) -> set[str]:

@@ -14,6 +14,7 @@ from pve_zfsbackup.host.api import Api
 from pve_zfsbackup.host.health import KSTAT, pool_of, told
 from pve_zfsbackup.host.identity import owner_id
 from pve_zfsbackup.host.listing import list_source, list_target, with_tokens
+from pve_zfsbackup.host.quiesce import FreezeRules
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, SUSPENDED, Dataset, Disk, Guest, Listing, Quiesce, Selector, Storage, Vmid
 from pve_zfsbackup.plan.discovery import discover
@@ -54,19 +55,35 @@ class Assignment:
         return next(level for level in _STRICTEST if any(job.quiesce is level for job in self.jobs))
 
     @property
-    def freeze_limit(self) -> float:
-        return min(job.freeze_limit for job in self.jobs)
+    def freeze_rules(self) -> FreezeRules:
+        """The shortest freeze any of its jobs asks for, with the commands of all of them."""
+        return FreezeRules(
+            limit=min(job.freeze_limit for job in self.jobs),
+            before=tuple(dict.fromkeys(job.before_freeze for job in self.jobs if job.before_freeze)),
+            after=tuple(dict.fromkeys(job.after_thaw for job in self.jobs if job.after_thaw)),
+        )
+
+    @property
+    def container_freeze(self) -> bool:
+        return any(job.container_freeze for job in self.jobs)
+
+    @property
+    def lock_wait(self) -> float:
+        return max(job.lock_wait for job in self.jobs)
 
 
-def inventory(session: Session) -> Inventory:
-    """Ask the API for the guests and ZFS for the datasets of the node's storages: one listing."""
-    return inventory_of(session.api, session.node, session.hosts[SOURCE], session.kstat)
+def inventory(session: Session, *, only: Vmid | None = None) -> Inventory:
+    """Ask the API for the guests and ZFS for the datasets of the node's storages: one listing. `only` asks for one
+    guest."""
+    return inventory_of(session.api, session.node, session.hosts[SOURCE], session.kstat, only=only)
 
 
-def inventory_of(api: Api, node: str, host: Host, kstat: Path = KSTAT) -> Inventory:
+def inventory_of(
+    api: Api, node: str, host: Host, kstat: Path = KSTAT, *, only: Vmid | None = None
+) -> Inventory:
     """The same without a session, which `setup` cannot have yet."""
     notes: list[str] = []
-    raw = pve_guests.read_guests(api, node, note=notes.append)
+    raw = pve_guests.read_guests(api, node, only=only, note=notes.append)
     storages = pve_guests.read_storages(api)
     roots = _roots(storages, node)
     listing = list_source(host, roots, depth=DISK_DEPTH, kstat=kstat)

@@ -15,16 +15,20 @@ from zoneinfo import ZoneInfo
 from pve_zfsbackup.config import Config, Target, read_secret
 from pve_zfsbackup.events import Emit
 from pve_zfsbackup.execute import Executor
-from pve_zfsbackup.host.agent import Agent, ApiAgent, QmAgent
+from pve_zfsbackup.host.agent import Agent, ApiAgent, NodeAgent, QmAgent
 from pve_zfsbackup.host.api import Api, Token
+from pve_zfsbackup.host.container import ContainerFreezer
 from pve_zfsbackup.host.guests import is_running, node_name
 from pve_zfsbackup.host.health import KSTAT
+from pve_zfsbackup.host.hooks import freeze_hook
+from pve_zfsbackup.host.lock import MIGRATION_LOCKS, migration_lock
 from pve_zfsbackup.host.pve import HttpsApi
 from pve_zfsbackup.host.pvesh import PveshApi
-from pve_zfsbackup.host.quiesce import Quiescer, SystemdWatchdog
+from pve_zfsbackup.host.quiesce import Quiescer
 from pve_zfsbackup.host.runner import ProcessRunner, Runner
 from pve_zfsbackup.host.ssh import Destination, Host, Link, connected
-from pve_zfsbackup.model import SOURCE
+from pve_zfsbackup.host.watchdog import BOOTED, ChildWatchdog, SystemdWatchdog
+from pve_zfsbackup.model import SOURCE, GuestKind
 
 HOLD_TAG = "pve-zfsbackup"
 
@@ -44,6 +48,8 @@ class Session:
     pause: Callable[[threading.Event, float], bool] = threading.Event.wait
     random: Callable[[], float] = random.random
     kstat: Path = field(default=KSTAT)
+    migration_locks: Path = MIGRATION_LOCKS
+    systemd: bool = field(default_factory=BOOTED.is_dir)
 
     @property
     def executor(self) -> Executor:
@@ -51,12 +57,15 @@ class Session:
 
     @property
     def quiescer(self) -> Quiescer:
-        watchdog = SystemdWatchdog(self.runner)
+        markers = self.config.state_dir / "frozen"
+        watchdog = SystemdWatchdog(self.runner) if self.systemd else ChildWatchdog(self.runner, markers)
         return Quiescer(
-            agent=self.agent,
+            agents={GuestKind.VM: self.agent, GuestKind.CT: ContainerFreezer(self.runner)},
             watchdog=watchdog,
-            markers=self.config.state_dir / "frozen",
+            markers=markers,
             running=lambda guest: is_running(self.api, guest),
+            migration=lambda vmid: migration_lock(vmid, directory=self.migration_locks),
+            hook=freeze_hook(self.runner, self.config.hooks.timeout),
         )
 
     @property
@@ -104,7 +113,7 @@ def _api(config: Config, runner: Runner, node: str) -> tuple[Api, Agent]:
         fingerprint=config.api.fingerprint,
         timeout=config.api.timeout,
     )
-    return api, ApiAgent(api, node)
+    return api, NodeAgent(ApiAgent(api, node), QmAgent(runner))
 
 
 def _destination(target: Target, runtime: Path) -> Destination:

@@ -1,62 +1,188 @@
-"""The snapshot stage: a recovery point of each guest."""
+"""The snapshot stage: a recovery point of each guest. Those Proxmox is at work on have their turn after the others."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from pve_zfsbackup.app.gather import Assignment, Inventory
+from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory
 from pve_zfsbackup.app.outcome import blocked, failed
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import GuestBusyError, GuestChangedError, GuestMissingError, PveError
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.host.guests import pack_config, read_config_file
+from pve_zfsbackup.host.guests import digest_now, pack_config, read_config_file, read_lock, read_version
+from pve_zfsbackup.host.quiesce import Window
 from pve_zfsbackup.model import Consistency, Guest, Plan, SnapshotGuest
-from pve_zfsbackup.plan.snapshot import plan_snapshot
+from pve_zfsbackup.plan.snapshot import plan_snapshot, volumes_of
 
-STAGE = "snapshot"
+STAGE: Final = "snapshot"
+ATTEMPTS: Final = 3  # at a guest whose configuration is being edited while we look
+POLL: Final = 5.0  # seconds between looks at a locked guest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Busy:
+    """A guest that Proxmox is at work on."""
+
+    item: Assignment
+    error: GuestBusyError
 
 
 def plan_one(session: Session, found: Inventory, item: Assignment) -> Plan:
     return plan_snapshot(
-        item.guest, found.listing, now=session.now(), suffix=secrets.token_hex(2), quiesce=item.quiesce
+        item.guest,
+        found.listing,
+        now=session.now(),
+        suffix=secrets.token_hex(2),
+        quiesce=item.quiesce,
+        container_freeze=item.container_freeze,
     )
 
 
 def snapshot(session: Session, found: Inventory, items: Iterable[Assignment]) -> Generator[Result, None, None]:
-    """Take a point of every guest, one after another; a frozen guest never waits for another one."""
+    """Take a point of every guest, one after another; a frozen guest never waits for another one.
+
+    Guests that are locked are waited for when all others are done, as long as their jobs say; in vain is a failure.
+    """
+    version = _version(session)
+    busy: list[_Busy] = []
     for item in items:
-        yield _one(session, found, item)
-
-
-def _one(session: Session, found: Inventory, item: Assignment) -> Result:
-    guest = item.guest
+        done = _one(session, found, item, version)
+        if isinstance(done, _Busy):
+            busy.append(done)
+        else:
+            yield done
     started = time.monotonic()
+    while busy:
+        still = []
+        for waiting in busy:
+            waited = time.monotonic() - started
+            last = waited >= waiting.item.lock_wait
+            tried = last or not _locked(session, waiting.item.guest)
+            done = _one(session, None, waiting.item, version) if tried else waiting
+            if not isinstance(done, _Busy):
+                yield done
+            elif last:
+                yield _deferred(done, waited)
+            else:
+                still.append(done)
+        busy = still
+        if busy:
+            time.sleep(POLL)
+
+
+def _deferred(busy: _Busy, waited: float) -> Result:
+    waiting = f" (waited {waited:.0f} s)" if waited >= 1 else ""
+    error = GuestBusyError(f"{busy.error.message}{waiting}: left to the next run", hint=busy.error.hint)
+    return failed(STAGE, error, guest=busy.item.guest)
+
+
+def _locked(session: Session, guest: Guest) -> bool:
+    """Whether it is worth another try only later. What cannot be read is tried, and tells its own error."""
     try:
+        return read_lock(session.api, guest) not in ("", "suspended")
+    except PveError:
+        return False
+
+
+def _one(session: Session, found: Inventory | None, item: Assignment, version: str) -> Result | _Busy:
+    """The point of one guest; without `found`, of the guest as it is now: the lock's owner may have changed it."""
+    try:
+        if found is None:
+            found, item = _anew(session, item.guest)
+        return _taken(session, found, item, version)
+    except GuestBusyError as error:
+        return _Busy(item=item, error=error)
+    except Exception as error:  # also a bug of ours is this guest's alone
+        return failed(STAGE, error, guest=item.guest)
+
+
+def _taken(session: Session, found: Inventory, item: Assignment, version: str) -> Result:
+    """Make the point. One that was made while the guest's disks were exchanged is taken back, once."""
+    started = time.monotonic()
+    discarded = False
+    for attempt in range(1, ATTEMPTS + 1):
         plan = plan_one(session, found, item)
         if plan.conflicts:
-            return blocked(STAGE, plan.conflicts[0], guest=guest)
+            conflict = plan.conflicts[0]
+            if conflict.kind == "locked":
+                raise GuestBusyError(f"{conflict.object}: {conflict.message}", hint=conflict.resolve)
+            return blocked(STAGE, conflict, guest=item.guest)
         step = plan.steps[0]
         assert isinstance(step, SnapshotGuest)
-        config = _config(guest, session.pve_root)  # before the freeze: nothing but the snapshot belongs inside
-        window = session.executor.snapshot(step, session.quiescer, lambda _: config, item.freeze_limit)
-    except Exception as error:  # also a bug of ours is this guest's alone
-        return failed(STAGE, error, guest=guest)
-    wanted_more = step.freeze and window.consistency is not Consistency.QUIESCED
-    return Result(
-        stage=STAGE,
-        outcome=Outcome.WARNING if wanted_more else Outcome.OK,
-        vmid=guest.vmid,
-        guest=guest.name,
-        point=step.point,
-        message=f"{len(guest.protected_disks)} disks, {window.label}",
-        seconds=time.monotonic() - started,
-        details=(f"freeze window {window.seconds:.3f} s",) if step.freeze else (),
+        try:
+            texts = _texts(item.guest, session.pve_root, version)  # before the freeze: only the snapshot belongs inside
+        except GuestChangedError:
+            if attempt == ATTEMPTS:
+                raise
+            found, item = _anew(session, item.guest)
+            continue
+        window = session.executor.snapshot(step, session.quiescer, _packed(texts), item.freeze_rules)
+        if not _exchanged(item.guest, texts["conf"], session.pve_root):
+            return _told(step, window, time.monotonic() - started)
+        session.executor.discard(step)
+        if discarded:
+            break
+        discarded = True
+        found, item = _anew(session, item.guest)
+    raise GuestBusyError(
+        f"guest {item.guest.vmid}: its disks were changed each time while its point was made",
+        hint="the points were taken back; run this again when its configuration is left alone",
     )
 
 
-def _config(guest: Guest, root: Path) -> Mapping[str, str]:
-    """The guest's configuration and firewall file, packed for the point's properties: `conf`, `conf2`, …"""
-    chunks = pack_config(read_config_file(guest.vmid, guest.kind, root=root, digest=guest.digest))
-    return {f"conf{number if number > 1 else ''}": chunk for number, chunk in enumerate(chunks, 1)}
+def _anew(session: Session, guest: Guest) -> tuple[Inventory, Assignment]:
+    """The guest and its jobs as they are now."""
+    found = inventory(session, only=guest.vmid)
+    items, _ = assign(session, found, Scope())
+    if not items:
+        raise GuestMissingError(f"guest {guest.vmid}: left this node, or its job, while its point was to be made")
+    return found, items[0]
+
+
+def _exchanged(guest: Guest, before: str, root: Path) -> bool:
+    """Whether the guest has other disks now than those of the point just made."""
+    if digest_now(guest.vmid, guest.kind, root=root) == guest.digest:
+        return False
+    after = read_config_file(guest.vmid, guest.kind, root=root)["conf"]
+    return volumes_of(guest.kind, before) != volumes_of(guest.kind, after)
+
+
+def _told(step: SnapshotGuest, window: Window, seconds: float) -> Result:
+    wanted_more = step.freeze and window.consistency not in (Consistency.QUIESCED, Consistency.FROZEN)
+    details = (f"freeze window {window.seconds:.3f} s",) if step.freeze else ()
+    message = f"{len(step.guest.protected_disks)} disks, {window.label}"
+    return Result(
+        stage=STAGE,
+        outcome=Outcome.WARNING if wanted_more or window.trouble else Outcome.OK,
+        vmid=step.guest.vmid,
+        guest=step.guest.name,
+        point=step.point,
+        message=f"{message}; {window.trouble}" if window.trouble else message,
+        seconds=seconds,
+        details=details,
+    )
+
+
+def _version(session: Session) -> str:
+    """Of Proxmox, for the points to carry; nothing fails for the want of it."""
+    try:
+        return read_version(session.api)[1]
+    except (PveError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _texts(guest: Guest, root: Path, version: str) -> dict[str, str]:
+    """What a point carries of its guest: configuration and firewall file, and what stands elsewhere in Proxmox."""
+    texts = read_config_file(guest.vmid, guest.kind, root=root, digest=guest.digest)
+    extra = {"pool": guest.pool, "tags": ";".join(guest.tags), "pve": version}
+    return {**texts, **{key: text for key, text in extra.items() if text}}
+
+
+def _packed(texts: Mapping[str, str]) -> Mapping[str, str]:
+    """As the values of properties: `conf`, `conf2`, …"""
+    return {f"conf{number if number > 1 else ''}": chunk for number, chunk in enumerate(pack_config(texts), 1)}

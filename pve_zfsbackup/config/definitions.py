@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from pve_zfsbackup.config import kinds
 from pve_zfsbackup.config.alerts import Alerts, Webhook
 from pve_zfsbackup.config.boxes import Box
+from pve_zfsbackup.config.hooks import Hooks, Vzdump
 from pve_zfsbackup.config.option import DEFAULT_KEEP, KEEP_HELP, option
 from pve_zfsbackup.model import Dataset, DiskPattern, Keep, Quiesce, Selector, SelectorKind
 
@@ -147,6 +148,31 @@ class Job:
         kinds.seconds(1, 120),
         default=10.0,
     )
+    container_freeze: bool = option(
+        "Stop all processes of a container (lxc-freeze) for the moment of the snapshot, so that disks in several "
+        "pools show one instant. The applications are not told. Not for containers that use FUSE.",
+        kinds.YES_OR_NO,
+        default=False,
+    )
+    before_freeze: tuple[str, ...] = option(
+        "Command run on the node before a guest is frozen, as a list of words. When it fails there is no freeze, "
+        "and 'quiesce' decides what that means. docs/hooks.md tells its environment.",
+        kinds.WORD,
+        default=(),
+        example="[/usr/local/sbin/pause-app, now]",
+    )
+    after_thaw: tuple[str, ...] = option(
+        "Command run on the node after the guest was thawed, also when something failed.",
+        kinds.WORD,
+        default=(),
+        example="[/usr/local/sbin/resume-app]",
+    )
+    lock_wait: float = option(
+        "How long a run waits, after all other guests had their turn, for guests that Proxmox has locked (backup, "
+        "migration, rollback). Then they are left to the next run, which is a failure.",
+        kinds.seconds(0, 3600),
+        default=300.0,
+    )
     targets: tuple[str, ...] = option(
         "Names of the targets the points are replicated to. Without: snapshots on this node only.",
         kinds.TARGET_NAME,
@@ -177,6 +203,9 @@ class Job:
             names = values.get(section, ())
             for name in sorted({name for name in names if names.count(name) > 1}):
                 yield section, f"{name!r} is named twice"
+        for key in ("before_freeze", "after_thaw"):
+            if problem := kinds.command_problem(values.get(key, ())):
+                yield key, problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +235,8 @@ class Config:
     webhooks: Mapping[str, Webhook] = option(
         "Services that are told as well, by a name of your choice.", kinds.NAME, default=dict, example="ops"
     )
+    hooks: Hooks = option("Commands of yours at the points of a run (docs/hooks.md).", default=Hooks())
+    vzdump: Vzdump = option("What the hook in a vzdump job does (docs/hooks.md).", default=Vzdump())
     timezone: ZoneInfo | None = option(
         "Time zone in which days, weeks and months of the history begin. Without it: the system's.",
         kinds.TIMEZONE,

@@ -42,6 +42,7 @@ def config_reference() -> str:
     parts += [_table("`targets: NAME:`", Target, Option(help="")), _table("`boxes: NAME:`", Box, Option(help=""))]
     parts += [_table("`jobs: NAME:`", Job, Option(help=""))]
     parts += [_table("`alerts`", *_inner(Config, "alerts")), _table("`webhooks: NAME:`", Webhook, Option(help=""))]
+    parts += [_table("`hooks`", *_inner(Config, "hooks")), _table("`vzdump`", *_inner(Config, "vzdump"))]
     parts += [_table("`keep` of a target, a box or a job", *_inner(Job, "keep"))]
     return "\n".join(parts)
 
@@ -129,10 +130,10 @@ def _value(entry: Field[Any], option: Option) -> str:
 
 
 def _yaml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, bool):
-        return str(value).lower()
     return str(value.value if isinstance(value, StrEnum) else value)
 
 

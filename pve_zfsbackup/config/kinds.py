@@ -190,6 +190,20 @@ def _target_name(text: str) -> str:
     return text
 
 
+def _word(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"expected {WORD.expects}")
+    return text
+
+
+def command_problem(argv: tuple[str, ...]) -> str:
+    """What is wrong with a command as a list of words; empty when nothing is. It is run without a shell."""
+    if argv and (not argv[0].startswith("/") or "=" in argv[0]):
+        return "the first word must be the absolute path of a program (without '=' in it); no shell reads this"
+    return ""
+
+
+WORD: Final = Kind(expects="one line of text", parse=_word)
 NAME: Final = _matching(_NAME, "a name of a-z, 0-9 and -, starting with a letter, at most 32 characters")
 TARGET_NAME: Final = Kind(expects=NAME.expects, parse=_target_name)
 HOST: Final = Kind(expects="a host name or address", parse=_host)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 from pve_zfsbackup.errors import (
@@ -24,6 +25,7 @@ from pve_zfsbackup.model import Vmid, printable
 
 TIMEOUT: Final = 15.0  # the pre-check's ping takes 3 s, the command itself 5 s
 FREEZE_TIMEOUT: Final = 35.0  # the API answers 596 after 30 s
+API_LIMIT: Final = 28.0  # the longest time-out that pveproxy's 30 s leave alone
 PAUSE: Final = 0.5
 TOLD: Final = 200  # characters of what a guest says that are repeated
 
@@ -32,7 +34,9 @@ _ABSENT: Final = re.compile(
     r"No QEMU guest agent configured|QEMU guest agent is not running|VM \d+ (is )?not running|"
     r"unable to connect to VM \d+ qga socket"
 )
-_STOPPED: Final = re.compile(r"VM \d+ (is )?not running")
+_STOPPED: Final = re.compile(r"(VM|CT) \d+ (is )?not running")
+# Windows' VSS holds writes for about 10 s; told at the thaw, when it is too late (reliability §2).
+_NOT_HELD: Final = re.compile(r"hold writes")
 
 
 class Agent(Protocol):
@@ -85,6 +89,25 @@ class QmAgent:
         return _result(vmid, command, result)
 
 
+class NodeAgent:
+    """The API, but `qm` where a command may take longer than the API lets it: that one is not cut."""
+
+    def __init__(self, api: Agent, qm: Agent) -> None:
+        self._api = api
+        self._qm = qm
+
+    def call(self, vmid: Vmid, command: str, timeout: float) -> Any:
+        return (self._qm if timeout > API_LIMIT else self._api).call(vmid, command, timeout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thawed:
+    """A guest that certainly is not frozen any more. `broken` says when it was not frozen all the time before."""
+
+    count: int  # file systems
+    broken: str = ""
+
+
 def ping(agent: Agent, vmid: Vmid, *, timeout: float = TIMEOUT) -> None:
     """Return when the agent answers."""
     agent.call(vmid, "ping", timeout)
@@ -109,21 +132,24 @@ def freeze(agent: Agent, vmid: Vmid, *, timeout: float = FREEZE_TIMEOUT) -> int:
     return _count(vmid, "fsfreeze-freeze", agent.call(vmid, "fsfreeze-freeze", timeout))
 
 
-def thaw(agent: Agent, vmid: Vmid, *, within: float) -> int:
-    """Thaw, again and again for `within` seconds until the guest says it did; returns the file systems thawed.
+def thaw(agent: Agent, vmid: Vmid, *, within: float) -> Thawed:
+    """Thaw, again and again for `within` seconds until the guest says it did.
 
     While a freeze is pending the agent answers nobody, and thaw fails with "not running" (pve-facts §0.4):
-    that is no end. A stopped or vanished guest counts as thawed, 0 file systems. Raises the last error.
+    that is no end. A stopped or vanished guest counts as thawed, 0 file systems; so does one that says that it
+    could not hold writes: it let them through long ago. Raises the last error.
     """
     deadline = time.monotonic() + within
     while True:
         try:
-            return _count(vmid, "fsfreeze-thaw", agent.call(vmid, "fsfreeze-thaw", TIMEOUT))
+            return Thawed(count=_count(vmid, "fsfreeze-thaw", agent.call(vmid, "fsfreeze-thaw", TIMEOUT)))
         except GuestMissingError:
-            return 0
+            return Thawed(count=0)
         except (AgentError, PveUnreachableError) as error:
             if isinstance(error, AgentError) and _STOPPED.search(error.message):
-                return 0
+                return Thawed(count=0)
+            if isinstance(error, AgentError) and _NOT_HELD.search(error.message):
+                return Thawed(count=1, broken="the guest could not hold its writes back until the snapshot was done")
             if time.monotonic() + PAUSE > deadline:
                 raise
         time.sleep(PAUSE)

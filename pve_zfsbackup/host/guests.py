@@ -16,10 +16,11 @@ import socket
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from pve_zfsbackup.errors import GuestMissingError, PveError, VerificationError
+from pve_zfsbackup.errors import GuestChangedError, GuestMissingError, PveError, VerificationError
 from pve_zfsbackup.host.api import Api
 from pve_zfsbackup.model import Guest, GuestKind, RawGuest, Storage, Vmid
 
@@ -46,11 +47,16 @@ def read_version(api: Api) -> tuple[int, str]:
     return int(version.partition(".")[0]), version
 
 
-def read_guests(api: Api, node: str, *, concurrency: int = 8, note: Note = _log.warning) -> tuple[RawGuest, ...]:
-    """Every guest the node owns now, by vmid. `note` is told of guests that vanished meanwhile or may be hidden.
+def read_guests(
+    api: Api, node: str, *, only: Vmid | None = None, concurrency: int = 8, note: Note = _log.warning
+) -> tuple[RawGuest, ...]:
+    """Every guest the node owns now, by vmid; `only` reads one. `note` is told of guests that vanished meanwhile,
+    may be hidden, or cannot be read: those come with their `trouble`, and are nobody else's.
 
-    Proxmox leaves out of its lists what a token may not see (pve-observed 4). Raises `PveError` when that is all.
+    Proxmox leaves out of its lists what a token may not see (pve-observed 4). Raises `PveError` when that is all,
+    and when the API is gone altogether.
     """
+    troubles: list[PveError] = []
     with ThreadPoolExecutor(max(1, min(concurrency, api.parallel))) as threads:
         lists = [
             threads.submit(api.get, f"/nodes/{node}/qemu", full=1),  # full: tells a paused VM from a running one
@@ -62,15 +68,22 @@ def read_guests(api: Api, node: str, *, concurrency: int = 8, note: Note = _log.
         _check_permissions(api, dict(permissions), note)
         pools = {int(entry["vmid"]): str(entry.get("pool") or "") for entry in resources if entry.get("vmid")}
         entries = [(GuestKind.VM, entry) for entry in vms] + [(GuestKind.CT, entry) for entry in containers]
+        entries = [(kind, entry) for kind, entry in entries if only in (None, int(entry["vmid"]))]
         items = [threads.submit(_pending, api, f"/nodes/{node}/{kind}/{int(entry['vmid'])}") for kind, entry in entries]
         guests = []
         for (kind, entry), item in zip(entries, items, strict=True):
             try:
-                keys = item.result()
+                guest = _guest(kind, node, entry, item.result(), pools)
             except GuestMissingError:
                 note(f"{kind} {int(entry['vmid'])}: left the node while its guests were read")
                 continue
-            guests.append(_guest(kind, node, entry, keys, pools))
+            except PveError as error:
+                note(f"{kind} {int(entry['vmid'])}: its configuration cannot be read: {error.message}")
+                troubles.append(error)
+                guest = replace(_guest(kind, node, entry, _listed(entry), pools), trouble=error.message)
+            guests.append(guest)
+    if len(troubles) > 1 and len(troubles) == len(guests):
+        raise troubles[0]  # not the guests' trouble
     return tuple(sorted(guests, key=lambda guest: guest.vmid))
 
 
@@ -78,6 +91,17 @@ def is_running(api: Api, guest: Guest) -> bool:
     """Whether the guest runs now; a paused one does, a hibernated one does not. Raises `PveError`."""
     state = api.get(f"/nodes/{guest.node}/{guest.kind}/{guest.vmid}/status/current")
     return bool(state["status"] != "stopped")
+
+
+def _listed(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the list of guests tells of a configuration that cannot be read."""
+    return [{"key": key, "value": entry[key]} for key in ("tags", "template") if entry.get(key)]
+
+
+def read_lock(api: Api, guest: Guest) -> str:
+    """The lock the guest's configuration has now; empty when it has none. Raises `PveError`."""
+    config = api.get(f"/nodes/{guest.node}/{guest.kind}/{guest.vmid}/config", current=1)
+    return str(config.get("lock") or "")
 
 
 def _check_permissions(api: Api, permissions: Mapping[str, Mapping[str, Any]], note: Note) -> None:
@@ -163,16 +187,10 @@ def read_config_file(vmid: Vmid, kind: GuestKind, *, digest: str = "", root: Pat
     Raises `GuestMissingError` when the node has no such guest, `PveError` when the file cannot be read or is not
     the one with this sha1 `digest`.
     """
-    name = f"{'qemu-server' if kind is GuestKind.VM else 'lxc'}/{vmid}.conf"
-    try:
-        raw = (root / name).read_bytes()
-    except FileNotFoundError:
-        raise GuestMissingError(f"{root / name}: does not exist") from None
-    except OSError as error:
-        raise PveError(f"{root / name}: cannot be read: {error.strerror}", hint="is pve-cluster running?") from None
+    raw = _config_bytes(vmid, kind, root)
     found = hashlib.sha1(raw, usedforsecurity=False).hexdigest()
     if digest and found != digest:
-        raise PveError(f"{root / name}: changed since it was read, now {found}, before {digest}")
+        raise GuestChangedError(f"guest {vmid}: its configuration changed since it was read: {found}, before {digest}")
     texts = {"conf": current_section(raw.decode("utf-8", "surrogateescape"))}
     firewall = root / f"firewall/{vmid}.fw"
     try:
@@ -182,6 +200,23 @@ def read_config_file(vmid: Vmid, kind: GuestKind, *, digest: str = "", root: Pat
     except OSError as error:
         raise PveError(f"{firewall}: cannot be read: {error.strerror}", hint="is pve-cluster running?") from None
     return texts
+
+
+def digest_now(vmid: Vmid, kind: GuestKind, *, root: Path = Path("/etc/pve")) -> str:
+    """Proxmox's digest of the configuration file. Raises as `read_config_file`."""
+    return hashlib.sha1(_config_bytes(vmid, kind, root), usedforsecurity=False).hexdigest()
+
+
+def _config_bytes(vmid: Vmid, kind: GuestKind, root: Path) -> bytes:
+    path = root / f"{'qemu-server' if kind is GuestKind.VM else 'lxc'}/{vmid}.conf"
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        if not os.path.islink(root / "local"):  # an ordinary, empty directory (pve-facts §h)
+            raise PveError(f"{root}: is not mounted", hint="is pve-cluster running?") from None
+        raise GuestMissingError(f"{path}: does not exist") from None
+    except OSError as error:
+        raise PveError(f"{path}: cannot be read: {error.strerror}", hint="is pve-cluster running?") from None
 
 
 def current_section(text: str) -> str:

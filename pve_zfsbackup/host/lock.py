@@ -1,14 +1,20 @@
-"""Every lock of ours: kernel flocks, which die with their process."""
+"""Every lock of ours, and Proxmox's for a guest that moves: kernel flocks, which die with their process."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
-from pve_zfsbackup.errors import LockedError
+from pve_zfsbackup.errors import GuestBusyError, LockedError
+from pve_zfsbackup.model import Vmid
+
+MIGRATION_LOCKS: Final = Path("/var/lock/pve-manager")
+MIGRATION_WAIT: Final = 2.0  # seconds, as pvesr has it (pve-facts §d)
 
 
 @contextlib.contextmanager
@@ -30,3 +36,38 @@ def run_lock(directory: Path, work: str) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def migration_lock(vmid: Vmid, *, directory: Path = MIGRATION_LOCKS) -> Iterator[None]:
+    """The guest neither migrates, nor is replicated by pvesr, nor loses a snapshot, nor rolls back meanwhile.
+
+    Keep it for moments only: the others wait 2 to 10 seconds for it and then fail (pve-facts §d).
+    Raises `GuestBusyError` when somebody else has it for longer than two seconds.
+    """
+    path = directory / f"pve-migrate-{vmid}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)  # Proxmox makes it with its first use
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise GuestBusyError(f"guest {vmid}: its migration lock cannot be taken: {path}: {error.strerror}") from None
+    try:
+        deadline = time.monotonic() + MIGRATION_WAIT
+        while not _locked(handle):
+            if time.monotonic() >= deadline:
+                raise GuestBusyError(
+                    f"guest {vmid}: is being migrated, replicated by pvesr or rolled back",
+                    hint=f"its task holds {path}",
+                )
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -2,7 +2,8 @@
 
 Before the freeze a watchdog outside this process is armed and a marker is written; both go only when the guest
 has said that it thawed. So a killed process, a hung API and a lost answer all end with a thawed guest:
-by `finally`, by the watchdog (a systemd timer that runs `qm`), or by the sweep at the next start (DESIGN §3.9).
+by `finally`, by the watchdog, by the sweep at the next start, or by hand (`pve-zfsbackup thaw`) (DESIGN §3.9).
+From before the freeze until after the thaw Proxmox's migration lock of the guest is ours.
 
 What a point claims follows what is proven, never the other way round: inside the window it is crash-consistent;
 `quiesced` or `offline` it becomes when the window has closed and nothing spoke against it.
@@ -13,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -21,46 +23,29 @@ from typing import Final, Protocol
 from pve_zfsbackup.errors import BackupError, CommandError, FreezeError, PveError, PveUnreachableError
 from pve_zfsbackup.host import agent as guest_agent
 from pve_zfsbackup.host.agent import Agent
-from pve_zfsbackup.host.runner import Runner
-from pve_zfsbackup.model import Consistency, Guest, SnapshotGuest, Vmid, printable
+from pve_zfsbackup.host.watchdog import Watchdog
+from pve_zfsbackup.model import Consistency, Guest, GuestKind, SnapshotGuest, Vmid, printable
 
 THAW_WITHIN: Final = 60.0  # seconds of trying before it is left to the watchdog
 WATCHDOG_SLACK: Final = 10.0  # seconds the watchdog waits longer than a freeze may take
-UNIT: Final = "pve-zfsbackup-thaw"
 LABEL_LIMIT: Final = 400  # characters
 UNPROVEN: Final = "the run was cut off before more was proven"
+HIBERNATED: Final = "guest is hibernated: what it had in memory is not part of the point"
 
 
-class Watchdog(Protocol):
-    """Thaws a guest later, from outside this process, unless disarmed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreezeRules:
+    """How a guest's jobs want it frozen: for how many seconds at most, and what runs on the node around it."""
 
-    def arm(self, vmid: Vmid, token: str, after: float) -> None: ...
-    def disarm(self, vmid: Vmid) -> None: ...
+    limit: float = 10.0
+    before: tuple[tuple[str, ...], ...] = ()
+    after: tuple[tuple[str, ...], ...] = ()
 
 
-class SystemdWatchdog:
-    """A transient timer that runs `qm guest cmd … fsfreeze-thaw` until it succeeds."""
+class Hook(Protocol):
+    """Runs a command of the administrator for a guest. Raises `CommandError` when it fails or takes too long."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-
-    def arm(self, vmid: Vmid, token: str, after: float) -> None:
-        """Raises `CommandError` when the timer cannot be set: then there is no freeze."""
-        restart = ("Restart=on-failure", "RestartSec=2", "StartLimitIntervalSec=3600", "StartLimitBurst=300")
-        self._runner.run(
-            (
-                "systemd-run", "--quiet", "--collect", f"--unit={UNIT}-{vmid}-{token}",
-                f"--description=Thaw guest {vmid} if pve-zfsbackup did not",
-                f"--on-active={after:.0f}s", "--timer-property=AccuracySec=1s",
-                *(f"--property={item}" for item in restart),
-                "--", "qm", "guest", "cmd", str(vmid), "fsfreeze-thaw",
-            ),
-            timeout=30,
-        )  # fmt: skip
-
-    def disarm(self, vmid: Vmid) -> None:
-        pattern = f"{UNIT}-{vmid}-*"
-        self._runner.run(("systemctl", "stop", f"{pattern}.timer", f"{pattern}.service"), timeout=60)
+    def __call__(self, argv: Sequence[str], step: SnapshotGuest, stage: str) -> None: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +55,7 @@ class Window:
     consistency: Consistency = Consistency.CRASH
     reason: str = UNPROVEN
     seconds: float = 0.0  # from the freeze command until the guest said thawed
+    trouble: str = ""  # what went wrong around it, though the point is as good as its label
 
     @property
     def label(self) -> str:
@@ -81,29 +67,61 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quiescer:
-    """Freezes guests of one node. `markers` is a directory that survives a crash of this process; `running`
-    asks Proxmox anew whether a guest runs."""
+    """Freezes guests of one node. `agents` can freeze guests of each kind; `markers` is a directory that survives a
+    crash of this process; `running` asks Proxmox anew whether a guest runs; `migration` is Proxmox's lock."""
 
-    agent: Agent
+    agents: Mapping[GuestKind, Agent]
     watchdog: Watchdog
     markers: Path
     running: Callable[[Guest], bool]
+    migration: Callable[[Vmid], AbstractContextManager[None]]
+    hook: Hook
 
     @contextlib.contextmanager
-    def window(self, step: SnapshotGuest, limit: float) -> Iterator[Window]:
+    def window(self, step: SnapshotGuest, rules: FreezeRules) -> Iterator[Window]:
         """The guest is frozen inside, when it can be. Nothing but the snapshot belongs inside.
 
-        `limit` is how many seconds a freeze may take. Raises `FreezeError` when the policy requires a freeze
-        that did not come about, before anything was snapshotted, and the thaw's error when the guest does not
+        Raises `GuestBusyError` when Proxmox is moving the guest, `FreezeError` when the policy requires a freeze
+        that did not come about, both before anything was snapshotted, and the thaw's error when the guest does not
         confirm it: then the watchdog goes on trying.
         """
         if step.freeze:
-            with self._freeze(step, limit) as window:
+            with self._hooked(step, rules) as refused, self._freeze(step, rules.limit, refused) as window:
                 yield window
-        elif step.guest.running:
-            yield Window(reason=step.reason)
-        else:
-            yield from self._standstill(step)
+            window.trouble = self._after(step, rules)
+            return
+        with self.migration(step.guest.vmid):
+            if step.guest.hibernated:
+                yield Window(reason=HIBERNATED)
+            elif step.guest.running:
+                yield Window(reason=step.reason)
+            else:
+                yield from self._standstill(step)
+
+    @contextlib.contextmanager
+    def _hooked(self, step: SnapshotGuest, rules: FreezeRules) -> Iterator[str]:
+        """Yields why there shall be no freeze. What was begun before is ended also when the snapshot fails."""
+        refused = ""
+        try:
+            for argv in rules.before:
+                self.hook(argv, step, "before-freeze")
+        except CommandError as error:
+            refused = f"the before-freeze command failed: {error.message}"
+        try:
+            yield refused
+        except BaseException:
+            self._after(step, rules)
+            raise
+
+    def _after(self, step: SnapshotGuest, rules: FreezeRules) -> str:
+        """Run what belongs after the thaw, whatever came before; returns what went wrong."""
+        troubles = []
+        for argv in rules.after:
+            try:
+                self.hook(argv, step, "after-thaw")
+            except CommandError as error:
+                troubles.append(f"the after-thaw command failed: {error.message}")
+        return "; ".join(troubles)
 
     def _standstill(self, step: SnapshotGuest) -> Iterator[Window]:
         """A guest that was found stopped, maybe minutes ago: `offline` if it is before and after the snapshot."""
@@ -125,19 +143,25 @@ class Quiescer:
             return f"whether the guest runs is not known: {error.message}"
 
     @contextlib.contextmanager
-    def _freeze(self, step: SnapshotGuest, limit: float) -> Iterator[Window]:
-        vmid = step.guest.vmid
-        if obstacle := self._obstacle(vmid):
-            yield self._unfrozen(step, obstacle)
-            return
+    def _freeze(self, step: SnapshotGuest, limit: float, refused: str) -> Iterator[Window]:
+        obstacle = refused or self._obstacle(step.guest)
+        with self.migration(step.guest.vmid):
+            if obstacle:
+                yield self._unfrozen(step, obstacle)
+            else:
+                yield from self._frozen(step, limit)
+
+    def _frozen(self, step: SnapshotGuest, limit: float) -> Iterator[Window]:
+        vmid, kind = step.guest.vmid, step.guest.kind
+        agent = self.agents[kind]
         marker = self.markers / str(vmid)
         try:
-            self._write(marker)
+            self._write(marker, kind)
         except OSError as error:  # full or read-only: without a marker there is no freeze
             yield self._unfrozen(step, f"its marker cannot be written: {marker}: {error.strerror}")
             return
         try:
-            self.watchdog.arm(vmid, step.name.rpartition("-")[2], limit + WATCHDOG_SLACK)
+            self.watchdog.arm(kind, vmid, step.name.rpartition("-")[2], limit + WATCHDOG_SLACK)
         except CommandError as error:
             marker.unlink()  # nothing was frozen: the sweep must not thaw somebody else's freeze
             yield self._unfrozen(step, f"the watchdog cannot be armed: {error.message}")
@@ -145,9 +169,10 @@ class Quiescer:
         started = time.monotonic()
         window = Window()
         certain = refused = held = False
+        thawed = guest_agent.Thawed(count=0)
         try:
             try:
-                guest_agent.freeze(self.agent, vmid, timeout=limit)
+                guest_agent.freeze(agent, vmid, timeout=limit)
                 certain = True
             except PveUnreachableError as error:
                 window = self._unfrozen(step, f"freezing was given up: {error.message}")
@@ -156,25 +181,30 @@ class Quiescer:
                 window = self._unfrozen(step, error.message)
             yield window
             if certain and not refused:
-                held = self._still_frozen(vmid)
+                held = self._still_frozen(agent, vmid)
                 if not held:  # PVE 8 thaws without asking whose freeze it was (pve-facts §d)
                     window.reason = "somebody else thawed the guest before the snapshot was done"
         finally:
-            thawed = 0 if refused else guest_agent.thaw(self.agent, vmid, within=THAW_WITHIN)
+            if not refused:
+                thawed = guest_agent.thaw(agent, vmid, within=THAW_WITHIN)
             window.seconds = time.monotonic() - started
             # A freeze whose fate is unknown may still be queued behind this thaw, which then found nothing frozen:
             # marker and watchdog stay, and thaw once more.
-            if certain or thawed:
+            if certain or thawed.count:
                 self._done(vmid, marker)
-        if held:
-            window.consistency, window.reason = Consistency.QUIESCED, ""
+        if held and thawed.broken:
+            window.reason = thawed.broken
+        elif held:
+            best = Consistency.QUIESCED if kind is GuestKind.VM else Consistency.FROZEN
+            window.consistency, window.reason = best, ""
 
-    def _obstacle(self, vmid: Vmid) -> str:
+    def _obstacle(self, guest: Guest) -> str:
         """Why a freeze is not even tried; empty when it is."""
         try:
-            frozen = guest_agent.status(self.agent, vmid) == "frozen"
+            frozen = guest_agent.status(self.agents[guest.kind], guest.vmid) == "frozen"
         except PveError as error:
-            return f"the guest agent does not answer: {error.message}"
+            who = "guest agent" if guest.kind is GuestKind.VM else "container"
+            return f"the {who} does not answer: {error.message}"
         return "the guest is already frozen by somebody else" if frozen else ""
 
     def _unfrozen(self, step: SnapshotGuest, reason: str) -> Window:
@@ -185,9 +215,9 @@ class Quiescer:
             )
         return Window(reason=reason)
 
-    def _still_frozen(self, vmid: Vmid) -> bool:
+    def _still_frozen(self, agent: Agent, vmid: Vmid) -> bool:
         try:
-            return guest_agent.status(self.agent, vmid) == "frozen"
+            return guest_agent.status(agent, vmid) == "frozen"
         except PveError:
             return False  # not known is not proven
 
@@ -195,15 +225,25 @@ class Quiescer:
         """Thaw what an earlier run may have left frozen; returns what was done. Call it under the lock."""
         told = []
         for marker in self._left():
-            vmid = Vmid(int(marker.name))
             try:
-                guest_agent.thaw(self.agent, vmid, within=THAW_WITHIN)
-                self._done(vmid, marker)
+                self.thaw(Vmid(int(marker.name)))
             except BackupError as error:
-                told.append(f"guest {vmid}: may still be frozen by an interrupted run: {error}")
+                told.append(f"guest {marker.name}: may still be frozen by an interrupted run: {error}")
                 continue
-            told.append(f"guest {vmid}: thawed after an interrupted run")
+            told.append(f"guest {marker.name}: thawed after an interrupted run")
         return told
+
+    def thaw(self, vmid: Vmid, kind: GuestKind | None = None) -> int:
+        """Thaw a guest, whoever froze it; returns its file systems that were frozen. Raises the thaw's error.
+
+        Without `kind` its marker tells it.
+        """
+        marker = self.markers / str(vmid)
+        agent = self.agents[kind or _kind(marker)]
+        thawed = guest_agent.thaw(agent, vmid, within=THAW_WITHIN)
+        if marker.exists():
+            self._done(vmid, marker)
+        return thawed.count
 
     def unthawed(self) -> tuple[Vmid, ...]:
         """Guests that may still be frozen: those the sweep could do nothing about."""
@@ -216,9 +256,17 @@ class Quiescer:
         self.watchdog.disarm(vmid)
         marker.unlink(missing_ok=True)
 
-    def _write(self, marker: Path) -> None:
+    def _write(self, marker: Path, kind: GuestKind) -> None:
         self.markers.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(marker, "w", encoding="ascii") as file:
-            file.write(f"{int(time.time())}\n")
+            file.write(f"{kind.value} {int(time.time())}\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _kind(marker: Path) -> GuestKind:
+    """Containers have been frozen only since markers tell the kind."""
+    try:
+        return GuestKind(marker.read_text("ascii").partition(" ")[0])
+    except (OSError, ValueError):
+        return GuestKind.VM

@@ -25,7 +25,7 @@ _NATIVE: Final = (
     "type", "name", "guid", "createtxg", "creation", "used", "referenced", "written", "userrefs", "clones",
     "encryption", "keystatus", "origin", "receive_resume_token", "available", "ivsetguid",
 )  # fmt: skip
-_OURS: Final = tuple(PROPERTY + name for name in ("point", "disks", "consistency", "volume", "owner"))
+_OURS: Final = tuple(PROPERTY + name for name in ("point", "disks", "consistency", "window", "volume", "owner"))
 # What a restore needs is asked for where new points are made: on the source.
 TARGET_COLUMNS: Final = _NATIVE + _OURS
 SOURCE_COLUMNS: Final = TARGET_COLUMNS + RESTORE_PROPS
@@ -115,6 +115,7 @@ def _snapshot(row: Mapping[str, str]) -> Snapshot:
         point=PointId(point) if ours else None,
         disks=row[PROPERTY + "disks"] if ours else "",
         consistency=row[PROPERTY + "consistency"] if ours else "",
+        window=_milliseconds(row[PROPERTY + "window"]) if ours else 0,
         volume=Guid(row[PROPERTY + "volume"]) if ours else Guid(""),
         ivset=_ivset(row),
         written=int(row["written"] or 0),
@@ -136,3 +137,8 @@ def _bookmark(row: Mapping[str, str]) -> Bookmark:
 def _ivset(row: Mapping[str, str]) -> Guid:
     """Unknown where it is 0: bookmarks made before OpenZFS 2.1.6 may lack it (openzfs #14967)."""
     return Guid(row["ivsetguid"] if row["ivsetguid"] != "0" else "")
+
+
+def _milliseconds(text: str) -> int:
+    """A target is not trusted: what is no number tells nothing."""
+    return int(text) if text.isdecimal() and len(text) < 10 else 0

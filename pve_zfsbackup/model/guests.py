@@ -65,6 +65,12 @@ class Guest:
     disks: tuple[Disk, ...] = ()
     digest: str = ""  # sha1 of the config file, as PVE computes it
     notes: tuple[str, ...] = ()  # what an administrator should know, e.g. pending changes
+    trouble: str = ""  # why nothing is known of its disks: its configuration could not be read
+
+    @property
+    def hibernated(self) -> bool:
+        """Suspended to disk: nothing runs, but what it had in memory lies in a volume of its own (pve-facts §b)."""
+        return self.lock == "suspended"
 
     @property
     def protected_disks(self) -> tuple[Disk, ...]:
@@ -92,6 +98,7 @@ class RawGuest:
     template: bool = False
     qmp_status: str = ""  # "" when unknown; a paused VM has the status "running"
     digest: str = ""
+    trouble: str = ""  # the error that came instead of `config`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

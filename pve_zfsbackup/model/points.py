@@ -19,9 +19,11 @@ _DEFLATED: Final = "z:"
 
 
 class Consistency(StrEnum):
-    """How a point was taken. Only `QUIESCED` was frozen by the guest from before to after the snapshot."""
+    """How a point was taken. Only `QUIESCED` was frozen by the guest from before to after the snapshot; of a `FROZEN`
+    container the processes stood still, but nobody asked them to put their files in order."""
 
     QUIESCED = "quiesced"
+    FROZEN = "frozen"
     OFFLINE = "offline"  # the guest was not running
     CRASH = "crash-consistent"
 
@@ -48,6 +50,11 @@ class Point:
     disks: Mapping[str, str]  # key -> volid
     snapshots: Mapping[str, Snapshot]  # key -> snapshot
     gone: frozenset[str] = frozenset()
+
+    @property
+    def window(self) -> int:
+        """Milliseconds the guest stood still for it; 0 when it did not, or it is not known."""
+        return max((snapshot.window for snapshot in self.snapshots.values()), default=0)
 
     @property
     def complete(self) -> bool:

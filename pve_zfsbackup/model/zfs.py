@@ -34,6 +34,7 @@ class Snapshot:
     point: PointId | None = None
     disks: str = ""  # the point's disks, see `encode_disks`
     consistency: str = ""
+    window: int = 0  # milliseconds the guest stood still for it
     volume: Guid = UNKNOWN  # on a target: guid of the source dataset it was taken of, set when it is marked
     ivset: Guid = UNKNOWN  # of an encrypted one: a receive that is not raw keeps the guid and changes this
     written: int = 0  # bytes since the snapshot before it

@@ -70,6 +70,7 @@ def _guest(raw: RawGuest, volumes: Volumes) -> Guest:
         disks=disks,
         digest=raw.digest or raw.config.get("digest", ""),
         notes=(*_notes(raw), *_clone_notes(disks, volumes), *_pending_notes(raw)),
+        trouble=raw.trouble,
     )
 
 

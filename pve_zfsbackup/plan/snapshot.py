@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Final
 
 from pve_zfsbackup.model import (
     PREFIX,
@@ -21,12 +23,32 @@ from pve_zfsbackup.model import (
     encode_disks,
     encode_props,
 )
+from pve_zfsbackup.plan.discovery import disk_keys
+from pve_zfsbackup.plan.properties import parse_properties
+
+LOCKS: Final[Mapping[str, str]] = {
+    "backup": "a backup by vzdump is under way",
+    "clone": "the guest is being cloned",
+    "create": "the guest is being created or restored",
+    "destroyed": "the guest is being destroyed",
+    "disk": "a disk of the container is being moved or resized",
+    "fstrim": "the container's disks are being trimmed",
+    "import": "the guest is being imported",
+    "migrate": "the guest is being migrated",
+    "mounted": "the container's disks are mounted on the node (pct mount)",
+    "rollback": "the guest is being rolled back",
+    "snapshot": "Proxmox takes a snapshot of it",
+    "snapshot-delete": "Proxmox removes a snapshot of it",
+    "suspending": "the guest is being hibernated",
+}
 
 
-def freezable(guest: Guest, quiesce: Quiesce) -> tuple[bool, str]:
+def freezable(guest: Guest, quiesce: Quiesce, *, container_freeze: bool = False) -> tuple[bool, str]:
     """Whether a freeze is to be tried, and if not, why: the text recorded with the point."""
     if not guest.running:
         reason = "guest is not running"
+    elif guest.kind is GuestKind.CT and container_freeze and quiesce is not Quiesce.OFF:
+        return True, ""
     elif guest.kind is GuestKind.CT:
         reason = "container: ZFS has no freeze"
     elif guest.paused:
@@ -42,14 +64,19 @@ def freezable(guest: Guest, quiesce: Quiesce) -> tuple[bool, str]:
     return False, reason
 
 
-def plan_snapshot(guest: Guest, source: Listing, *, now: datetime, suffix: str, quiesce: Quiesce) -> Plan:
+def plan_snapshot(
+    guest: Guest, source: Listing, *, now: datetime, suffix: str, quiesce: Quiesce, container_freeze: bool = False
+) -> Plan:
     """One `SnapshotGuest` for all protected disks. `now` is aware; `suffix` are four random hex digits.
 
     `source` needs the volumes of the guest's disks, their snapshots do not matter.
     """
     label = f"{guest.kind.value}/{guest.vmid}"
-    if guest.lock:
-        message = f"guest is locked ({guest.lock})"
+    if guest.trouble:
+        message = f"its configuration cannot be read: {guest.trouble}"
+        return _blocked(Conflict(kind="unreadable", object=label, message=message))
+    if guest.lock and not guest.hibernated:
+        message = f"guest is locked ({guest.lock})" + (f": {LOCKS[guest.lock]}" if guest.lock in LOCKS else "")
         hint = f"wait until the task has ended; if it is dead: {_tool(guest)} unlock {guest.vmid}"
         return _blocked(Conflict(kind="locked", object=label, message=message, resolve=hint))
     lost = tuple(f"{disk.key} {disk.volid}: {disk.reason}" for disk in guest.disks if disk.lost)
@@ -61,7 +88,7 @@ def plan_snapshot(guest: Guest, source: Listing, *, now: datetime, suffix: str, 
         evidence = tuple(f"{disk.key} {disk.volid}: {disk.reason}" for disk in guest.disks)
         message = "guest has no disk that can be protected"
         return _blocked(Conflict(kind="no-protected-disk", object=label, message=message, evidence=evidence))
-    can_freeze, reason = freezable(guest, quiesce)
+    can_freeze, reason = freezable(guest, quiesce, container_freeze=container_freeze)
     if quiesce is Quiesce.REQUIRE and guest.running and not can_freeze:
         message = f"quiescing is required but impossible: {reason}"
         hint = "make the guest agent work, or set quiesce: prefer for this guest"
@@ -83,8 +110,25 @@ def plan_snapshot(guest: Guest, source: Listing, *, now: datetime, suffix: str, 
         freeze=can_freeze,
         reason=reason,
     )
-    how = "frozen by its agent" if can_freeze else f"not frozen: {reason}"
+    by = "its agent" if guest.kind is GuestKind.VM else "lxc-freeze"
+    how = f"frozen by {by}" if can_freeze else f"not frozen: {reason}"
     return Plan(steps=(step,), reasons=(f"{len(disks)} disks in {len(step.pools)} pools, {how}",))
+
+
+def volumes_of(kind: GuestKind, text: str) -> Mapping[str, str]:
+    """The disks a configuration file's current section names: key to volume and whether it is backed up. Two that
+    are equal mean the same disks, whatever else was edited; a resized disk is the same disk."""
+    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
+    config = {key.strip(): value.strip() for key, value in pairs}
+    return {key: _volume_of(config[key]) for key in disk_keys(kind, config)}
+
+
+def _volume_of(text: str) -> str:
+    try:
+        values = parse_properties(text, default="file", alias="volume")
+    except ValueError:
+        return text  # then any edit counts
+    return f"{values.get('file', '')} backup={values.get('backup', '')}"
 
 
 def _disks(guest: Guest, source: Listing) -> dict[Dataset, PointDisk]:

@@ -56,6 +56,7 @@ def _point_json(host: str, name: str, point: Point) -> dict[str, Any]:
         "creation": point.creation,
         "complete": point.complete,
         "consistency": point.consistency,
+        "window": point.window,
         "disks": [
             {
                 "key": key,

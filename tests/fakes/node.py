@@ -15,10 +15,15 @@ from tests.fakes.pools import no, ok
 
 REFUSAL = {"error": {"class": "GenericError", "desc": "Command guest-fsfreeze-freeze has been disabled"}}
 
+NOT_HELD = {
+    "error": {"class": "GenericError", "desc": "couldn't hold writes: fsfreeze is limited up to 10 seconds: 0x1"}
+}
+
 
 @dataclass(slots=True)
 class GuestState:
-    """A guest at run time. `agent`: ok, refuse, dead, hang; `lost`: the freeze works, its answer never comes."""
+    """A guest at run time. `agent`: ok, refuse, dead, hang, vss (Windows, whose freeze was over too
+    soon); `lost`: the freeze works, its answer never comes."""
 
     running: bool = True
     frozen: bool = False
@@ -37,6 +42,11 @@ class FakeNode:
     storages: list[dict[str, Any]] = field(default_factory=list)
     guests: dict[int, GuestState] = field(default_factory=dict)
     api: str = "ok"  # or the stderr of a pvesh that fails
+
+    def __post_init__(self) -> None:
+        self.etc.mkdir(parents=True, exist_ok=True)
+        if not (self.etc / "local").is_symlink():  # what tells that pmxcfs is mounted
+            (self.etc / "local").symlink_to(f"nodes/{self.name}")
 
     def define(self, vmid: int, text: str, *, running: bool = True) -> GuestState:
         """Give the node a guest: `cores` makes a VM's file, `rootfs` a container's."""
@@ -79,6 +89,8 @@ class FakeNode:
         parts = argv[2].strip("/").split("/")
         if argv[2] == "/storage":
             answer: Any = self.storages
+        elif argv[2] == "/version":
+            answer = {"version": "9.2.11", "release": "9.2", "repoid": "0"}
         elif argv[2] == "/access/permissions":
             answer = {"/": {"VM.Audit": 1, "VM.GuestAgent.FileSystemMgmt": 1}}
         elif argv[2] == "/cluster/resources":
@@ -96,6 +108,19 @@ class FakeNode:
             digest = hashlib.sha1(self._file(int(parts[3])).read_bytes()).hexdigest()
             answer = {**self._config(int(parts[3])), "digest": digest}
         return ok(argv, json.dumps(answer) + "\n")
+
+    def lxc(self, argv: Sequence[str]) -> Completed:
+        """`lxc-info -s -H`, `lxc-freeze`, `lxc-unfreeze`, each `-n VMID`."""
+        guest = self.guests[int(argv[2])]
+        if argv[0] == "lxc-info":
+            state = "FROZEN" if guest.frozen else "RUNNING"
+            return ok(argv, (state if guest.running else "STOPPED") + "\n")
+        if guest.agent == "hang":
+            raise CommandTimeoutError(f"{argv[0]}: no end after 10 s")
+        if not guest.running or guest.agent == "refuse":
+            return no(argv, f"{argv[0]}: {argv[2]}: Failed to freeze {argv[2]}")
+        guest.frozen = argv[0] == "lxc-freeze"
+        return ok(argv)
 
     def qm(self, argv: Sequence[str]) -> Completed:
         assert argv[1:3] == ("guest", "cmd"), argv
@@ -115,6 +140,9 @@ class FakeNode:
             if guest.deaf:
                 guest.deaf -= 1
                 return no(argv, "QEMU guest agent is not running", status=255)
+            if guest.agent == "vss" and guest.frozen:
+                guest.frozen = False
+                return ok(argv, json.dumps(NOT_HELD) + "\n")
             count, guest.frozen = int(guest.frozen) * 2, False
             return ok(argv, f"{count}\n")
         assert command == "fsfreeze-freeze", argv

@@ -75,6 +75,7 @@ class FakeRunner:
     down: dict[str, str] = field(default_factory=dict)  # host -> what ssh says
     watchers: list[Callable[[Ran], None]] = field(default_factory=list)  # called before each command
     timers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    hooks: Callable[[tuple[str, ...]], Completed] = field(default=ok)
     connections: int = 0
     frozen_at: list[tuple[str, frozenset[int]]] = field(default_factory=list)  # snapshot, guests frozen then
     kill_at: int = 0  # which command is the last, from 1
@@ -105,7 +106,7 @@ class FakeRunner:
     def fire_timers(self) -> None:
         """Time goes by: what systemd was told to run, it runs."""
         for unit, argv in list(self.timers.items()):
-            if self.node.qm(argv).returncode == 0:
+            if (self.node.qm if argv[0] == "qm" else self.node.lxc)(argv).returncode == 0:
                 del self.timers[unit]
 
     # -- Runner
@@ -275,6 +276,10 @@ class FakeRunner:
             return self.node.pvesh(ran.argv)
         if program == "qm":
             return self.node.qm(ran.argv)
+        if program.startswith("lxc-"):
+            return self.node.lxc(ran.argv)
+        if program == "timeout":  # a command of the administrator
+            return self.hooks(ran.argv)
         if program == "systemd-run":
             unit = next(word for word in ran.argv if word.startswith("--unit=")).removeprefix("--unit=")
             self.timers[unit] = ran.argv[ran.argv.index("--") + 1 :]

@@ -115,9 +115,13 @@ class World:
     @contextlib.contextmanager
     def session(self, runner: Runner | None = None) -> Iterator[Session]:
         with open_session(load_config(self.config), self.events.append, runner or self.runner) as opened:
-            yield dataclasses.replace(
-                opened, pve_root=self.node.etc, kstat=self.place / "kstat", pause=self.pause, random=lambda: 1.0
-            )
+            yield self.at_home(opened)
+
+    def at_home(self, session: Session) -> Session:
+        """The session of this node, which has its files elsewhere."""
+        locks = self.place / "migrate"
+        here = dataclasses.replace(session, pve_root=self.node.etc, migration_locks=locks, systemd=True)
+        return dataclasses.replace(here, kstat=self.place / "kstat", pause=self.pause, random=lambda: 1.0)
 
     def pause(self, stop: threading.Event, seconds: float) -> bool:
         """Time goes by at once; what waits is noted."""
@@ -144,7 +148,7 @@ class World:
 
     def copy(self, place: Path) -> World:
         """The same hosts in a parallel world, with the same clock."""
-        shutil.copytree(self.place, place)
+        shutil.copytree(self.place, place, symlinks=True)
         twin = World(place, keep=self.keep, clock=self.clock)
         twin.source, twin.target = (copy.deepcopy(pools, {id(self.clock): self.clock}) for pools in self.hosts)
         twin.runner.pools = {HERE: twin.source, TARGET: twin.target}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from pve_zfsbackup.errors import ExitCode, LockedError
-from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.errors import ExitCode, GuestBusyError, LockedError
+from pve_zfsbackup.host.lock import migration_lock, run_lock
+from pve_zfsbackup.model import Vmid
 
 
 def test_the_second_is_told_who_has_it_at_once(tmp_path: Path) -> None:
@@ -46,3 +49,31 @@ def test_a_killed_process_leaves_it_free(tmp_path: Path) -> None:
     assert done.returncode == -9
     with run_lock(tmp_path, "work"):
         assert (tmp_path / "work.lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_the_migration_lock_is_proxmoxs_own_and_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "pve-manager/pve-migrate-100"
+    with migration_lock(Vmid(100), directory=path.parent), open(path) as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(path) as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_the_migration_lock_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    with open(tmp_path / "pve-migrate-100", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with (
+            pytest.raises(GuestBusyError, match="100: is being migrated"),
+            migration_lock(Vmid(100), directory=tmp_path),
+        ):
+            pytest.fail("two have the lock")
+    assert 2.0 <= now[0] < 2.5
+
+
+def test_a_migration_lock_that_cannot_be_opened_is_no_licence(tmp_path: Path) -> None:
+    (tmp_path / "pve-migrate-100").symlink_to("/etc/passwd")
+    with pytest.raises(GuestBusyError, match="cannot be taken"), migration_lock(Vmid(100), directory=tmp_path):
+        pytest.fail("followed a link")

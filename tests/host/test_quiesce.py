@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pve_zfsbackup.errors import CommandError, FreezeError, PveError, PveUnreachableError
+from pve_zfsbackup.errors import CommandError, FreezeError, GuestBusyError, PveError, PveUnreachableError
 from pve_zfsbackup.host.agent import QmAgent
+from pve_zfsbackup.host.container import ContainerFreezer
 from pve_zfsbackup.host.guests import is_running
+from pve_zfsbackup.host.hooks import freeze_hook
+from pve_zfsbackup.host.lock import migration_lock
 from pve_zfsbackup.host.pvesh import PveshApi
-from pve_zfsbackup.host.quiesce import Quiescer, SystemdWatchdog, Window
+from pve_zfsbackup.host.quiesce import FreezeRules, Quiescer, Window
+from pve_zfsbackup.host.watchdog import SystemdWatchdog
 from pve_zfsbackup.model import Consistency, Guest, GuestKind, PointId, Quiesce, SnapshotGuest, Vmid
 from tests.fakes.node import FakeNode, GuestState
-from tests.fakes.pools import Clock, Pools
+from tests.fakes.pools import Clock, Pools, no, ok
 from tests.fakes.runner import HERE, FakeRunner, Fault, Killed, Ran
 
 
@@ -39,10 +44,12 @@ def guest(node: FakeNode) -> GuestState:
 @pytest.fixture
 def quiescer(runner: FakeRunner, tmp_path: Path) -> Quiescer:
     return Quiescer(
-        agent=QmAgent(runner),
+        agents={GuestKind.VM: QmAgent(runner), GuestKind.CT: ContainerFreezer(runner)},
         watchdog=SystemdWatchdog(runner),
         markers=tmp_path / "state/frozen",
         running=lambda guest: is_running(PveshApi(runner), guest),
+        migration=lambda vmid: migration_lock(vmid, directory=tmp_path / "migrate"),
+        hook=freeze_hook(runner, 60),
     )
 
 
@@ -78,7 +85,7 @@ def marker(quiescer: Quiescer) -> Path:
 
 
 def through(quiescer: Quiescer, wanted: SnapshotGuest, inside: Callable[[], object] = lambda: None) -> Window:
-    with quiescer.window(wanted, 10) as window:
+    with quiescer.window(wanted, FreezeRules()) as window:
         inside()
     return window
 
@@ -120,10 +127,10 @@ def test_without_a_freeze_nothing_is_touched(quiescer: Quiescer, runner: FakeRun
 def test_inside_the_window_a_point_claims_nothing(quiescer: Quiescer, guest: GuestState) -> None:
     """What is written with the snapshot stays when this process is killed a moment later."""
     unproven = "crash-consistent: the run was cut off before more was proven"
-    with quiescer.window(step(), 10) as frozen:
+    with quiescer.window(step(), FreezeRules()) as frozen:
         assert frozen.label == unproven
     guest.running = False
-    with quiescer.window(step(freeze=False, running=False), 10) as stopped:
+    with quiescer.window(step(freeze=False, running=False), FreezeRules()) as stopped:
         assert stopped.label == unproven
     assert (frozen.label, stopped.label) == ("quiesced", "offline: quiesce is off")
 
@@ -315,3 +322,147 @@ def test_a_status_that_cannot_be_read_proves_nothing(quiescer: Quiescer, runner:
         through(quiescer, step())
     runner.faults[:] = [Fault(words=("fsfreeze-status",), nth=2, answer=(255, "got timeout"))]
     assert through(quiescer, step()).consistency is Consistency.CRASH
+
+
+# -- what else can happen to a freeze
+
+
+def test_a_windows_guest_that_let_writes_through_is_not_called_quiesced(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState
+) -> None:
+    """VSS gives up after about 10 s and says so at the thaw, the freeze long being over (reliability §2)."""
+    guest.agent = "vss"
+    window = through(quiescer, step())
+    assert window.label == ("crash-consistent: the guest could not hold its writes back until the snapshot was done")
+    assert words(runner) == ["status", "arm", "freeze", "status", "thaw", "disarm"], "nothing is left to thaw"
+    assert not marker(quiescer).exists()
+
+
+def test_while_proxmox_moves_the_guest_nothing_is_frozen(quiescer: Quiescer, runner: FakeRunner) -> None:
+    with quiescer.migration(Vmid(100)), pytest.raises(GuestBusyError, match="is being migrated"):
+        through(quiescer, step(), lambda: pytest.fail("inside"))
+    assert words(runner) == ["status"]
+    assert not marker(quiescer).exists()
+
+
+def test_a_hibernated_guest_is_not_called_offline(quiescer: Quiescer, guest: GuestState) -> None:
+    guest.running = False
+    asleep = step(freeze=False, running=False)
+    window = through(quiescer, replace(asleep, guest=replace(asleep.guest, lock="suspended")))
+    assert window.label.startswith("crash-consistent: guest is hibernated")
+
+
+# -- containers
+
+
+def container(quiesce: Quiesce = Quiesce.PREFER) -> SnapshotGuest:
+    return replace(step(quiesce=quiesce), guest=Guest(vmid=Vmid(200), kind=GuestKind.CT, node="pve1", name="files",
+                                                      running=True))  # fmt: skip
+
+
+@pytest.fixture
+def ct(node: FakeNode) -> GuestState:
+    return node.define(200, "rootfs: local-zfs:subvol-200-disk-0\n")
+
+
+def programs(runner: FakeRunner) -> list[str]:
+    return [ran.argv[0] for ran in runner.ran]
+
+
+def test_a_container_stands_still_for_its_snapshot(quiescer: Quiescer, runner: FakeRunner, ct: GuestState) -> None:
+    def inside() -> None:
+        assert ct.frozen
+        assert (quiescer.markers / "200").read_text().startswith("lxc ")
+        assert list(runner.timers.values()) == [("lxc-unfreeze", "-n", "200")]
+
+    window = through(quiescer, container(), inside)
+    assert window.label == "frozen"
+    assert not ct.frozen
+    assert not runner.timers
+    assert not (quiescer.markers / "200").exists()
+    done = ["lxc-info", "systemd-run", "lxc-info", "lxc-freeze", "lxc-info", "lxc-info", "lxc-unfreeze", "systemctl"]
+    assert programs(runner) == done
+
+
+def test_a_container_that_somebody_froze_stays_frozen(quiescer: Quiescer, runner: FakeRunner, ct: GuestState) -> None:
+    ct.frozen = True
+    assert "already frozen" in through(quiescer, container()).label
+    assert ct.frozen
+    assert programs(runner) == ["lxc-info"]
+
+
+@pytest.mark.parametrize("agent", ["hang", "refuse"])
+def test_a_container_that_cannot_be_frozen_is_thawed_all_the_same(
+    quiescer: Quiescer, runner: FakeRunner, ct: GuestState, agent: str
+) -> None:
+    """A freezer that waits for FUSE has stopped some of the processes already."""
+    ct.agent = agent
+
+    def inside() -> None:
+        ct.agent = "ok"
+
+    window = through(quiescer, container(), inside)
+    assert window.label.startswith("crash-consistent: freezing was given up: ct 200: lxc-freeze")
+    assert "lxc-unfreeze" in programs(runner)
+    assert not ct.frozen
+
+
+def test_a_container_that_does_not_thaw_is_left_to_its_watchdog_and_the_sweep(
+    quiescer: Quiescer, runner: FakeRunner, ct: GuestState
+) -> None:
+    with pytest.raises(PveError):
+        through(quiescer, container(), lambda: setattr(ct, "agent", "hang"))
+    ct.agent = "ok"
+    runner.fire_timers()
+    assert not ct.frozen
+    ct.frozen = True
+    assert quiescer.sweep() == ["guest 200: thawed after an interrupted run"]
+    assert not ct.frozen
+
+
+def test_a_container_that_stopped_needs_no_thaw(quiescer: Quiescer, ct: GuestState) -> None:
+    window = through(quiescer, container(), lambda: setattr(ct, "running", False))
+    assert window.consistency is Consistency.CRASH
+    assert not (quiescer.markers / "200").exists()
+
+
+# -- commands around it
+
+
+RULES = FreezeRules(before=(("/bin/pause",),), after=(("/bin/resume", "now"),))
+
+
+def stages(runner: FakeRunner) -> list[str]:
+    return [ran.argv[-1] for ran in runner.ran if ran.argv[0] == "timeout"]
+
+
+def test_what_goes_wrong_inside_still_runs_what_belongs_after(quiescer: Quiescer, runner: FakeRunner) -> None:
+    with pytest.raises(ZeroDivisionError), quiescer.window(step(), RULES):
+        _ = 1 / 0
+    assert stages(runner) == ["/bin/pause", "now"]
+    assert programs(runner)[-1] == "timeout", "after the thaw"
+
+
+def test_required_quiescing_fails_with_the_command_before_it(quiescer: Quiescer, runner: FakeRunner) -> None:
+    runner.hooks = lambda argv: no(argv, "no") if argv[-1] == "/bin/pause" else ok(argv)
+    with (
+        pytest.raises(FreezeError, match="before-freeze command failed"),
+        quiescer.window(step(quiesce=Quiesce.REQUIRE), RULES),
+    ):
+        pytest.fail("inside")
+    assert stages(runner) == ["/bin/pause", "now"]
+    assert not marker(quiescer).exists()
+
+
+def test_a_command_that_fails_afterwards_does_not_make_the_point_worse(quiescer: Quiescer, runner: FakeRunner) -> None:
+    runner.hooks = lambda argv: no(argv, "no") if argv[-1] == "now" else ok(argv)
+    with quiescer.window(step(), RULES) as window:
+        pass
+    assert window.label == "quiesced"
+    assert window.trouble == "the after-thaw command failed: /bin/resume: exit status 1: no"
+
+
+def test_without_a_freeze_no_command_runs(quiescer: Quiescer, runner: FakeRunner) -> None:
+    with quiescer.window(step(freeze=False), RULES):
+        pass
+    assert not stages(runner)

@@ -36,7 +36,7 @@ def test_freeze_and_thaw_answer_counts(replay: Replay, guest: ApiAgent) -> None:
     replay.add("running-fsfreeze-ok")
     replay.add("running-thaw-ok")
     assert agent.freeze(guest, VM) == 2
-    assert agent.thaw(guest, VM, within=1) == 2
+    assert agent.thaw(guest, VM, within=1).count == 2
 
 
 def test_ping_and_status(replay: Replay, guest: ApiAgent) -> None:
@@ -140,7 +140,7 @@ def test_thaw_goes_on_while_a_freeze_is_pending(replay: Replay, guest: ApiAgent)
     for _ in range(3):
         replay.add("running-after-slow-thaw")
     replay.add("running-thaw-ok")
-    assert agent.thaw(guest, VM, within=10) == 2
+    assert agent.thaw(guest, VM, within=10).count == 2
     assert len(replay.requests) == 4
 
 
@@ -161,7 +161,7 @@ def test_thaw_survives_every_kind_of_trouble(replay: Replay, guest: ApiAgent) ->
     )
     replay.add_json("POST", THAW, '{"data":{"result":{"error":{"class":"GenericError","desc":"busy"}}}}')
     replay.add_json("POST", THAW, '{"data":{"result":1}}')
-    assert agent.thaw(guest, VM, within=10) == 1
+    assert agent.thaw(guest, VM, within=10).count == 1
 
 
 @pytest.mark.parametrize("name", ["err-fsfreeze-stopped", "err-unknown-vm-agent"])
@@ -169,7 +169,7 @@ def test_guest_that_stopped_or_left_needs_no_thaw(replay: Replay, guest: ApiAgen
     found = replay.add(name)
     vmid = Vmid(int(found.path.split("/")[4]))
     replay.answers["POST", f"/nodes/pve1/qemu/{vmid}/agent/fsfreeze-thaw"].append(found.answer)
-    assert agent.thaw(guest, vmid, within=5) == 0
+    assert agent.thaw(guest, vmid, within=5).count == 0
     assert len(replay.requests) == 1
 
 
@@ -192,7 +192,7 @@ def qm(runner: RecordedRunner, command: str, **answer: Any) -> QmAgent:
 def test_qm_answers_plain_scalars(runner: RecordedRunner) -> None:
     assert agent.freeze(qm(runner, "fsfreeze-freeze", stdout="2\n"), VM) == 2
     assert agent.status(qm(runner, "fsfreeze-status", stdout="frozen\n"), VM) == "frozen"
-    assert agent.thaw(qm(runner, "fsfreeze-thaw", stdout="2\n"), VM, within=1) == 2
+    assert agent.thaw(qm(runner, "fsfreeze-thaw", stdout="2\n"), VM, within=1).count == 2
     agent.ping(qm(runner, "ping"), VM)
 
 
@@ -277,5 +277,5 @@ def test_fakepve_guest_freezes(fakepve: Any, fake_api: HttpsApi) -> None:
     assert agent.status(guest, VM) == "thawed"
     assert agent.freeze(guest, VM) == 1
     assert agent.status(guest, VM) == "frozen"
-    assert agent.thaw(guest, VM, within=5) == 1
+    assert agent.thaw(guest, VM, within=5).count == 1
     assert agent.status(guest, VM) == "thawed"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pve_zfsbackup.errors import GuestMissingError, PveError, VerificationError
+from pve_zfsbackup.errors import GuestMissingError, PveError, PveUnreachableError, VerificationError
 from pve_zfsbackup.host.guests import (
     CHUNK,
     MAX_CHUNKS,
@@ -158,13 +158,31 @@ def test_guest_that_vanishes_meanwhile_is_left_out_with_a_note(node: Replay, api
     assert notes == ["qemu 101: left the node while its guests were read"]
 
 
-def test_any_other_fault_is_raised(node: Replay, api: HttpsApi) -> None:
+def test_one_guests_trouble_is_its_own(node: Replay, api: HttpsApi) -> None:
     node.add_json(
         "GET", "/nodes/pve1/qemu/100/pending", "{}", status="403 Permission check failed (/vms/100, VM.Audit)"
     )
     node.answers["GET", "/nodes/pve1/qemu/100/pending"].pop(0)
-    with pytest.raises(PveError, match="Permission check failed"):
+    notes: list[str] = []
+    web, *others = read_guests(api, "pve1", note=notes.append)
+    assert web.trouble.startswith("403 Permission check failed") or "Permission check failed" in web.trouble
+    assert (web.vmid, web.name, web.config, web.pool) == (100, "web", {}, "gold")
+    assert [(guest.vmid, guest.trouble) for guest in others] == [(101, ""), (200, "")]
+    assert notes[0].startswith("qemu 100: its configuration cannot be read: ")
+
+
+def test_the_trouble_of_all_is_the_apis(node: Replay, api: HttpsApi) -> None:
+    for path in ("qemu/100", "qemu/101", "lxc/200"):
+        node.answers["GET", f"/nodes/pve1/{path}/pending"].clear()
+        node.add_json("GET", f"/nodes/pve1/{path}/pending", "{}", status="596 Connection timed out")
+    with pytest.raises(PveUnreachableError, match="596"):
         read_guests(api, "pve1")
+
+
+def test_one_guest_alone(node: Replay, api: HttpsApi) -> None:
+    assert [guest.vmid for guest in read_guests(api, "pve1", only=Vmid(101))] == [101]
+    assert [path for _, path, _ in node.requests if "pending" in path] == ["/nodes/pve1/qemu/101/pending"]
+    assert read_guests(api, "pve1", only=Vmid(999)) == ()
 
 
 def test_token_without_permissions_is_not_an_empty_node(replay: Replay, api: HttpsApi) -> None:
@@ -375,6 +393,9 @@ def test_container_with_snapshot_and_firewall(etc: Path) -> None:
 
 
 def test_missing_file(etc: Path) -> None:
+    with pytest.raises(PveError, match="is not mounted"):
+        read_config_file(Vmid(102), GuestKind.CT, root=etc)
+    (etc / "local").symlink_to("nodes/pve1")
     with pytest.raises(GuestMissingError):
         read_config_file(Vmid(102), GuestKind.CT, root=etc)
 

@@ -1,0 +1,146 @@
+"""Who thaws when we cannot, where there is no systemd: a real process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pve_zfsbackup.errors import CommandError
+from pve_zfsbackup.host.runner import ProcessRunner
+from pve_zfsbackup.host.thawer import watch
+from pve_zfsbackup.host.watchdog import ChildWatchdog, thaw_argv
+from pve_zfsbackup.model import GuestKind, Vmid
+from tests.fakes.pools import ok
+
+HERE = Path(__file__).parents[2]
+VM = Vmid(100)
+
+
+def wait_for(condition: object, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def thaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of `qm`, and where it leaves a trace."""
+    trace = tmp_path / "thawed"
+    program = tmp_path / "fake-qm"
+    program.write_text(f"#!/bin/sh\n[ -e {tmp_path}/works ] || {{ touch {tmp_path}/tried; exit 1; }}\ntouch {trace}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("pve_zfsbackup.host.watchdog.thaw_argv", lambda kind, vmid: (str(program),))
+    monkeypatch.setattr(sys, "executable", _interpreter(tmp_path))
+    return trace
+
+
+def _interpreter(place: Path) -> str:
+    """As installed: our package is found whatever the working directory is (-I looks nowhere else)."""
+    starter = place / "python"
+    starter.write_text(
+        f'#!/bin/sh\n[ "$1" = -I ] && shift\n[ "$1" = -m ] && exec env PYTHONPATH={HERE} {sys.executable} "$@"\n'
+    )
+    starter.chmod(0o755)
+    return str(starter)
+
+
+@pytest.mark.processes
+def test_it_thaws_when_nobody_else_does_and_tries_until_it_works(tmp_path: Path, thaw: Path) -> None:
+    (tmp_path / "100").touch()
+    started = time.monotonic()
+    ChildWatchdog(ProcessRunner(), tmp_path).arm(GuestKind.VM, VM, "ab12", 0)
+    assert time.monotonic() - started < 5, "arming does not wait for the end of the process"
+    wait_for((tmp_path / "tried").exists)
+    assert not thaw.exists()
+    (tmp_path / "works").touch()
+    wait_for(thaw.exists)
+
+
+@pytest.mark.processes
+def test_it_ends_when_the_marker_goes(tmp_path: Path, thaw: Path) -> None:
+    (tmp_path / "100").touch()
+    ChildWatchdog(ProcessRunner(), tmp_path).arm(GuestKind.VM, VM, "ab12", 60)
+    wait_for(lambda: _processes(str(tmp_path / "100")))
+    (tmp_path / "100").unlink()
+    wait_for(lambda: not _processes(str(tmp_path / "100")))
+    assert not (tmp_path / "tried").exists()
+
+
+def _processes(word: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue  # it ended meanwhile
+        if word.encode() in command and b"pve_zfsbackup.host.thawer" in command:
+            found.append(entry.parent.name)
+    return found
+
+
+class Scripted:
+    """A runner that fails so many times."""
+
+    def __init__(self, fails: int) -> None:
+        self.fails, self.ran = fails, 0
+
+    def run(self, argv: tuple[str, ...], **_: object) -> object:
+        self.ran += 1
+        if self.ran <= self.fails:
+            raise CommandError("QEMU guest agent is not running")
+        return ok(argv)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    return now
+
+
+def test_it_waits_first(tmp_path: Path, clock: list[float]) -> None:
+    (tmp_path / "100").touch()
+    runner = Scripted(3)
+    assert watch(runner, tmp_path / "100", 20, ("qm",))  # type: ignore[arg-type]
+    assert (runner.ran, clock[0]) == (4, 26)
+
+
+def test_a_marker_written_anew_belongs_to_a_later_freeze(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "100"
+    path.touch()
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        if clock[0] == 5:
+            os.utime(path, (1, 1))
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    runner = Scripted(0)
+    assert not watch(runner, path, 20, ("qm",))  # type: ignore[arg-type]
+    assert (runner.ran, clock[0]) == (0, 5)
+
+
+def test_it_does_not_try_for_ever(tmp_path: Path, clock: list[float]) -> None:
+    (tmp_path / "100").touch()
+    runner = Scripted(10_000)
+    assert not watch(runner, tmp_path / "100", 20, ("qm",))  # type: ignore[arg-type]
+    assert runner.ran == 300
+
+
+def test_without_a_marker_there_is_nothing_to_thaw(tmp_path: Path) -> None:
+    runner = Scripted(0)
+    assert not watch(runner, tmp_path / "100", 20, ("qm",))  # type: ignore[arg-type]
+    assert runner.ran == 0
+
+
+def test_what_thaws_each_kind() -> None:
+    assert thaw_argv(GuestKind.VM, VM) == ("qm", "guest", "cmd", "100", "fsfreeze-thaw")
+    assert thaw_argv(GuestKind.CT, Vmid(200)) == ("lxc-unfreeze", "-n", "200")
