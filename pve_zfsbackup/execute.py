@@ -23,6 +23,7 @@ from pve_zfsbackup.model import (
     SOURCE,
     AbortReceive,
     Adopt,
+    Compress,
     CreateBookmark,
     CreateParent,
     Dataset,
@@ -39,6 +40,7 @@ from pve_zfsbackup.model import (
     Step,
 )
 
+COMPRESSED = 1.05  # ZFS saved so much already: zstd would find little
 ESTIMATE_BYTES = 256 << 20  # from here the exact size is worth a process of its own
 
 
@@ -115,6 +117,7 @@ class Executor:
             zfs.set_properties(host, names, told)
         return window
 
+    def chain(self, steps: Sequence[Step], size: int, *, compress: bool = False) -> Chain:
     def discard(self, step: SnapshotGuest) -> None:
         """Take back the point that was just made: its snapshots by their guids, and only where they are of it."""
         host = self.hosts[SOURCE]
@@ -131,7 +134,20 @@ class Executor:
         def prepare() -> None:
             self.execute(before)
 
-        return Chain(streams=streams, prepare=prepare, size=size)
+        return Chain(streams=streams, prepare=prepare, size=size, compress=compress)
+
+    def compressible(self, host: str, datasets: Sequence[Dataset]) -> frozenset[Dataset]:
+        """The disks whose plain streams to this host are to be compressed on the wire."""
+        match self.hosts[host].link.compress:
+            case Compress.OFF:
+                return frozenset()
+            case Compress.ZSTD:
+                return frozenset(datasets)
+            case Compress.AUTO:
+                ratios = zfs.compress_ratios(self.hosts[SOURCE], datasets)
+                return frozenset(name for name in datasets if ratios.get(name, 1.0) < COMPRESSED)
+            case unknown:
+                assert_never(unknown)
 
     def carry(self, host: str, chains: Sequence[Chain]) -> None:
         """Send the chains to one host in one session; each says afterwards what became of it."""

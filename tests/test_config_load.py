@@ -11,7 +11,7 @@ import pytest
 from pve_zfsbackup.config import DEFAULT_KEEP, Api, Config, Job, Target, load_config, parse_config
 from pve_zfsbackup.config.hooks import Hooks, Vzdump
 from pve_zfsbackup.errors import ConfigError, ExitCode
-from pve_zfsbackup.model import DiskPattern, Keep, Quiesce, Vmid, parse_selector
+from pve_zfsbackup.model import Compress, DiskPattern, Keep, Quiesce, RateRule, Vmid, parse_selector
 
 HERE = Path(__file__).parent
 BAD = sorted((HERE / "config/bad").glob("*.yaml"))
@@ -79,6 +79,17 @@ def test_full_file_sets_every_option() -> None:
                 root="tank/backups/pve-1.example:x_y",
                 parallel=8,
                 connect_timeout=3.0,
+                retries=0,
+                retry_wait=1.5,
+                stall=900.0,
+                rate=500 << 10,
+                rate_schedule=(
+                    RateRule(days=frozenset(range(5)), start=480, end=1080, rate=20 << 20),
+                    RateRule(days=frozenset(range(7)), start=1320, end=360, rate=0),
+                    RateRule(days=frozenset({6}), start=0, end=1440, rate=1 << 30),
+                ),
+                mbuffer=64 << 20,
+                compress=Compress.AUTO,
                 keep=Keep(last=2, hourly=48, daily=14, weekly=8, monthly=24, yearly=5),
             )
         },

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.works import Work, is_transient
@@ -87,8 +87,7 @@ class _Attempt:
         self._finished: dict[Future[None], list[Work]] = {}
 
     def run(self) -> Iterator[Work]:
-        suspects = self._course.suspects
-        loads = [load for work in self._works.values() for load in _loads(work, suspects)]
+        loads = self._loads()
         for load in loads:
             self._works[load.vmid].pending += 1
         ready = [work for work in self._works.values() if not work.pending]
@@ -104,10 +103,23 @@ class _Attempt:
                 future.result()
                 yield from self._finished.pop(future)
 
+    def _loads(self) -> list[Load]:
+        found: list[Load] = []
+        for work in self._works.values():
+            for dataset, plan in work.alive:
+                steps = tuple(step for step in phases(plan)[1] if not isinstance(step, AbortReceive))
+                if any(isinstance(step, Send | Resume) for step in steps):
+                    suspect = dataset in self._course.suspects
+                    size = expected(steps)
+                    found.append(Load(vmid=work.guest.vmid, dataset=dataset, steps=steps, size=size, suspect=suspect))
+        plain = [load.dataset for load in found if not load.raw]
+        compressed = self._session.executor.compressible(self._course.target, plain) if plain else frozenset()
+        return [replace(load, compress=load.dataset in compressed) for load in found]
+
     def _start(self, loads: Sequence[Load]) -> None:
         executor = self._session.executor
         for session in pack(loads, self._lanes):
-            chains = [executor.chain(load.steps, load.size) for load in session]
+            chains = [executor.chain(load.steps, load.size, compress=load.compress) for load in session]
             future = self._carriers.submit(executor.carry, self._course.target, chains)
             self._carried[future] = list(zip(session, chains, strict=True))
 
@@ -160,14 +172,6 @@ class _Attempt:
         work = self._works[load.vmid]
         work.pending -= 1
         return work
-
-
-def _loads(work: Work, suspects: Set[Dataset]) -> Iterator[Load]:
-    for dataset, plan in work.alive:
-        steps = tuple(step for step in phases(plan)[1] if not isinstance(step, AbortReceive))
-        if any(isinstance(step, Send | Resume) for step in steps):
-            suspect = dataset in suspects
-            yield Load(vmid=work.guest.vmid, dataset=dataset, steps=steps, size=expected(steps), suspect=suspect)
 
 
 def _abort(session: Session, course: Course, works: Sequence[Work]) -> None:

@@ -20,6 +20,8 @@ from pve_zfsbackup.host.api import Api, Token
 from pve_zfsbackup.host.container import ContainerFreezer
 from pve_zfsbackup.host.guests import is_running, node_name
 from pve_zfsbackup.host.health import KSTAT
+from pve_zfsbackup.host.pace import Pace
+from pve_zfsbackup.host.programs import ProcessPrograms, Programs
 from pve_zfsbackup.host.hooks import freeze_hook
 from pve_zfsbackup.host.lock import MIGRATION_LOCKS, migration_lock
 from pve_zfsbackup.host.pve import HttpsApi
@@ -28,7 +30,7 @@ from pve_zfsbackup.host.quiesce import Quiescer
 from pve_zfsbackup.host.runner import ProcessRunner, Runner
 from pve_zfsbackup.host.ssh import Destination, Host, Link, connected
 from pve_zfsbackup.host.watchdog import BOOTED, ChildWatchdog, SystemdWatchdog
-from pve_zfsbackup.model import SOURCE, GuestKind
+from pve_zfsbackup.model import SOURCE, GuestKind, rate_at
 
 HOLD_TAG = "pve-zfsbackup"
 
@@ -45,6 +47,7 @@ class Session:
     hosts: Mapping[str, Host]
     emit: Emit
     pve_root: Path = field(default=Path("/etc/pve"))
+    programs: Programs = field(default_factory=ProcessPrograms)
     pause: Callable[[threading.Event, float], bool] = threading.Event.wait
     random: Callable[[], float] = random.random
     kstat: Path = field(default=KSTAT)
@@ -88,10 +91,21 @@ def open_session(config: Config, emit: Emit, runner: Runner | None = None) -> It
             stack.enter_context(api)
         hosts = {SOURCE: Host(name=SOURCE, runner=runner)}
         for name, target in config.targets.items():
-            destination = _destination(target, config.runtime_dir)
-            host = Host(name=name, runner=runner, destination=destination, link=Link(stall=target.stall))
+            destination = destination_of(target, config.runtime_dir)
+            host = Host(name=name, runner=runner, destination=destination, link=link(config, target))
             hosts[name] = stack.enter_context(connected(host))
         yield Session(config=config, api=api, agent=agent, node=node, runner=runner, hosts=hosts, emit=emit)
+
+
+def link(config: Config, target: Target) -> Link:
+    """How streams travel to a target: its limits hold for all of them together."""
+    zone = config.timezone or _system_zone()
+
+    def rate() -> int:
+        return rate_at(target.rate_schedule, target.rate, datetime.now(zone))
+
+    pace = Pace(rate) if target.rate or target.rate_schedule else None
+    return Link(stall=target.stall, pace=pace, mbuffer=target.mbuffer, compress=target.compress)
 
 
 def _system_zone() -> tzinfo:
@@ -116,7 +130,7 @@ def _api(config: Config, runner: Runner, node: str) -> tuple[Api, Agent]:
     return api, NodeAgent(ApiAgent(api, node), QmAgent(runner))
 
 
-def _destination(target: Target, runtime: Path) -> Destination:
+def destination_of(target: Target, runtime: Path) -> Destination:
     return Destination(
         host=target.host,
         user=target.user,

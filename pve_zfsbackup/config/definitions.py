@@ -18,7 +18,7 @@ from pve_zfsbackup.config.alerts import Alerts, Webhook
 from pve_zfsbackup.config.boxes import Box
 from pve_zfsbackup.config.hooks import Hooks, Vzdump
 from pve_zfsbackup.config.option import DEFAULT_KEEP, KEEP_HELP, option
-from pve_zfsbackup.model import Dataset, DiskPattern, Keep, Quiesce, Selector, SelectorKind
+from pve_zfsbackup.model import Compress, Dataset, DiskPattern, Keep, Quiesce, RateRule, Selector, SelectorKind
 
 ALL_GUESTS: Final = Selector(kind=SelectorKind.ALL, text="all")
 
@@ -103,6 +103,32 @@ class Target:
         kinds.seconds(60, 86_400),
         default=3600.0,
     )
+    rate: int = option(
+        "Most bytes per second of all streams to this target together, before compression on the wire.",
+        kinds.RATE,
+        default=0,
+        example="20M",
+    )
+    rate_schedule: tuple[RateRule, ...] = option(
+        "Other rates by time and day, as a list; the first that fits counts, otherwise 'rate'. It changes also while "
+        "a stream runs. The time is that of 'timezone'.",
+        kinds.RATE_RULE,
+        default=(),
+        example="['mon-fri 08:00-18:00: 20M', '22:00-06:00: 0']",
+    )
+    mbuffer: int = option(
+        "Memory for mbuffer on both sides; needs the package mbuffer there. Worth it where disks and the link take "
+        "turns in being slow.",
+        kinds.BUFFER,
+        default=0,
+        example="64M",
+    )
+    compress: Compress = option(
+        "Compress streams on the wire; needs the package zstd on both sides. zstd: all but encrypted ones; auto: only "
+        "those of disks that are not compressed by ZFS already. For slow links.",
+        kinds.COMPRESS,
+        default=Compress.OFF,
+    )
     keep: Keep = option(
         f"History kept on the target. {KEEP_HELP}", kinds.whole(0, 100_000), default=DEFAULT_KEEP, prefix="keep-"
     )
@@ -148,6 +174,12 @@ class Job:
         kinds.seconds(1, 120),
         default=10.0,
     )
+    warn_age: float = option(
+        "`check` warns when the newest point of a guest, here or on a target, is older.",
+        kinds.hours(0.01, 100_000),
+        default=3.0,
+    )
+    critical_age: float = option("And this old it is critical.", kinds.hours(0.01, 100_000), default=26.0)
     container_freeze: bool = option(
         "Stop all processes of a container (lxc-freeze) for the moment of the snapshot, so that disks in several "
         "pools show one instant. The applications are not told. Not for containers that use FUSE.",
@@ -194,6 +226,8 @@ class Job:
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Fields, good alone, that do not go together, with what is wrong. `values` has the good ones."""
+        if values.get("warn_age", 3.0) > values.get("critical_age", 26.0):
+            yield "warn_age" if "warn_age" in values else "critical_age", "warn-age is above critical-age"
         guests = values.get("guests", ())
         if guests and all(selector.negated for selector in guests):
             yield "guests", "this only leaves guests out, and so selects none: begin with all"

@@ -18,12 +18,18 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pve_zfsbackup.model import (
     DISK_FORMS,
+    RATE_FORMS,
+    RATE_RULE_FORMS,
     SELECTOR_FORMS,
     SOURCE,
+    Compress,
     Dataset,
     Quiesce,
     parse_disk_pattern,
+    parse_rate,
+    parse_rate_rule,
     parse_selector,
+    parse_size,
 )
 
 RESERVED_TARGETS: Final = (SOURCE, "local")
@@ -175,6 +181,16 @@ def _timezone(text: str) -> ZoneInfo:
         raise ValueError("expected the name of a time zone, such as Europe/Berlin") from None
 
 
+def _buffer(text: str) -> int:
+    try:
+        size = parse_size(text)
+    except ValueError:
+        size = -1
+    if size and not 1 << 20 <= size <= 1 << 32:
+        raise ValueError(f"expected {BUFFER.expects}")
+    return size
+
+
 def _yes_or_no(text: str) -> bool:
     words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
     if text.lower() not in words:
@@ -225,6 +241,10 @@ ROOT: Final = Kind(expects="a dataset below a pool", parse=_root)
 TIMEZONE: Final = Kind(expects="a time zone", parse=_timezone)
 SELECTOR: Final = Kind(expects=SELECTOR_FORMS, parse=parse_selector, listed=True)
 DISK: Final = Kind(expects=DISK_FORMS, parse=parse_disk_pattern, listed=True)
+RATE: Final = Kind(expects=RATE_FORMS, parse=parse_rate)
+RATE_RULE: Final = Kind(expects=RATE_RULE_FORMS, parse=parse_rate_rule)
+BUFFER: Final = Kind(expects="bytes from 1M to 4G, or 0 for none", parse=_buffer)
 YES_OR_NO: Final = Kind(expects="true or false", parse=_yes_or_no)
 # YAML reads a bare `off` or `no` as false; both mean what they look like.
 QUIESCE: Final = choice(Quiesce, {"no": Quiesce.OFF, "false": Quiesce.OFF})
+COMPRESS: Final = choice(Compress, {"no": Compress.OFF, "false": Compress.OFF})

@@ -40,12 +40,14 @@ class Fate(Enum):
 class Chain:
     """The streams of one disk, in order. `prepare` is called before the first is sent; its errors are the disk's.
 
-    `size` is what is expected of them, for choosing a connection. `begun`: something of it was sent.
+    `size` is what is expected of them, for choosing a connection, `compress` whether that pays on the wire.
+    `begun`: something of it was sent.
     """
 
     streams: tuple[Send | Resume, ...]
     prepare: Callable[[], None] = lambda: None
     size: int = 0
+    compress: bool = False
     moved: int = field(default=0, init=False)
     begun: bool = field(default=False, init=False)
     fate: Fate = field(default=Fate.AGAIN, init=False)
@@ -216,7 +218,7 @@ def _consumers(target: Host, chains: Sequence[Chain]) -> tuple[tuple[str, ...], 
         assert len(receives) == 1, "without a shell there is one receive"
         return (receives[0],)
     line = " && ".join(shlex.join(receive) for receive in receives)
-    compress = link.compress and not any(stream.raw for chain in chains for stream in chain.streams)
+    compress = all(chain.compress for chain in chains)
     size = f"{max(1, link.mbuffer >> 20)}M"
     buffers: list[tuple[str, ...]] = [("mbuffer", "-q", "-s", BLOCK, "-m", size)] if link.mbuffer else []
     there: list[tuple[str, ...]] = [*([("zstd", "-dqc")] if compress else []), *buffers]

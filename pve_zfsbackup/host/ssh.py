@@ -18,6 +18,7 @@ from pathlib import Path
 from pve_zfsbackup.errors import CommandError, HostKeyError, HostUnreachableError
 from pve_zfsbackup.host.pace import Pace
 from pve_zfsbackup.host.runner import DEFAULT_TIMEOUT, Completed, Runner, failure
+from pve_zfsbackup.model import Compress
 
 SSH_FAILED = 255  # ssh's own failures (ssh(1), EXIT STATUS)
 KEEP_SECONDS = 60
@@ -85,7 +86,7 @@ class Link:
     stall: float = STALL_SECONDS
     pace: Pace | None = None
     mbuffer: int = 0
-    compress: bool = False
+    compress: Compress = Compress.OFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,16 @@ def estimate(host: Host, step: Send | Resume) -> int:
     return int(sizes[-1]) if sizes else 0
 
 
+def compress_ratios(host: Host, datasets: Sequence[Dataset]) -> dict[Dataset, float]:
+    """How much smaller ZFS made their blocks; those that do not say are left out."""
+    found: dict[Dataset, float] = {}
+    for batch in _batches(datasets):
+        done = host.run(("zfs", "get", "-Hp", "-o", "name,value", "compressratio", "--", *batch), check=False)
+        pairs = (line.split("\t") for line in done.stdout.splitlines() if line.count("\t") == 1)
+        found |= {Dataset(name): float(value) for name, value in pairs if value.replace(".", "", 1).isdigit()}
+    return found
+
+
 def receive_argv(step: Send | Resume) -> tuple[str, ...]:
     """Resumable, never mounted, never forced."""
     return ("zfs", "receive", "-s", "-u", "--", step.dataset)

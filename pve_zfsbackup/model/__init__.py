@@ -22,6 +22,16 @@ from pve_zfsbackup.model.points import (
     encode_disks,
     encode_props,
 )
+from pve_zfsbackup.model.rates import (
+    RATE_FORMS,
+    RATE_RULE_FORMS,
+    Compress,
+    RateRule,
+    parse_rate,
+    parse_rate_rule,
+    parse_size,
+    rate_at,
+)
 from pve_zfsbackup.model.selectors import (
     DISK_FORMS,
     SELECTOR_FORMS,
@@ -65,6 +75,8 @@ __all__ = [
     "ONLINE",
     "PREFIX",
     "PROPERTY",
+    "RATE_FORMS",
+    "RATE_RULE_FORMS",
     "RESTORE_PROPS",
     "SELECTOR_FORMS",
     "SNAPSHOT_NAME",
@@ -80,6 +92,7 @@ __all__ = [
     "Archived",
     "ArchivedDisk",
     "Bookmark",
+    "Compress",
     "Conflict",
     "Consistency",
     "CreateBookmark",
@@ -101,6 +114,7 @@ __all__ = [
     "PointDisk",
     "PointId",
     "Quiesce",
+    "RateRule",
     "RawGuest",
     "Release",
     "Resume",
@@ -121,6 +135,10 @@ __all__ = [
     "encode_disks",
     "encode_props",
     "parse_disk_pattern",
+    "parse_rate",
+    "parse_rate_rule",
     "parse_selector",
+    "parse_size",
     "printable",
+    "rate_at",
 ]

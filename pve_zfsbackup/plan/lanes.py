@@ -19,7 +19,8 @@ COST = 1 << 20  # what any stream costs besides its bytes
 class Load:
     """What one disk has to send: its steps up to the last stream, and the bytes to expect.
 
-    `suspect`: it was under way when a session broke, and shall not break that of others again.
+    `suspect`: it was under way when a session broke, and shall not break that of others again. `compress`: on the
+    wire; a session does that with all of its streams or with none.
     """
 
     vmid: Vmid
@@ -27,6 +28,11 @@ class Load:
     steps: tuple[Step, ...]
     size: int
     suspect: bool = False
+    compress: bool = False
+
+    @property
+    def raw(self) -> bool:
+        return any(step.raw for step in self.steps if isinstance(step, Send | Resume))
 
     @property
     def weight(self) -> int:
@@ -57,7 +63,12 @@ def pack(loads: Sequence[Load], lanes: int) -> tuple[tuple[Load, ...], ...]:
     before the others, but one lane takes the small ones before: they shall not wait for hours.
     """
     big = sorted((load for load in loads if load.size >= BIG), key=lambda load: -load.size)
-    packed = _packed([load for load in loads if load.size < BIG and not load.suspect], lanes)
+    small = [load for load in loads if load.size < BIG and not load.suspect]
+    packed = [
+        session
+        for compress in (False, True)
+        for session in _packed([load for load in small if load.compress is compress], lanes)
+    ]
     suspects = [(load,) for load in loads if load.size < BIG and load.suspect]
     first = max(0, lanes - 1)
     alone = [(load,) for load in big]

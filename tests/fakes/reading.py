@@ -93,6 +93,7 @@ class Reading:
                 "referenced": dataset.refer, "origin": dataset.origin or "-",
                 "receive_resume_token": dataset.partial.token if dataset.partial else "-", **crypt,
                 "available": self.pools.available(dataset.name), **self._restored(dataset),
+                "compressratio": dataset.props.get("compressratio", "1.00"),
             }  # fmt: skip
         return str(values.get(column, "-"))
 
@@ -120,7 +121,7 @@ class Reading:
                 columns = words.pop(0).split(",")
             elif word == "-s":
                 source = words.pop(0)
-            elif word not in ("-Hp", "-H", "-p"):
+            elif word not in ("-Hp", "-H", "-p", "--"):
                 rest.append(word)
         prop, *names = rest
         lines, errors = [], []
