@@ -117,7 +117,6 @@ class Executor:
             zfs.set_properties(host, names, told)
         return window
 
-    def chain(self, steps: Sequence[Step], size: int, *, compress: bool = False) -> Chain:
     def discard(self, step: SnapshotGuest) -> None:
         """Take back the point that was just made: its snapshots by their guids, and only where they are of it."""
         host = self.hosts[SOURCE]
@@ -126,7 +125,7 @@ class Executor:
         made = [s for volume in found.volumes.values() for s in volume.snapshots if s.point == step.point]
         self.execute([Destroy(host=SOURCE, snapshot=snapshot) for snapshot in made])
 
-    def chain(self, steps: Sequence[Step], size: int) -> Chain:
+    def chain(self, steps: Sequence[Step], size: int, *, compress: bool = False) -> Chain:
         """The streams of one disk with what is to be done right before them. `size` is what is expected to move."""
         streams = tuple(step for step in steps if isinstance(step, Send | Resume))
         before = [step for step in steps if not isinstance(step, Send | Resume)]

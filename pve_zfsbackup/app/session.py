@@ -20,10 +20,10 @@ from pve_zfsbackup.host.api import Api, Token
 from pve_zfsbackup.host.container import ContainerFreezer
 from pve_zfsbackup.host.guests import is_running, node_name
 from pve_zfsbackup.host.health import KSTAT
-from pve_zfsbackup.host.pace import Pace
-from pve_zfsbackup.host.programs import ProcessPrograms, Programs
 from pve_zfsbackup.host.hooks import freeze_hook
 from pve_zfsbackup.host.lock import MIGRATION_LOCKS, migration_lock
+from pve_zfsbackup.host.pace import Pace
+from pve_zfsbackup.host.programs import ProcessPrograms, Programs
 from pve_zfsbackup.host.pve import HttpsApi
 from pve_zfsbackup.host.pvesh import PveshApi
 from pve_zfsbackup.host.quiesce import Quiescer
