@@ -29,7 +29,7 @@ from tests.fakes.runner import HERE, Fault
 from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
 
 GOLDEN = Path(__file__).parent / "golden/cli"
-COMMANDS = ("discover", "list", "status", "snapshot", "replicate", "prune", "run")
+COMMANDS = ("discover", "list", "status", "snapshot", "replicate", "prune", "run", "check", "alert-test")
 Compare = Callable[[str, str], None]
 
 
@@ -159,6 +159,23 @@ def test_golden_help(call: Call, golden: Compare, command: str, monkeypatch: pyt
     golden(f"help-{command or 'main'}.txt", done.stdout.replace("Usage: -c ", "Usage: pve-zfsbackup "))
 
 
+def test_a_plugin_answers_with_one_line_and_its_exit_code(old: World, call: Call, golden: Compare) -> None:
+    """Also where nothing can be asked: silence would be taken for health."""
+    done = call("check")
+    golden("check.txt", done.stdout)
+    assert (done.code, done.stderr) == (1, "")
+    data = call("check", "--json")
+    golden("check.json", data.stdout)
+    assert data.code == 1
+    line = call("check", "--checkmk")
+    assert (line.code, line.stdout.count("\n"), line.stdout[:18]) == (0, 1, '1 "pve-zfsbackup" ')
+    old.node.api = "ipcc_send_rec[1] failed: Connection refused"
+    for config in (None, Path("/none.yaml")):
+        failed = call("check", config=config)
+        assert (failed.code, failed.stdout[:10], failed.stderr) == (3, "UNKNOWN - ", ""), config
+    assert call("check", "--checkmk").stdout.startswith('3 "pve-zfsbackup" - ')
+
+
 def test_cron_hears_nothing_when_all_is_well(world: World, call: Call) -> None:
     for command in ("run", "snapshot", "replicate", "prune"):
         world.clock.now += 3600
@@ -192,7 +209,11 @@ def test_exit_codes_of_a_run(world: World, call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("run", "--stage", "fly"), ("list", "1-x"), ("nonsense",), ("run", "--nope"), ("run", "999"),
+        ("run", "--stage", "fly"),
+        ("list", "1-x"),
+        ("nonsense",),
+        ("run", "--nope"),
+        ("run", "999"),
         ("run", "--job", "x"),
     ],
     ids=slug,
@@ -238,9 +259,7 @@ def test_a_bug_of_ours_is_failed_and_not_partly_done(world: World, call: Call) -
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_termination_thaws_and_ends_with_failed(
-    world: World, call: Call, number: signal.Signals, times: int
-) -> None:
+def test_a_termination_thaws_and_ends_with_failed(world: World, call: Call, number: signal.Signals, times: int) -> None:
     left = [times]
 
     def terminate(ran: object) -> None:

@@ -2,6 +2,7 @@
 
 from pve_zfsbackup.report.coverage import discovery_json, discovery_table
 from pve_zfsbackup.report.format import Table, size
+from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json, unknown_line
 from pve_zfsbackup.report.points import points_json, points_table, status_json, status_table
 from pve_zfsbackup.report.runs import report_json, results_table, verdicts_json, verdicts_table
 from pve_zfsbackup.report.setup import actions_json, actions_table, findings_table, next_steps, script_json
@@ -11,9 +12,12 @@ __all__ = [
     "Table",
     "actions_json",
     "actions_table",
+    "check_lines",
+    "checkmk_line",
     "discovery_json",
     "discovery_table",
     "findings_table",
+    "health_json",
     "next_steps",
     "points_json",
     "points_table",
@@ -25,6 +29,7 @@ __all__ = [
     "size",
     "status_json",
     "status_table",
+    "unknown_line",
     "verdicts_json",
     "verdicts_table",
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import tzinfo
 from typing import Any
 
+from pve_zfsbackup.app.health import worth_a_word
 from pve_zfsbackup.app.history import Coverage, History
-from pve_zfsbackup.model import SOURCE, Disk, Point, Snapshot, Vmid
+from pve_zfsbackup.model import SOURCE, Point, Snapshot, Vmid
 from pve_zfsbackup.report.coverage import reason
 from pve_zfsbackup.report.format import FORMAT, Table, age, clean, moment, size
 
@@ -139,14 +140,8 @@ def problems(found: History, entry: Coverage) -> list[str]:
             told.append(f"{host} does not answer")
         elif host in found.points and entry.guest.protected_disks and not _newest(found, host, entry):
             told.append(f"no point on {host}" if host != SOURCE else "no point")
-    told += [f"{disk.key} not protected: {reason(entry, disk)}" for disk in entry.unprotected if _worth(disk)]
+    told += [f"{disk.key} not protected: {reason(entry, disk)}" for disk in entry.unprotected if worth_a_word(disk)]
     return told
-
-
-def _worth(disk: Disk) -> bool:
-    """Not the drives nobody would back up, nor what somebody excluded on purpose."""
-    harmless = ("cdrom", "CD-ROM", "cloud-init", "backup=0", "not attached", "no medium", "excluded by")
-    return not any(word in disk.reason for word in harmless)
 
 
 def _newest(found: History, host: str, entry: Coverage) -> Point | None:

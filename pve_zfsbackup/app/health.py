@@ -1,0 +1,108 @@
+"""`check` and `metrics`: is every guest protected as its jobs promise? Nothing is changed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.history import Coverage, History, history
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.config import Job
+from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.host.pools import read_pools
+from pve_zfsbackup.model import SOURCE, Disk
+from pve_zfsbackup.model.health import Age, Finding, Health, Level, Pool
+
+FULL_WARN, FULL_CRITICAL = 0.85, 0.95  # ZFS slows down from about 90 % on, and a full pool stops its guests
+
+
+def health(session: Session, scope: Scope) -> Health:
+    """Ask everything once and judge it. Raises what keeps it from asking at all: then nothing is known."""
+    found = history(session, scope)
+    problems: list[Finding] = []
+    pools: tuple[Pool, ...] = ()
+    try:
+        pools = read_pools(session.hosts[SOURCE])
+    except BackupError as error:
+        problems.append(Finding(level=Level.UNKNOWN, about="pools", text=error.message))
+    return judge(found, session.config.jobs, pools, problems)
+
+
+def judge(found: History, jobs: Mapping[str, Job], pools: Sequence[Pool], before: Sequence[Finding] = ()) -> Health:
+    """What is wrong, worst first."""
+    ages = tuple(age for entry in found.coverage if entry.jobs for age in _ages(found, entry, jobs))
+    findings = [*before, *_of_targets(found), *(finding for age in ages for finding in _of_age(age))]
+    for entry in found.coverage:
+        findings += _of_coverage(entry)
+    findings += (finding for pool in pools for finding in _of_pool(pool))
+    findings.sort(key=lambda finding: (-(finding.level % 3), finding.about))  # unknown last
+    return Health(
+        findings=tuple(findings),
+        ages=ages,
+        pools=tuple(pools),
+        unprotected={entry.guest.vmid: len(_unexplained(entry)) for entry in found.coverage},
+    )
+
+
+def _ages(found: History, entry: Coverage, jobs: Mapping[str, Job]) -> Iterator[Age]:
+    """The strictest of a guest's jobs counts. A target that does not answer is told once, not per guest."""
+    if not entry.guest.protected_disks:
+        return
+    own = [jobs[name] for name in entry.jobs]
+    for host in (SOURCE, *found.targets.get(entry.guest.vmid, ())):
+        if host not in found.points:
+            continue
+        complete = [point for point in found.points[host].get(entry.guest.vmid, ()) if point.complete]
+        yield Age(
+            vmid=entry.guest.vmid,
+            guest=entry.guest.name,
+            host=host,
+            seconds=found.now - complete[-1].creation if complete else None,
+            warn=min(job.warn_age for job in own) * 3600,
+            critical=min(job.critical_age for job in own) * 3600,
+            consistency=complete[-1].consistency if complete else "",
+        )
+
+
+def _of_age(age: Age) -> Iterator[Finding]:
+    about, where = f"guest {age.vmid} {age.guest}".rstrip(), "here" if age.host == SOURCE else f"on {age.host}"
+    if age.seconds is None:
+        yield Finding(level=Level.CRITICAL, about=about, text=f"no point {where}")
+    elif age.seconds > age.warn:
+        level = Level.CRITICAL if age.seconds > age.critical else Level.WARNING
+        text = f"newest point {where} is {age.seconds / 3600:.1f} h old"
+        yield Finding(level=level, about=about, text=text)
+
+
+def _of_targets(found: History) -> Iterator[Finding]:
+    for host, error in sorted(found.errors.items()):
+        yield Finding(level=Level.CRITICAL, about=f"target {host}", text=error.message)
+
+
+def _of_coverage(entry: Coverage) -> Iterator[Finding]:
+    about = f"guest {entry.guest.vmid} {entry.guest.name}".rstrip()
+    if not entry.jobs:
+        if not entry.guest.template:
+            yield Finding(level=Level.WARNING, about=about, text="in no job")
+        return
+    for disk in _unexplained(entry):
+        yield Finding(level=Level.WARNING, about=about, text=f"{disk.key} not protected: {disk.reason}")
+
+
+def _unexplained(entry: Coverage) -> list[Disk]:
+    return [disk for disk in entry.unprotected if worth_a_word(disk)]
+
+
+def worth_a_word(disk: Disk) -> bool:
+    """Not the drives nobody would back up, nor what somebody excluded on purpose."""
+    harmless = ("CD-ROM", "cloud-init", "empty drive", "backup=0", "not attached", "the same volume", "excluded by")
+    return not any(word in disk.reason for word in harmless)
+
+
+def _of_pool(pool: Pool) -> Iterator[Finding]:
+    if pool.health != "ONLINE":
+        level = Level.WARNING if pool.health == "DEGRADED" else Level.CRITICAL
+        yield Finding(level=level, about=f"pool {pool.name}", text=pool.health)
+    if pool.size and pool.used_share >= FULL_WARN:
+        level = Level.CRITICAL if pool.used_share >= FULL_CRITICAL else Level.WARNING
+        yield Finding(level=level, about=f"pool {pool.name}", text=f"{pool.used_share:.0%} full")

@@ -1,0 +1,62 @@
+"""Commands for monitoring, and for trying out who would be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from pve_zfsbackup import report, terminal
+from pve_zfsbackup.app.alerts import send_test
+from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.health import health
+from pve_zfsbackup.cli.options import cli, common, scoped, session_of
+from pve_zfsbackup.errors import BackupError, ExitCode
+from pve_zfsbackup.model import Selector
+from pve_zfsbackup.model.health import Level
+
+
+@cli.command()
+@scoped
+@click.option("--checkmk", is_flag=True, help="One line as Checkmk's local checks have it.")
+@common
+def check(
+    guests: Sequence[Selector], jobs: Sequence[str], checkmk: bool, config_path: Path, as_json: bool, verbose: bool
+) -> int:
+    """Say for monitoring how well everything is protected: one line, performance data, exit code 0 1 2 3.
+
+    Too old is what a job's warn-age and critical-age say. Exit codes here: 0 ok, 1 warning, 2 critical, 3 unknown.
+    """
+    try:
+        with session_of(config_path) as session:
+            found = health(session, Scope(jobs=tuple(jobs), guests=tuple(guests)))
+    except BackupError as error:
+        terminal.say(report.unknown_line(error.message, checkmk=checkmk))
+        return 0 if checkmk else int(Level.UNKNOWN)
+    if as_json:
+        terminal.print_json(report.health_json(found))
+    elif checkmk:
+        terminal.say(report.checkmk_line(found))
+        return 0  # Checkmk reads the line
+    else:
+        for line in report.check_lines(found):
+            terminal.say(line)
+    return int(found.level)
+
+
+@cli.command("alert-test")
+@common
+def alert_test(config_path: Path, as_json: bool, verbose: bool) -> int:
+    """Send a test message by mail, to every webhook and by apprise, as `alerts` and `webhooks` say."""
+    with session_of(config_path) as session:
+        results = send_test(session.config, session.runner, session.node)
+    if as_json:
+        terminal.print_json({"format": 1, "services": results})
+    elif not results:
+        terminal.note("no service is configured: see alerts and webhooks in the configuration")
+    else:
+        for name, trouble in results.items():
+            terminal.say(f"{name}: {trouble or 'sent'}")
+    failed = any(results.values())
+    return ExitCode.PARTIAL if failed else ExitCode.OK

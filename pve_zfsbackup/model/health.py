@@ -1,0 +1,72 @@
+"""How well everything is, in the words of monitoring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from pve_zfsbackup.model.names import Vmid
+
+
+class Level(IntEnum):
+    """As monitoring plugins exit."""
+
+    OK = 0
+    WARNING = 1
+    CRITICAL = 2
+    UNKNOWN = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that is not as it should be. `about` names the object: `guest 100 web`, `pool rpool`."""
+
+    level: Level
+    about: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """A pool of this node, as `zpool list` tells. `size` and `free` are bytes."""
+
+    name: str
+    health: str
+    size: int
+    free: int
+
+    @property
+    def used_share(self) -> float:
+        """From 0 to 1; an empty answer counts as full."""
+        return 1 - self.free / self.size if self.size else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Age:
+    """Age of a guest's newest complete point on one host, in seconds, and when that is too much."""
+
+    vmid: Vmid
+    guest: str
+    host: str
+    seconds: int | None  # None: there is no point
+    warn: float
+    critical: float
+    consistency: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """All there is to say. `levels` and texts come from `findings`, the rest is for graphs."""
+
+    findings: tuple[Finding, ...]
+    ages: tuple[Age, ...]
+    pools: tuple[Pool, ...]
+    unprotected: Mapping[Vmid, int]  # disks that should be thought about, by guest
+
+    @property
+    def level(self) -> Level:
+        """The worst; critical beats unknown, as in every monitoring system."""
+        levels = {finding.level for finding in self.findings}
+        order = (Level.CRITICAL, Level.UNKNOWN, Level.WARNING)
+        return next((level for level in order if level in levels), Level.OK)

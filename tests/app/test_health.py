@@ -1,0 +1,196 @@
+"""`check`: is every guest as protected as its jobs promise?"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.health import health, judge
+from pve_zfsbackup.app.history import history
+from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.errors import PveError, ZfsError
+from pve_zfsbackup.host.pools import read_pools
+from pve_zfsbackup.host.runner import Completed
+from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.model import parse_selector
+from pve_zfsbackup.model.health import Finding, Health, Level, Pool
+from pve_zfsbackup.report import check_lines, checkmk_line, health_json, unknown_line
+from tests.fakes.runner import Fault
+from tests.fakes.world import TARGET, WEB, World
+
+TIB = 1 << 40
+GOOD = (Pool(name="rpool", health="ONLINE", size=TIB, free=TIB // 2),)
+
+
+def found(world: World, *pools: Pool) -> Health:
+    with world.session() as session:
+        return judge(history(session, Scope()), session.config.jobs, pools or GOOD)
+
+
+def texts(health: Health) -> list[str]:
+    return [f"{item.level.name} {item.about}: {item.text}" for item in health.findings]
+
+
+def test_fresh_points_everywhere_are_fine(world: World) -> None:
+    world.run()
+    here = found(world)
+    assert here.level is Level.OK
+    assert texts(here) == []
+    assert {(age.vmid, age.host) for age in here.ages} == {(v, h) for v in (100, 101, 200) for h in ("source", TARGET)}
+    assert check_lines(here)[0].startswith("OK - 3 guests protected, oldest newest point 0.")
+
+
+@pytest.mark.parametrize(
+    ("hours", "level"), [(2, Level.OK), (4, Level.WARNING), (25, Level.WARNING), (27, Level.CRITICAL)]
+)
+def test_age_is_judged_by_the_jobs_limits(world: World, hours: int, level: Level) -> None:
+    world.run()
+    world.clock.now += hours * 3600
+    assert found(world).level is level
+
+
+def test_a_target_left_behind_is_seen_though_this_node_is_fresh(world: World) -> None:
+    world.run()
+    for _ in range(5):
+        world.run(Stage.SNAPSHOT)
+    assert set(texts(found(world))) == {
+        f"WARNING guest {guest}: newest point on backup1 is 5.0 h old" for guest in ("100 web", "101 db", "200 files")
+    }
+
+
+def test_no_point_at_all_is_critical(world: World) -> None:
+    assert "CRITICAL guest 100 web: no point here" in texts(found(world))
+    assert "CRITICAL guest 100 web: no point on backup1" in texts(found(world))
+
+
+def test_half_a_point_is_no_point(world: World) -> None:
+    world.runner.faults.append(Fault(words=("snapshot", "--"), nth=2, answer=(1, "out of space")))
+    world.run(Stage.SNAPSHOT)
+    assert "CRITICAL guest 100 web: no point here" in texts(found(world))
+
+
+def test_a_target_that_does_not_answer_is_told_once(world: World) -> None:
+    world.run()
+    world.runner.down[TARGET] = "no route to host"
+    (finding,) = found(world).findings
+    assert (finding.level, finding.about) == (Level.CRITICAL, "target backup1")
+    assert "no route to host" in finding.text
+
+
+def test_what_is_in_no_job_is_a_warning_and_a_template_is_not(world: World) -> None:
+    world.run()
+    world.configure(
+        world.config.read_text()
+        .replace("guests: [all]", "guests: ['100', '101']")
+        .replace("{", "{{")
+        .replace("}", "}}")
+    )
+    assert texts(found(world)) == ["WARNING guest 200 files: in no job"]
+    world.node.define(300, "template: 1\nname: base\n", running=False)
+    assert texts(found(world)) == ["WARNING guest 200 files: in no job"]
+
+
+def test_a_disk_nobody_excluded_is_a_warning(world: World) -> None:
+    conf = world.node.etc / "qemu-server/100.conf"
+    lines = (
+        "scsi2: local:100/vm-100-disk-9.qcow2,size=1G",
+        "ide2: none,media=cdrom",
+        "scsi3: fast:vm-100-disk-7,backup=0",
+    )
+    conf.write_text(conf.read_text() + "\n".join(lines) + "\n")
+    world.source.add("fast/vm-100-disk-7", zvol=True)
+    world.run()
+    told = [text for text in texts(found(world)) if "100" in text]
+    assert len(told) == 1
+    assert told[0].startswith("WARNING guest 100 web: scsi2 not protected: ")
+
+
+@pytest.mark.parametrize(
+    ("pool", "told"),
+    [
+        (Pool(name="a", health="DEGRADED", size=TIB, free=TIB // 2), ["WARNING pool a: DEGRADED"]),
+        (Pool(name="a", health="SUSPENDED", size=TIB, free=TIB // 2), ["CRITICAL pool a: SUSPENDED"]),
+        (Pool(name="a", health="FAULTED", size=0, free=0), ["CRITICAL pool a: FAULTED"]),
+        (Pool(name="a", health="ONLINE", size=1000, free=140), ["WARNING pool a: 86% full"]),
+        (Pool(name="a", health="ONLINE", size=1000, free=40), ["CRITICAL pool a: 96% full"]),
+    ],
+    ids=lambda value: value.health if isinstance(value, Pool) else "",
+)
+def test_pools_are_judged(world: World, pool: Pool, told: list[str]) -> None:
+    world.run()
+    assert texts(found(world, pool)) == told
+
+
+def test_the_worst_comes_first_and_decides(world: World) -> None:
+    world.run()
+    world.clock.now += 4 * 3600
+    judged = found(world, Pool(name="z", health="SUSPENDED", size=TIB, free=TIB))
+    assert judged.level is Level.CRITICAL
+    assert texts(judged)[0] == "CRITICAL pool z: SUSPENDED"
+
+
+def test_what_cannot_be_asked_is_unknown_and_never_ok(world: World) -> None:
+    world.run()
+    world.runner.faults.append(Fault(words=("zpool", "list"), answer=(1, "internal error")))
+    with world.session() as session:
+        here = health(session, Scope())
+    assert here.level is Level.UNKNOWN
+    world.node.api = "ipcc_send_rec[1] failed"
+    with world.session() as session, pytest.raises(PveError):
+        health(session, Scope())
+
+
+def hostile() -> Health:
+    finding = Finding(level=Level.CRITICAL, about="guest 1 a|b\nOK - fine", text="x | y=1;;\x1b[2J")
+    return Health(findings=(finding,) * 9, ages=(), pools=GOOD, unprotected={})
+
+
+def test_hostile_names_forge_neither_lines_nor_performance_data() -> None:
+    lines = check_lines(hostile())
+    assert len(lines) == 10
+    assert all(line.isprintable() for line in lines)
+    assert [line.count("|") for line in lines] == [1] + [0] * 9
+    assert "and 4 more" in lines[0]
+    line = checkmk_line(hostile())
+    assert line.isprintable()
+    assert line.startswith('2 "pve-zfsbackup" used_rpool=50.0%;;;0;100 guest 1 a/b')
+    assert unknown_line("a|b\nc", checkmk=False) == r"UNKNOWN - a/b\nc"
+    assert unknown_line("a", checkmk=True) == '3 "pve-zfsbackup" - a'
+
+
+def test_performance_data_is_what_plugins_may_print(world: World) -> None:
+    world.run(Stage.SNAPSHOT)
+    data = check_lines(found(world))[0].partition(" | ")[2].split(" ")
+    assert len(data) == 4
+    assert all(re.fullmatch(r"[\w.-]+=[\d.]+(s|%)?;[\d.]*;[\d.]*;[\d.]*(;[\d.]*)?", item) for item in data), data
+    assert "without_point_backup1=3;;;0" in data
+    assert health_json(found(world))["ages"][0].keys() >= {"vmid", "host", "seconds", "warn", "critical"}
+
+
+class Answer:
+    """A runner whose `zpool list` says this."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def run(self, argv: Any, **_: Any) -> Completed:
+        return Completed(argv=tuple(argv), returncode=0, stdout=self.text, stderr="")
+
+
+def test_pools_are_read_as_zpool_writes_them() -> None:
+    text = "rpool\tONLINE\t1000\t400\ntank\tFAULTED\t-\t-\n"
+    rpool, tank = read_pools(Host(name="here", runner=Answer(text)))  # type: ignore[arg-type]
+    assert (rpool.name, rpool.health, rpool.used_share) == ("rpool", "ONLINE", 0.6)
+    assert (tank.health, tank.used_share) == ("FAULTED", 1.0)
+    with pytest.raises(ZfsError, match="not understood"):
+        read_pools(Host(name="here", runner=Answer("garbage")))  # type: ignore[arg-type]
+
+
+def test_guests_can_be_named(world: World) -> None:
+    world.run()
+    with world.session() as session:
+        here = health(session, Scope(guests=(parse_selector(str(WEB)),)))
+    assert {age.vmid for age in here.ages} == {WEB}
