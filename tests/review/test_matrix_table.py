@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.matrix import history, rows_link, rows_process, rows_source, rows_target, state
+from tests.lab.matrix import cycles, history, rows_link, rows_process, rows_source, rows_target, state
 from tests.lab.matrix.rows import REGISTRY
 from tests.lab.matrix.table import CRITERIA, Outcome, Registry, Row, summary, table
 
@@ -138,7 +138,7 @@ SOURCE_FINE = [
     f"2026-11-23.22:10:10 [txg:12] snapshot rpool/data/vm-1-disk-0@{NAME} (7) ",
     f"2026-11-23.22:10:10 [txg:12] set rpool/data/vm-1-disk-0@{NAME} (7) pve-zfsbackup:point=1/20261123T180000Z-ab12",
     f"2026-11-23.22:10:11 [txg:14] destroy rpool/data/vm-1-disk-0@{NAME} (7) ",
-    f"2026-11-23.22:10:11 [txg:15] bookmark rpool/data/vm-1-disk-0 (649) name={NAME}:backup1 creation_txg=12 target_snap=7",
+    f"2026-11-23.22:10:11 [txg:15] bookmark rpool/data/vm-1-disk-0 (649) name={NAME}:backup1 creation_txg=12",
     "2026-11-23.22:10:11 zfs rollback rpool/data/x",
     "2026-11-23.22:10:11 [txg:16] scan setup func=2 mintxg=3",
 ]
@@ -248,3 +248,11 @@ def test_bookmarks_count_as_a_common_base_but_only_on_the_source() -> None:
 def test_a_line_that_is_no_row_of_the_list_is_not_overlooked() -> None:
     with pytest.raises(ValueError, match="columns"):
         state.parse(["tank\t1"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [([50] * 9, True), ([50, 51, 50, 60, 50, 52, 51, 50, 51], True), (list(range(50, 80)), False), ([50], True)],
+)
+def test_memory_is_flat_when_the_last_third_needs_no_more_than_the_first(sizes: list[int], expected: bool) -> None:
+    assert cycles.flat(sizes) is expected

@@ -129,14 +129,15 @@ def _resolve(ctx: Context, done: Done) -> None:
     """Do what the advice says, to the letter where it names commands; the run after that must succeed."""
     commands = [match[1] for text in done.advice if (match := _ADVICE.search(text))]
     for text in commands:
-        ctx.by_hand |= {("*", word.partition("@")[0]) for word in shlex.split(text) if "/" in word}
+        names = {word.partition("@")[0] for word in shlex.split(text) if "/" in word}
+        ctx.by_hand |= {("*", name) for name in names}
         ctx.backup1.script(text)
+        ctx.patch(*names)
     for argv in ctx.resolve:
         ctx.hand(ctx.backup1, *argv)
     if not commands and not ctx.resolve:
         ctx.outcome.complain("n3", f"the advice names no command: {done.advice}")
     ctx.lost |= ctx.lost_by_advice
-    ctx.remember()
     after = ctx.run()
     if after.code:
         ctx.outcome.complain("n3", f"although the advice was followed: {after.short}")

@@ -81,6 +81,10 @@ sync
 """
 
 
+def _within(dataset: str, names: set[str]) -> bool:
+    return dataset in names or any(dataset.startswith(f"{name}/") for name in names)
+
+
 class UnexpectedError(Exception):
     """What was seen is not what was expected: the row has failed, and its criteria are looked at all the same."""
 
@@ -219,13 +223,15 @@ class Context:
     def own(self, made: Guest) -> Guest:
         self.guests.append(made)
         self.by_hand |= {("create", disk) for disk in made.disks}
+        self.patch(*made.disks)
         return made
 
     def write(self, guest: Guest, mib: int = 8, *, at: int = 8) -> None:
         """The guest writes on every disk."""
         for dataset in guest.disks:
             guests.write(self.pve1, dataset, mib, at=at)
-        self.remember()
+        if "contents" in self.before:
+            self._look(guest.disks)
 
     def hand(self, host: Host, *arguments: str) -> None:
         """`zfs …` by the administrator's hand, known as such."""
@@ -233,7 +239,7 @@ class Context:
         names = [text for text in rest if "/" in text and not text.startswith("-") and "=" not in text]
         self.by_hand |= {(verb, re.split("[@#]", name)[0]) for name in names}
         host.run(("zfs", *arguments))
-        self.remember()
+        self.patch(*names)
 
     # -- the product ------------------------------------------------------------------------------------------
 
@@ -319,14 +325,30 @@ class Context:
                 contents = {entry.guid: found[here[entry.guid]] for entry in entries}
                 self.ledger[point] = Published(point=point, contents=contents)
         self.before.setdefault("replicas", {e.guid: e.name for e in state.below(target, self.root)})
-        self.remember()
+        if "source" not in self.before:
+            self.before |= {"source": source, "target": target, "properties": [], "contents": {}}
+            self._look(self.disks)
 
-    def remember(self) -> None:
-        """How things are now, before the product is let loose on them again."""
-        self.before["source"], self.before["target"] = self.states()
-        present = tuple(d for guest in self.guests for d in guest.disks if d in self.before["source"])
-        self.before["properties"] = self.properties(present)
-        self.before["contents"] = guests.contents(self.pve1, self.readable(present))
+    def patch(self, *names: str) -> None:
+        """The lab changed these datasets itself: how they are now is right. All else must be as it was."""
+        if "source" not in self.before:
+            return
+        mine = {re.split("[@#]", name)[0] for name in names}
+        for side, now in zip(("source", "target"), self.states(), strict=True):
+            kept = {key: entry for key, entry in self.before[side].items() if not _within(entry.dataset, mine)}
+            self.before[side] = kept | {key: entry for key, entry in now.items() if _within(entry.dataset, mine)}
+        self._look(tuple(disk for disk in self.disks if disk in mine))
+
+    def _look(self, disks: tuple[str, ...]) -> None:
+        """Properties and content of disks as they are now."""
+        present = tuple(disk for disk in disks if disk in self.before["source"])
+        kept = [line for line in self.before["properties"] if line.split("\t")[0] not in disks]
+        self.before["properties"] = sorted(kept + self.properties(present))
+        self.before["contents"] |= guests.contents(self.pve1, self.readable(present))
+
+    @property
+    def disks(self) -> tuple[str, ...]:
+        return tuple(disk for guest in self.guests for disk in guest.disks)
 
     def properties(self, datasets: tuple[str, ...]) -> list[str]:
         if not datasets:

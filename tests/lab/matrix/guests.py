@@ -25,6 +25,7 @@ zpool sync "${dataset%%/*}"
 _SUM = r"""
 for dataset; do
   if [ "$(zfs get -H -o value type "$dataset")" = volume ]; then
+    for i in $(seq 300); do [ -b "/dev/zvol/$dataset" ] && break; sleep 0.1; done
     sum=$(b2sum < "/dev/zvol/$dataset")
   else
     sum=$(tar --sort=name --numeric-owner --xattrs --acls -C "/$dataset" -cf - . | b2sum)

@@ -95,7 +95,7 @@ device=$(losetup -f --show "/var/tmp/$name.img")
 echo "0 $(blockdev --getsz "$device") linear $device 0" > "/run/matrix/$name.table"
 dmsetup create "$name" "/run/matrix/$name.table"
 for i in $(seq 100); do [ -b "/dev/mapper/$name" ] && break; sleep 0.1; done
-zpool create -f -O compression=on -O atime=off "$@" "$name" "/dev/mapper/$name"
+zpool create -f -o ashift=12 -O compression=on -O atime=off "$@" "$name" "/dev/mapper/$name"
 """
 _DROP = r"""
 zpool destroy -f "$1"

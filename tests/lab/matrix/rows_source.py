@@ -59,7 +59,7 @@ def recreated(ctx: Context) -> str:
     ctx.by_hand.add(("destroy", guest.disk))
     guests.remove(ctx.pve1, guest.vmid)
     guests.make(ctx.pve1, guest.vmid)
-    ctx.remember()
+    ctx.patch(guest.disk)
     ctx.apart = True
     return "destroyed and made again"
 
@@ -78,7 +78,7 @@ def moved(ctx: Context) -> str:
     ctx.guests.clear()
     after = ctx.own(Guest(vmid=guest.vmid, disks=(new,), volids=(f"fast:vm-{guest.vmid}-disk-0",)))
     guests.configure(ctx.pve1, after)
-    ctx.remember()
+    ctx.patch(guest.disk, new)
     ctx.apart = True
     return f"{guest.disk} is now {new}"
 
@@ -110,7 +110,6 @@ def key_unloaded(ctx: Context) -> str:
     done = ctx.run()
     ctx.hand(ctx.pve1, "load-key", guest.disk)
     ctx.pve1.wait_for(("test", "-b", f"/dev/zvol/{guest.disk}"))
-    ctx.remember()
     ctx.expect(done.code == 0, done.short)
     ctx.publish()
     return f"{done.short}, {len(ctx.ledger)} points on the target"
@@ -145,6 +144,7 @@ def mixed(ctx: Context) -> str:
     ctx.guests.clear()
     after = ctx.own(Guest(vmid=guest.vmid, disks=(moved_to,), volids=(f"crypt:vm-{guest.vmid}-disk-0",)))
     guests.configure(ctx.pve1, after)
+    ctx.patch(guest.disk, moved_to)
     ctx.pve1.wait_for(("test", "-b", f"/dev/zvol/{moved_to}"))
     ctx.write(after, 1)
     ctx.key = ctx.crypt_key()
@@ -184,7 +184,7 @@ def deleted_during_send(ctx: Context) -> str:
         done = running.end()
     if not tries:
         guests.remove(ctx.pve1, victim.vmid)
-    ctx.remember()
+    ctx.patch(victim.disk)
     ctx.expect(tries, f"busy for all six tries; the run: {done.short}")
     return f"destroyed at try {tries}; the run: {done.short}"
 

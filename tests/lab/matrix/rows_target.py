@@ -149,7 +149,7 @@ def token_of_other_mode(ctx: Context) -> str:
     ctx.by_hand.add(("receive", replica))
     ctx.pipe(f"zfs send -L -c {ctx.newest(other, ctx.pve1)} | head -c 3000000", f"zfs receive -s -u {replica}")
     ctx.expect(ctx.token(other), "no token was made")
-    ctx.remember()
+    ctx.patch(replica)
     return "a partial receive that is not raw stands where the raw one belongs"
 
 
@@ -222,7 +222,7 @@ def too_old(ctx: Context) -> str:
     ctx.pve1.script(
         'yes matrix | head -c 4000000 | dd of="/dev/zvol/$1" bs=1M seek=6 conv=fsync status=none', guest.disk
     )
-    ctx.remember()
+    ctx.patch(guest.disk)
     with inject.pool(ctx.backup1, "old", 256, "-d"):
         public = ctx.pve1.read("/etc/pve-zfsbackup/id_ed25519.pub").strip()
         ctx.backup1.run(("zfs", "create", "-o", "mountpoint=none", "old/matrix"))
@@ -235,5 +235,5 @@ def too_old(ctx: Context) -> str:
     ctx.expect("feature" in done.short or "upgrade" in done.short, f"does not name it: {done.short}")
     ctx.expect(not left, f"something was received: {left}")
     guests.write(ctx.pve1, guest.disk, 1)
-    ctx.remember()
+    ctx.patch(guest.disk)
     return f"{done.short} after {done.seconds:.0f} s"
