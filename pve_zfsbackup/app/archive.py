@@ -18,7 +18,7 @@ from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.archive.inner import StreamFacts
 from pve_zfsbackup.archive.names import OUTER, segment_name
-from pve_zfsbackup.errors import ConfigError, VerificationError
+from pve_zfsbackup.errors import BackupError, ConfigError, VerificationError
 from pve_zfsbackup.events import Outcome, Progress, Result
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.guests import unpack_config
@@ -31,6 +31,7 @@ from pve_zfsbackup.model import (
     ArchiveTask,
     Guest,
     Guid,
+    Plan,
     Vmid,
 )
 from pve_zfsbackup.plan.archive import ArchivePolicy, plan_archive, plan_bookmarks
@@ -63,6 +64,25 @@ def archive(session: Session, found: Inventory, items: Iterable[Assignment]) -> 
         except BaseException:
             session.programs.cancel()  # uploads under way would be waited for, and may take hours
             raise
+
+
+def archive_plans(session: Session, found: Inventory, items: Iterable[Assignment]) -> Iterator[tuple[Guest, str, Plan]]:
+    """What the stage would do, for a dry run. A box that cannot be asked is a warning."""
+    items = list(items)
+    for name in session.config.boxes:
+        guests = [item.boxes[name] for item in items if name in item.boxes]
+        try:
+            vault = open_box(session.config, name, session.runner, session.programs)
+            _require_keys(vault)
+            catalog = read_catalog(vault, identity=vault.box.catalog_key_file, own=True, unfinished=unfinished(vault))
+        except BackupError as error:
+            yield from ((guest, name, Plan(warnings=(error.message,))) for guest in guests)
+            continue
+        shelves = shelves_by_guest(catalog)
+        for guest in guests:
+            plan = plan_guest(vault, found, guest, shelves.get(guest.vmid))
+            task = f"archive {plan.task.point}, " if plan.task else ""
+            yield guest, name, Plan(reasons=tuple(task + reason for reason in plan.reasons), warnings=plan.warnings)
 
 
 def _to_box(session: Session, found: Inventory, guests: Sequence[Guest], vault: Vault) -> Iterator[Result]:

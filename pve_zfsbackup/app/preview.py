@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
+from pve_zfsbackup.app.archive import archive_plans
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, target_listings
 from pve_zfsbackup.app.prune import decide
 from pve_zfsbackup.app.replicate import plan_target
-from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.app.run import Stage, needed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.snapshot import plan_one
 from pve_zfsbackup.errors import BackupError
@@ -25,6 +26,7 @@ class Preview:
     guest: Guest
     host: str
     plan: Plan
+    would: str = ""  # where no step says it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ def preview(session: Session, scope: Scope, stages: Sequence[Stage]) -> DryRun:
     listings, errors = target_listings(session, names) if set(stages) - {Stage.SNAPSHOT} else ({}, {})
     world: World = {SOURCE: found.listing, **listings}
     previews: list[Preview] = []
-    for stage in stages:
+    for stage in needed(session.config, stages):
         planned = list(_plans(session, stage, found, items, world, frozenset(errors)))
         previews += planned
         steps: list[Step] = list(dict.fromkeys(step for shown in planned for step in shown.plan.steps))
@@ -68,6 +70,9 @@ def _plans(
                 for work in plan_target(session, found, guests, world[target]):
                     for plan in work.plans.values():
                         yield Preview(stage=stage, guest=work.guest, host=target, plan=plan)
+        case Stage.ARCHIVE:
+            for guest, box, plan, would in archive_plans(session, found, items):
+                yield Preview(stage=stage, guest=guest, host=box, plan=plan, would=would)
         case Stage.PRUNE:
             for pruning in decide(session, world, items, silent=silent):
                 yield Preview(stage=stage, guest=pruning.item.guest, host="all", plan=pruning.plan.plan)

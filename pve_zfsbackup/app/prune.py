@@ -50,12 +50,13 @@ def decide(
     seen = survey(world)
     now = int(session.now().timestamp())
     append_only = frozenset(name for name, target in session.config.targets.items() if target.append_only)
+    boxes = frozenset(session.config.boxes)
     guests = []
     for item in items:
         keep: dict[str, Sequence[Keep]] = {SOURCE: [job.keep for job in item.jobs]}
         keep |= {name: [session.config.targets[name].keep] for name in item.targets if name in world}
         policy = PrunePolicy(
-            keep=keep, silent=silent & item.targets.keys(), unasked=item.unasked, append_only=append_only
+            keep=keep, silent=silent & item.targets.keys(), unasked=item.unasked, boxes=boxes, append_only=append_only
         )
         decided = plan_prune(item.guest.vmid, seen, policy, tz=session.timezone, now=now)
         guests.append(Pruning(item=item, plan=decided))

@@ -13,12 +13,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import assert_never
 
+from pve_zfsbackup.app.archive import archive
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.prune import plan_all, prune
 from pve_zfsbackup.app.replicate import replicate
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.snapshot import snapshot
+from pve_zfsbackup.config import Config
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, LockedError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.journal import Journal, log_line
@@ -29,6 +31,7 @@ from pve_zfsbackup.model import Vmid
 class Stage(StrEnum):
     SNAPSHOT = "snapshot"
     REPLICATE = "replicate"
+    ARCHIVE = "archive"
     PRUNE = "prune"
 
 
@@ -39,6 +42,7 @@ SNAPSHOT_LOCK = "snapshot"
 _LOCKS: Mapping[Stage, str] = {
     Stage.SNAPSHOT: SNAPSHOT_LOCK,
     Stage.REPLICATE: "replicate",
+    Stage.ARCHIVE: "archive",
     Stage.PRUNE: "replicate",
 }
 Results = Generator[Result, None, None]
@@ -78,6 +82,7 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
             ["no job is configured, so nothing would ever be protected"],
             hint="/usr/share/doc/pve-zfsbackup/examples/config.yaml has one",
         )
+    stages = needed(session.config, stages)
     started = time.monotonic()
     name = f"{session.now():%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     with _Locks(session.config.runtime_dir) as locks:
@@ -104,6 +109,16 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
     report = Report(run=name, results=tuple(written.results), notes=tuple(notes), seconds=seconds)
     log_line(_summary(report, stages), failed=report.exit_code is not ExitCode.OK)
     return report
+
+
+def needed(config: Config, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages there is something to do for: nothing is archived where no job names a box."""
+    if any(job.boxes for job in config.jobs.values()):
+        return tuple(stages)
+    left = tuple(stage for stage in stages if stage is not Stage.ARCHIVE)
+    if not left:
+        raise ConfigError(["no job names a box"], hint="add `boxes: [NAME]` to a job, and the box to `boxes`")
+    return left
 
 
 class _Locks:
@@ -196,6 +211,8 @@ def _stage(stage: Stage, session: Session, found: Inventory, items: Sequence[Ass
             return snapshot(session, found, items)
         case Stage.REPLICATE:
             return replicate(session, found, items)
+        case Stage.ARCHIVE:
+            return archive(session, found, items)
         case Stage.PRUNE:
             return prune(session, plan_all(session, found, items))
         case unknown:

@@ -41,6 +41,7 @@ class PrunePolicy:
     keep: Mapping[str, Sequence[Keep]]
     silent: frozenset[str] = frozenset()
     unasked: frozenset[str] = frozenset()
+    boxes: frozenset[str] = frozenset()
     append_only: frozenset[str] = frozenset()
 
 
@@ -161,6 +162,9 @@ def _unseen(volume: Volume, seen: Survey, policy: PrunePolicy) -> Iterator[tuple
             state = "did not answer"
         elif target in policy.unasked:
             state = "was not asked"
+        elif target in policy.boxes:
+            yield from ((mark.guid, f"base of the next archive in {target}") for mark in marked[target])
+            continue
         elif target in seen.world and (volume.name, target) not in seen.based:
             state = "shows no replica"
         else:
