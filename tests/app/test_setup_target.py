@@ -1,4 +1,4 @@
-"""`setup target` from a node to a played host: preparing, pinning, configuring, checking; and everything that is wrong."""
+"""`setup target` from a node to a played host: preparing, pinning, configuring, checking, and what can be wrong."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.fakes.target_link import NODE_KEY, NOW, TargetLink
 
 pytestmark = pytest.mark.processes
 ROOT = "tank/backups/pve1"
+USER = "pve-zfsbackup"
 OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG90aGVyb3RoZXJvdGhlcm90aGVyb3RoZXJvdGhlcm8="
 PRINT = HostKey(*HOST_KEY.split()).fingerprint
 OTHER_PRINT = HostKey(*OTHER_KEY.split()).fingerprint
@@ -135,7 +136,7 @@ def test_a_dry_run_changes_nothing(preparation: Preparation, link: TargetLink) -
 
 
 def test_the_printed_script_is_what_is_run(preparation: Preparation, link: TargetLink) -> None:
-    with pytest.raises(ConfigError, match="id_ed25519.pub is missing"):
+    with pytest.raises(ConfigError, match=r"id_ed25519\.pub is missing"):
         target_script(preparation)
     sent: list[bytes] = []
     run = link.run
@@ -369,8 +370,8 @@ APPEND = ("create", "mount", "receive:append", "userprop")
         (drift("pve-zfsbackup:owner", "pve-other"), f"owner of {ROOT}", "belongs to pve-other", "zfs set"),
         (lambda state: state["datasets"].pop(ROOT), f"dataset {ROOT}", "does not exist", "setup target backup1"),
         (lambda state: state["allow"].clear(), "permissions of pve-zfsbackup", "lacks create,mount", "zfs allow -u"),
-        (allowed(*APPEND[:3]), "permissions of pve-zfsbackup", "lacks userprop", f"zfs allow -u pve-zfsbackup userprop {ROOT}"),
-        (allowed(*APPEND, "destroy"), "permissions of pve-zfsbackup", "destroy", "zfs unallow -u pve-zfsbackup destroy"),
+        (allowed(*APPEND[:3]), f"permissions of {USER}", "lacks userprop", f"zfs allow -u {USER} userprop {ROOT}"),
+        (allowed(*APPEND, "destroy"), f"permissions of {USER}", "destroy", f"zfs unallow -u {USER} destroy"),
         (allowed(*APPEND, "receive"), "permissions of pve-zfsbackup", "more than add: receive", "zfs unallow"),
         (lambda state: state["users"].clear(), "ssh pve-zfsbackup@backup1", "Permission denied", "authorized_keys"),
     ],
