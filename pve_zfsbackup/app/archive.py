@@ -66,23 +66,28 @@ def archive(session: Session, found: Inventory, items: Iterable[Assignment]) -> 
             raise
 
 
-def archive_plans(session: Session, found: Inventory, items: Iterable[Assignment]) -> Iterator[tuple[Guest, str, Plan]]:
-    """What the stage would do, for a dry run. A box that cannot be asked is a warning."""
+def archive_plans(
+    session: Session, found: Inventory, items: Iterable[Assignment]
+) -> Iterator[tuple[Guest, str, Plan, str]]:
+    """What the stage would do, for a dry run, in words as well. A box that cannot be asked is a warning."""
     items = list(items)
     for name in session.config.boxes:
         guests = [item.boxes[name] for item in items if name in item.boxes]
+        if not guests:
+            continue
         try:
             vault = open_box(session.config, name, session.runner, session.programs)
             _require_keys(vault)
-            catalog = read_catalog(vault, identity=vault.box.catalog_key_file, own=True, unfinished=unfinished(vault))
+            own = unfinished(vault)
+            catalog = read_catalog(vault, identity=vault.box.catalog_key_file, own=True, unfinished=own)
         except BackupError as error:
-            yield from ((guest, name, Plan(warnings=(error.message,))) for guest in guests)
+            yield from ((guest, name, Plan(warnings=(error.message,)), "") for guest in guests)
             continue
         shelves = shelves_by_guest(catalog)
         for guest in guests:
             plan = plan_guest(vault, found, guest, shelves.get(guest.vmid))
-            task = f"archive {plan.task.point}, " if plan.task else ""
-            yield guest, name, Plan(reasons=tuple(task + reason for reason in plan.reasons), warnings=plan.warnings)
+            would = f"archive {plan.task.point}" if plan.task else ""
+            yield guest, name, Plan(reasons=plan.reasons, warnings=plan.warnings), would
 
 
 def _to_box(session: Session, found: Inventory, guests: Sequence[Guest], vault: Vault) -> Iterator[Result]:

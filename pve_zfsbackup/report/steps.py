@@ -30,7 +30,7 @@ def preview_table(shown: DryRun) -> Table:
     rows = [
         (item.stage.value, str(item.guest.vmid), item.guest.name, item.host, what, why)
         for item in shown.previews
-        for what, why in _plan_lines(item.plan)
+        for what, why in _plan_lines(item.plan, item.would)
     ]
     rows += [("", "", "", host, "no answer", error.message) for host, error in shown.errors.items()]
     columns = ("stage", "vmid", "guest", "where", "would", "why")
@@ -56,11 +56,11 @@ def preview_json(shown: DryRun) -> dict[str, Any]:
     }
 
 
-def _plan_lines(plan: Plan) -> list[tuple[str, str]]:
+def _plan_lines(plan: Plan, would: str) -> list[tuple[str, str]]:
     lines = [(f"nothing: {c.kind}", f"{c.object}: {c.message}") for c in plan.conflicts]
     lines += [(describe(step), "") for step in plan.steps if not isinstance(step, _BOOKKEEPING)]
     if not lines:
-        lines = [("nothing", "")]
+        lines = [(would or "nothing", "")]
     why = "; ".join((*plan.warnings, *plan.reasons))
     return [(lines[0][0], lines[0][1] or why), *lines[1:]]
 
