@@ -14,8 +14,9 @@ from typing import Any, Final, get_args, get_origin
 
 from pve_zfsbackup.config.alerts import Webhook
 from pve_zfsbackup.config.boxes import Box
-from pve_zfsbackup.config.definitions import Config, Job, Target
+from pve_zfsbackup.config.definitions import Config, Job
 from pve_zfsbackup.config.option import Option, is_required, is_section, key_of, option_fields, type_hints
+from pve_zfsbackup.config.targets import Target
 from pve_zfsbackup.model import Disk, Guest, GuestKind, Keep, printable
 
 _WIDTH: Final = 100
