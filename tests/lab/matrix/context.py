@@ -30,6 +30,8 @@ targets:
     host: backup1
     root: {root}
     keep: {keep}
+    retries: 2
+    retry-wait: 2
 jobs:
   matrix:
     guests: [{low}-{high}]

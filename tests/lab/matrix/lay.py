@@ -2,7 +2,7 @@
 
 send:     gate N   pass N bytes, say so in /run/matrix/reached, wait for /run/matrix/go (or the reader's end)
           flip N   turn a bit at byte N        cut N    stop after N bytes, with status 0
-          fail     pass everything, end with 3 slow N   N bytes per second
+          fail N   pass N bytes, end with 3    slow N   N bytes per second
           gone X   destroy X, then send
 receive:  swallow  read all, receive nothing, status 0
           lost     receive, then kill our own connection before the status gets back
@@ -74,7 +74,7 @@ def pass_on(mode: str, number: int, argv: tuple[str, ...]) -> int:
         assert real.stdout is not None
         done = 0
         while True:
-            wanted = number - done if mode in ("gate", "cut") and done < number else CHUNK
+            wanted = number - done if mode in ("gate", "cut", "fail") and done < number else CHUNK
             data = bytearray(os.read(real.stdout.fileno(), min(CHUNK, wanted)))
             if not data:
                 break
@@ -84,14 +84,13 @@ def pass_on(mode: str, number: int, argv: tuple[str, ...]) -> int:
             done += len(data)
             if mode == "slow":
                 time.sleep(len(data) / number)
-            if mode == "cut" and done >= number:
+            if mode in ("cut", "fail") and done >= number:
                 real.kill()
-                return 0
+                return 0 if mode == "cut" else 3
             if mode == "gate" and done == number and not waited():
                 real.kill()
                 return 1
-        status = real.wait()
-    return 3 if mode == "fail" else status
+        return real.wait()
 
 
 def write(data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.lab.matrix import inject
 from tests.lab.matrix.context import Context
+from tests.lab.matrix.guests import Guest
 from tests.lab.matrix.rows import row
 
 _CLIENTS = r"""
@@ -83,18 +84,32 @@ def old_receive(ctx: Context) -> str:
     return f"with the old one alive: {done.short} after {done.seconds:.0f} s"
 
 
+def _damaged(ctx: Context, guest: Guest, mode: str) -> str:
+    """The first stream of a run damaged in its middle, with another guest behind it; then every stream at once."""
+    other = ctx.guest()
+    ctx.write(other, 1)
+    inject.lay(ctx.pve1, "send", mode, 1 << 20, once=True)
+    first = ctx.run()
+    ctx.pve1.run(("test", "-e", f"{inject.RUN}/used"))
+    there = {point.partition("/")[0] for point in ctx.points()}
+    ctx.expect(str(other.vmid) in there, f"the guest behind the damaged stream got no point: {first.short}")
+    for changed in (guest, other):
+        ctx.write(changed, 2, at=12)
+    before = ctx.points()
+    inject.lay(ctx.pve1, "send", mode, 65536)
+    done = ctx.run()
+    inject.unlay(ctx.pve1)
+    ctx.expect(done.code != 0, f"called a success: {done.told[:200]}")
+    ctx.expect(ctx.points() == before, "a point of a damaged stream is listed on the target")
+    return f"damaged once: {first.short}; always: {done.short}"
+
+
 @row("20", "a bit flipped in the pipe", "receive rejects it; the old point intact")
 def flipped(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
     ctx.write(guest)
-    before = ctx.points()
-    inject.lay(ctx.pve1, "send", "flip", 3 << 20)
-    done = ctx.run()
-    inject.unlay(ctx.pve1)
-    ctx.expect(done.code != 0, f"called a success: {done.told[:200]}")
-    ctx.expect(ctx.points() == before, "a point of a damaged stream is listed on the target")
-    return done.short
+    return _damaged(ctx, guest, "flip")
 
 
 @row("21", "stream cut short, sender ends with 0", "not counted as success", fast=True)
@@ -102,13 +117,7 @@ def cut_short(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
     ctx.write(guest)
-    before = ctx.points()
-    inject.lay(ctx.pve1, "send", "cut", 1 << 20)
-    done = ctx.run()
-    inject.unlay(ctx.pve1)
-    ctx.expect(done.code != 0, f"called a success: {done.told[:200]}")
-    ctx.expect(ctx.points() == before, "a point of a cut stream is listed on the target")
-    return done.short
+    return _damaged(ctx, guest, "cut")
 
 
 @row("22", "host key of the target changed", "refused, told, nothing sent")

@@ -96,10 +96,10 @@ def stage_fails(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
     seen: list[str] = []
-    for host, verb, mode in ((ctx.pve1, "send", "fail"), (ctx.backup1, "receive", "refuse"),
-                             (ctx.backup1, "receive", "swallow")):  # fmt: skip
+    stages = ((ctx.pve1, "send", "fail"), (ctx.backup1, "receive", "refuse"), (ctx.backup1, "receive", "swallow"))
+    for host, verb, mode in stages:
         ctx.write(guest, 2, at=4 + 2 * len(seen))
-        inject.lay(host, verb, mode)
+        inject.lay(host, verb, mode, 65536)
         done = ctx.run()
         inject.unlay(host)
         ctx.expect(done.code != 0, f"{verb} {mode}: the run called it a success: {done.told[:200]}")
