@@ -46,7 +46,7 @@ class Result:
 
 def tests(name: str, *arguments: str, limit: float) -> Phase:
     report = REPORTS / f"{name}.xml"
-    command = (PYTHON, "-m", "pytest", f"--junitxml={report}", *arguments)
+    command = (PYTHON, "-m", "pytest", f"--junitxml={report}", "--durations=10", "--durations-min=5", *arguments)
     return Phase(name, (command,), limit, report)
 
 
