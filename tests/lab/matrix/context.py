@@ -483,7 +483,8 @@ class Context:
     # -- power ------------------------------------------------------------------------------------------------
 
     def power_cut(self, host: Host) -> None:
-        """Pull the plug, and switch on again."""
+        """Pull the plug, and switch on again. The lab's own files are safe on the disk, the pools as they are."""
+        host.run(("sync", "-f", "/root"))
         host.power_off()
         self.boot(host)
 

@@ -56,9 +56,9 @@ def cycles(ctx: Context, count: int, *, seed: int = 20261123) -> list[Cycle]:
         started = time.monotonic()
         guests.write(ctx.pve1, guest.disk, 1, at=chance.randrange(2, 23))
         step = str(chance.randrange(1, ACTIONS))
-        command = ("python3", "/root/killer.py", step, step, "100000", "0", *ctx.command("run")[1:])
+        command = ("python3", "/root/killer.py", step, step, "100000", "0", "run", "--config", ctx.config)
         told = ctx.pve1.run(command, check=False, timeout=600)
-        rows = [json.loads(line) for line in told.lines if line.startswith("{")]
+        rows = [json.loads(line) for line in told.lines if line.startswith('{"kill"')]
         ctx.expect(told.returncode == 0 and rows, f"cycle {number}: {told.lines[-2:]} {told.stderr[-400:]}")
         codes = tuple(row.get("again", row.get("code", -1)) for row in rows)
         ctx.expect(not any(codes), f"cycle {number}, killed at {step}: exit {codes}: {told.stderr[-400:]}")

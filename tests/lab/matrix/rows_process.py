@@ -18,9 +18,9 @@ def killed(ctx: Context) -> str:
     ctx.baseline()
     ctx.write(guest, 1)
     ctx.pve1.put(KILLER, "/root/killer.py")
-    command = ("python3", "/root/killer.py", "1", "1", "4", "0", *ctx.command("run", *STAGES)[1:])
+    command = ("python3", "/root/killer.py", "1", "1", "4", "0", "run", *STAGES, "--config", ctx.config)
     done = ctx.pve1.run(command, check=False, timeout=900)
-    steps = [json.loads(line) for line in done.lines if line.startswith("{")]
+    steps = [json.loads(line) for line in done.lines if line.startswith('{"kill"')]
     ctx.expect(done.returncode == 0 and steps and steps[-1].get("unreached"), f"{done.lines[-2:]} {done.stderr[-300:]}")
     killed_at = steps[:-1]
     ctx.expect(len(killed_at) >= 5, f"only {len(killed_at)} kills were reached")
