@@ -22,7 +22,12 @@ say() {
 
 # Do it; when nothing is to be changed, only remember it.
 act() {
-    DID="${DID:+$DID; }$*"
+    shown=
+    for each in "$@"; do
+        case $each in *[!A-Za-z0-9@%+=:,./_-]*) each="'$each'" ;; esac
+        shown="${shown:+$shown }$each"
+    done
+    DID="${DID:+$DID; }$shown"
     [ "$APPLY" = yes ] || return 0
     said=$("$@" 2>&1) && return 0
     say failed "$THING" "$said"
@@ -309,12 +314,13 @@ delegation() {
     note=
     if [ "$MODE" = append-only ]; then
         if at_least "${VERSION:-0}" 2.3.2; then
-            wanted="$wanted receive:append"
+            receive=receive:append
         else
-            wanted="$wanted receive"
+            receive=receive
             note="; OpenZFS $VERSION has no receive:append: only the receiver keeps it from destroying"
         fi
     fi
+    wanted=$(printf '%s\n' "$wanted" | sed "s/RECEIVE/${receive-}/")
     has=$(allowed)
     missing=
     for permission in $wanted; do
@@ -341,7 +347,7 @@ LIST
         return 0
     fi
     if [ -z "$missing$extra" ]; then
-        say right "$THING" "$wanted$note"
+        say right "$THING" "$(printf '%s\n' "$wanted" | tr ' ' ,)$note"
         return 0
     fi
     [ -z "$missing" ] || act zfs allow -u "$ACCOUNT" "$missing" "$ROOT"

@@ -72,7 +72,7 @@ def judge(target: Target, owner: str, heard: Heard) -> tuple[Action, ...]:
     found += [_version("OpenZFS here", heard.here), _version(f"OpenZFS on {target.name}", heard.there)]
     found += [_features(target, heard), _clock(heard.skew)]
     if heard.hello is not None and target.append_only:
-        found.append(_maintenance(heard.hello))
+        found.append(_maintenance(heard.hello, target))
     return tuple(found)
 
 
@@ -136,7 +136,7 @@ def _pool(target: Target, state: str) -> Action:
     pool = pool_of(target.root)
     if state in (ONLINE, ""):
         return _right(f"pool {pool}", state or "its state is not told")
-    return _warning(f"pool {pool}", state, f"zpool status -x {pool}")
+    return _warning(f"pool {pool}", state, _there(target, f"zpool status {pool}"))
 
 
 def _properties(target: Target, root: Mapping[str, str]) -> Action:
@@ -146,14 +146,16 @@ def _properties(target: Target, root: Mapping[str, str]) -> Action:
         return _right(name, " ".join(f"{key}={value}" for key, value in PARENT.items()))
     told = ", ".join(f"{key} is {root.get(key, '-')}, not {value}" for key, value in wrong)
     mend = " ".join(f"{key}={value}" for key, value in wrong)
-    return _failed(name, told, f"zfs set {mend} {target.root}")
+    return _failed(name, told, _there(target, f"zfs set {mend} {target.root}"))
 
 
 def _owner(target: Target, owner: str, root: Mapping[str, str]) -> Action:
     name, has = f"owner of {target.root}", root.get(OWNER, "-")
     if has == "-":
         return _warning(
-            name, "none is named: another source could take the root, too", f"zfs set {OWNER}={owner} {target.root}"
+            name,
+            "none is named: another source could take the root, too",
+            _there(target, f"zfs set {OWNER}={owner} {target.root}"),
         )
     if has == owner:
         return _right(name, has)
@@ -161,7 +163,7 @@ def _owner(target: Target, owner: str, root: Mapping[str, str]) -> Action:
         name,
         f"it belongs to {has}, and this is {owner}: one root takes one source; take another root, or if the other "
         "is gone for good, make it this one's",
-        f"zfs set {OWNER}={owner} {target.root}",
+        _there(target, f"zfs set {OWNER}={owner} {target.root}"),
     )
 
 
@@ -182,10 +184,16 @@ def _delegation(target: Target, heard: Heard) -> Action:
     full, every = granted(heard.allow, target.user, target.root)
     if missing := sorted(wanted - full):
         told = ",".join(missing)
-        return _failed(name, f"lacks {told} on {target.root}", f"zfs allow -u {target.user} {told} {target.root}")
+        return _failed(
+            name, f"lacks {told} on {target.root}", _there(target, f"zfs allow -u {target.user} {told} {target.root}")
+        )
     extra = ",".join(sorted(every - wanted))
     if extra and target.append_only:
-        return _failed(name, f"it could more than add: {extra}", f"zfs unallow -u {target.user} {extra} {target.root}")
+        return _failed(
+            name,
+            f"it could more than add: {extra}",
+            _there(target, f"zfs unallow -u {target.user} {extra} {target.root}"),
+        )
     if target.append_only and receive == "receive":
         return _right(name, f"{','.join(sorted(wanted))}; this OpenZFS has no receive:append: the receiver alone "
                             "keeps a stream from destroying")  # fmt: skip
@@ -216,7 +224,7 @@ def _features(target: Target, heard: Heard) -> Action:
     ]
     if not missing:
         return _right(name)
-    mend = "; ".join(f"zpool set feature@{feature}=enabled {target.root.partition('/')[0]}" for feature in missing)
+    mend = "\n".join(_there(target, f"zpool set feature@{name}=enabled {pool_of(target.root)}") for name in missing)
     return _failed(name, f"lacks {', '.join(missing)}, which this node's pools use", mend)
 
 
@@ -227,14 +235,20 @@ def _clock(skew: int) -> Action:
     return _warning("clock", told, "timedatectl set-ntp true")
 
 
-def _maintenance(hello: Hello) -> Action:
-    mend = "pve-zfsbackup-receiver maintain, and let cron do it every hour"
+def _maintenance(hello: Hello, target: Target) -> Action:
+    mend = _there(target, "pve-zfsbackup-receiver maintain")  # cron does it, where the package is
     if not hello.maintained:
-        return _warning("maintain", "has not run there yet: nothing is held or pruned", mend)
+        return _warning("maintain", "has not run there yet (cron does it every hour): nothing is held or pruned", mend)
     hours = (hello.time - hello.maintained) // 3600
     if hours >= _MAINTAINED_HOURS:
         return _warning("maintain", f"ran there {hours} h ago: nothing was held or pruned since", mend)
     return _right("maintain", f"ran there {max(0, hours)} h ago" if hours > 0 else "ran there within the hour")
+
+
+def _there(target: Target, command: str) -> str:
+    """A command for root of the target, as it is given here."""
+    port = f"-p {target.port} " if target.port != 22 else ""
+    return f"ssh {port}root@{target.host} {command}"
 
 
 def _again(target: Target) -> str:

@@ -18,7 +18,8 @@ from pve_zfsbackup.host.zfs import PARENT
 from pve_zfsbackup.model import Dataset, Keep, printable
 from pve_zfsbackup.plan.standing import OWNER
 
-_LIMITED: Final = ("create", "mount", "userprop")  # and to receive
+_RECEIVE: Final = "RECEIVE"  # the narrowest there is
+_LIMITED: Final = ("create", "mount", _RECEIVE, "userprop")
 _PLAIN: Final = (
     "create", "mount", "receive", "destroy", "hold", "release", "userprop",
     "readonly", "mountpoint", "canmount", "volmode", "snapdir",
@@ -78,7 +79,7 @@ class Told:
 
 def permissions(*, append_only: bool, receive: str) -> frozenset[str]:
     """What the account is allowed on its root. `receive`: the narrowest there is (reliability §3, S3)."""
-    return frozenset((*_LIMITED, receive) if append_only else _PLAIN)
+    return frozenset(receive if name == _RECEIVE else name for name in _LIMITED) if append_only else frozenset(_PLAIN)
 
 
 def script(wanted: Wanted) -> str:

@@ -424,7 +424,7 @@ def test_check_finds_a_missing_feature(preparation: Preparation, link: TargetLin
     del link.features["zstd_compress"]  # nobody uses it
     (found,) = wrong(check(preparation))
     assert (found.state, "lacks encryption" in found.detail) == ("failed", True)
-    assert found.command == "zpool set feature@encryption=enabled tank"
+    assert found.command == "ssh root@backup1 zpool set feature@encryption=enabled tank"
 
 
 def test_check_touches_no_suspended_pool(preparation: Preparation, link: TargetLink) -> None:
