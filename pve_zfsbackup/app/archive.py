@@ -266,7 +266,7 @@ def _require_keys(vault: Vault) -> None:
     if missing:
         raise ConfigError(
             [f"box {box.name}: {path} does not exist" for path in missing],
-            hint=f"`pve-zfsbackup setup-box {box.name}` makes what is missing",
+            hint=f"`pve-zfsbackup setup box {box.name}` makes what is missing",
         )
 
 
@@ -286,7 +286,7 @@ def _problem(vault: Vault, problem: str) -> Result:
         outcome=Outcome.FAILED,
         host=vault.box.name,
         message=problem,
-        hint="what is damaged is not built upon: a new full archive follows; see `verify-archive`",
+        hint="what is damaged is not built upon: a new full archive follows; see `verify archive`",
     )
 
 

@@ -64,7 +64,7 @@ def choose(catalog: Catalog, vmid: Vmid, point: str = "") -> Choice:
                     found.append((archived.creation, archived.sequence, shelf, content))
     if not found:
         closed = sum(content.inner is None for shelf in catalog.shelves for content in shelf.contents)
-        hint = f"{closed} points cannot be opened with this identity" if closed else "see `archive list`"
+        hint = f"{closed} points cannot be opened with this identity" if closed else "see `verify archive`"
         raise ConfigError([f"no point of {vmid} {point}".rstrip() + " in the box"], hint=hint)
     _, _, shelf, content = max(found, key=lambda entry: entry[:2])
     require_sound(shelf)

@@ -28,7 +28,7 @@ from pve_zfsbackup.model import Selector
 @common
 def snapshot(**options: Any) -> int:
     """Take a recovery point of each guest: freeze, snapshot all disks at one instant, thaw."""
-    return _stages((Stage.SNAPSHOT,), **options)
+    return do_stages((Stage.SNAPSHOT,), **options)
 
 
 @cli.command()
@@ -37,7 +37,7 @@ def snapshot(**options: Any) -> int:
 @common
 def replicate(**options: Any) -> int:
     """Send the newest points to the targets, incrementally."""
-    return _stages((Stage.REPLICATE,), **options)
+    return do_stages((Stage.REPLICATE,), **options)
 
 
 @cli.command()
@@ -49,7 +49,7 @@ def prune(
 ) -> int:
     """Remove the points the policy does not keep, here and on the targets."""
     if not dry_run:
-        return _stages(
+        return do_stages(
             (Stage.PRUNE,), guests=guests, jobs=jobs, dry_run=False, config_path=config_path, as_json=as_json,
             verbose=verbose,
         )  # fmt: skip
@@ -77,20 +77,21 @@ def prune(
 @scoped
 @click.option(
     "--stage", "stages", multiple=True, type=click.Choice([stage.value for stage in ALL_STAGES]),
-    help="Only this stage. Repeatable; the order is always snapshot, replicate, prune.",
+    help="Only this stage. Repeatable; the order is always snapshot, replicate, archive, prune.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show what each stage would do.")
 @common
 def run(stages: Sequence[str], **options: Any) -> int:
-    """Snapshot, replicate and prune: what cron calls. Failures and recoveries are told as `alerts` says."""
+    """Snapshot, replicate, archive and prune: what cron calls. Failures and recoveries are told as `alerts` says."""
     chosen = tuple(stage for stage in ALL_STAGES if not stages or stage.value in stages)
-    return _stages(chosen, alerted=True, **options)
+    return do_stages(chosen, alerted=True, **options)
 
 
-def _stages(
+def do_stages(
     stages: Sequence[Stage], *, guests: Sequence[Selector], jobs: Sequence[str], dry_run: bool, config_path: Path,
     as_json: bool, verbose: bool, alerted: bool = False,
 ) -> int:  # fmt: skip
+    """Do stages, or show what they would do, as every command that does so."""
     scope = Scope(jobs=tuple(jobs), guests=tuple(guests))
     with (
         terminal.Reporter(verbose=verbose, quiet=as_json) as reporter,

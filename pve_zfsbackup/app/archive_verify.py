@@ -1,0 +1,180 @@
+"""How sure one may be of what lies in a box, by levels: each costs more and says more (reliability §5)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pve_zfsbackup.app.archive_read import Reader, require_inner
+from pve_zfsbackup.app.archive_upload import Stamina
+from pve_zfsbackup.app.box import Vault
+from pve_zfsbackup.app.catalog import Catalog, Content, read_catalog
+from pve_zfsbackup.archive.outer import Stored
+from pve_zfsbackup.errors import BackupError, ConfigError, SealError, VerificationError
+from pve_zfsbackup.host.notebook import read_json, write_json
+
+CYCLE = "cycle.json"
+
+
+class Level(StrEnum):
+    LISTED = "listed"  # signatures, chain, every file there with its size
+    SAMPLED = "sampled"  # and a part of the segments hashed, the whole over a cycle of calls
+    HASHED = "hashed"  # and all segments downloaded and hashed
+    OPENED = "opened"  # and decrypted, decompressed, the plaintext hashed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """One point and what is wrong with it. `segments` were read back, of `bytes` stored bytes."""
+
+    path: str
+    point: str
+    level: Level
+    segments: int
+    bytes: int
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """`problems` are of the box as a whole and of its series. `part` tells which sample it was."""
+
+    points: tuple[Verified, ...]
+    problems: tuple[str, ...]
+    part: str = ""
+
+    @property
+    def good(self) -> bool:
+        return not self.problems and not any(point.problems for point in self.points)
+
+
+def verify_box(
+    vault: Vault, level: Level, *, identity: Path | None = None, parts: int = 20, note: Callable[[str], None]
+) -> Verification:
+    """Check everything every node wrote there. Raises what keeps it from being read; what is wrong is told, by name.
+
+    `identity` is needed to open segments; without one, inner manifests are opened by this node's catalog key, if
+    it has one.
+    """
+    if level is Level.OPENED and identity is None:
+        raise ConfigError(["to open segments, the identity from the safe is needed"], hint="give it by --identity")
+    key = identity or (vault.box.catalog_key_file if vault.box.catalog_key_file.exists() else None)
+    catalog = read_catalog(vault, identity=key)
+    turn = _turn(vault, parts) if level is Level.SAMPLED else 0
+    points = []
+    proven = {}
+    with vault.scratch() as spool:
+        reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
+        for shelf in catalog.shelves:
+            for content in shelf.contents:
+                note(content.path)
+                checked = _point(reader, content, level, (identity, lambda s: _due(s, turn, parts)))
+                points.append(checked)
+                if level in (Level.HASHED, Level.OPENED) and not checked.problems:
+                    proven[content.signed.outer.point] = time.time()
+    if proven:
+        vault.note_proven(proven)
+    if level is Level.SAMPLED:
+        write_json(vault.state / CYCLE, {"turn": turn, "parts": parts})
+    series = [f"series {shelf.series.id}: {told}" for shelf in catalog.shelves for told in shelf.series.problems]
+    return Verification(
+        points=tuple(points),
+        problems=(*catalog.problems, *series),
+        part=f"{turn + 1} of {parts}" if level is Level.SAMPLED else "",
+    )
+
+
+def _turn(vault: Vault, parts: int) -> int:
+    """Which part is next."""
+    last = read_json(vault.state / CYCLE) or {}
+    return (int(last.get("turn", -1)) + 1) % parts if last.get("parts") == parts else 0
+
+
+def _due(segment: Stored, turn: int, parts: int) -> bool:
+    """Each segment belongs to one part, for ever: its own hash says to which."""
+    return int(segment.sha256[:12], 16) % parts == turn
+
+
+def _point(
+    reader: Reader, content: Content, level: Level, how: tuple[Path | None, Callable[[Stored], bool]]
+) -> Verified:
+    identity, due = how
+    problems = list(content.problems)
+    outer = content.signed.outer
+    wanted: Sequence[Stored] = ()
+    if level is Level.SAMPLED:
+        wanted = [segment for segment in outer.segments if due(segment)]
+    elif level is not Level.LISTED:
+        wanted = outer.segments
+    read = 0
+    for segment in wanted:
+        try:
+            if level is Level.OPENED and identity:
+                sealed = next(s for s in require_inner(content).segments if s.number == segment.number)
+                reader.open(content, sealed, identity).unlink()
+            else:
+                reader.fetch(content, segment).unlink()
+            read += segment.bytes
+        except BackupError as error:
+            problems.append(error.message)
+            if not isinstance(error, VerificationError | SealError) and not _missing(content, segment):
+                raise
+    archived = content.archived
+    return Verified(
+        path=content.path,
+        point=archived.point if archived else "",
+        level=level,
+        segments=len(wanted),
+        bytes=read,
+        problems=tuple(dict.fromkeys(problems)),
+    )
+
+
+def _missing(content: Content, segment: Stored) -> bool:
+    """Whether the listing already said that it is not there."""
+    return any(f"seg-{segment.number:06d}-" in problem for problem in content.problems)
+
+
+def drill(vault: Vault, identity: Path, *, note: Callable[[str], None]) -> Iterator[Verified]:
+    """Prove that this identity opens the newest archived point of each guest: its manifest, and one segment of each
+    stream. Raises `VerificationError` when there is nothing to try it on."""
+    catalog = read_catalog(vault, identity=identity)
+    newest = newest_contents(catalog)
+    if not newest:
+        told = "; ".join(catalog.all_problems) or "it is empty"
+        raise VerificationError(f"box {vault.box.name}: nothing there that could be opened: {told}")
+    with vault.scratch() as spool:
+        reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
+        for content in newest:
+            note(content.path)
+            yield _drilled(reader, content, identity)
+
+
+def newest_contents(catalog: Catalog) -> list[Content]:
+    return [shelf.contents[-1] for shelf in catalog.shelves if shelf.contents]
+
+
+def _drilled(reader: Reader, content: Content, identity: Path) -> Verified:
+    problems = list(content.problems)
+    read = segments = 0
+    try:
+        inner = require_inner(content)
+        for stream in inner.streams:
+            segment = next(segment for segment in inner.segments if segment.stream == stream.number)
+            reader.open(content, segment, identity).unlink()
+            segments += 1
+            read += segment.stored_bytes
+    except (VerificationError, SealError) as error:
+        problems.append(error.message)
+    archived = content.archived
+    return Verified(
+        path=content.path,
+        point=archived.point if archived else "",
+        level=Level.OPENED,
+        segments=segments,
+        bytes=read,
+        problems=tuple(dict.fromkeys(problems)),
+    )

@@ -1,0 +1,194 @@
+"""Boxes: archive, check, restore, and the keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pve_zfsbackup import terminal
+from pve_zfsbackup.app.archive_read import Reader
+from pve_zfsbackup.app.archive_restore import Restorer, choose, write_config
+from pve_zfsbackup.app.archive_upload import Stamina
+from pve_zfsbackup.app.archive_verify import Level, Verification, verify_box
+from pve_zfsbackup.app.archive_verify import drill as drill_box
+from pve_zfsbackup.app.box import Vault, open_box
+from pve_zfsbackup.app.catalog import read_catalog
+from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.app.setup_box import BoxSetup, escrow, try_out
+from pve_zfsbackup.cli.options import cli, common, scoped
+from pve_zfsbackup.cli.prepare import setup
+from pve_zfsbackup.cli.work import do_stages
+from pve_zfsbackup.config import load_config
+from pve_zfsbackup.errors import ConfigError, ExitCode
+from pve_zfsbackup.host.programs import ProcessPrograms
+from pve_zfsbackup.host.runner import ProcessRunner
+from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.model import SOURCE, Dataset, Vmid
+from pve_zfsbackup.report.archive import restored_json, restored_table, verification_json, verified_table
+from pve_zfsbackup.report.setup import actions_json, actions_table
+
+IDENTITY = click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=True)
+
+
+@cli.command()
+@scoped
+@click.option("--dry-run", is_flag=True, help="Show what would be archived, in full or as an increment, and why.")
+@common
+def archive(**options: Any) -> int:
+    """Put the newest points that are due into the storage boxes, encrypted, and remove there what had its time."""
+    return do_stages((Stage.ARCHIVE,), **options)
+
+
+@cli.group()
+def verify() -> None:
+    """Prove that what is kept is whole."""
+
+
+@verify.command("archive")
+@click.argument("box")
+@click.option(
+    "--level", type=click.Choice([level.value for level in Level]), default=Level.LISTED.value, show_default=True,
+    help="listed: signatures, chain, sizes; sampled: and a part of the segments hashed; hashed: all of them; "
+    "opened: all decrypted and hashed, which needs --identity.",
+)  # fmt: skip
+@click.option("--identity", type=IDENTITY, help="File with the age identity from the safe.")
+@click.option("--parts", type=click.IntRange(1, 1000), default=20, show_default=True, help="Samples that make a cycle.")
+@common
+def verify_archive(
+    box: str, level: str, identity: Path | None, parts: int, config_path: Path, as_json: bool, verbose: bool
+) -> int:
+    """Check everything in a storage box, and name what is wrong."""
+    vault = _vault(config_path, box)
+    found = verify_box(vault, Level(level), identity=identity, parts=parts, note=_noting(verbose))
+    return _show(found, as_json=as_json)
+
+
+@cli.command()
+@click.argument("vmid", type=click.IntRange(100, 999_999_999))
+@click.option("--from", "box", required=True, metavar="BOX", help="The storage box to restore from.")
+@click.option("--to", "root", required=True, metavar="DATASET", help="Below which the disks are received.")
+@click.option("--identity", type=IDENTITY, required=True, help="File with the age identity from the safe.")
+@click.option("--point", default="", help="Which one, such as 20261123T180000Z-ab12. Without: the newest.")
+@click.option(
+    "--config-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path(),
+    help="Where the guest's configuration is written to. Without: here.",
+)  # fmt: skip
+@common
+def restore(
+    vmid: int, box: str, root: str, identity: Path, point: str, config_dir: Path, config_path: Path, as_json: bool,
+    verbose: bool,
+) -> int:  # fmt: skip
+    """Receive all disks of a guest from a storage box, and write its configuration to a file.
+
+    Works on any host with OpenZFS: all it needs is the box, the age identity and the file with the signers. Run again,
+    it goes on where it was. Nothing that exists is overwritten.
+    """
+    vault = _vault(config_path, box)
+    catalog = read_catalog(vault, identity=identity)
+    for problem in catalog.all_problems:
+        terminal.note(problem)
+    choice = choose(catalog, Vmid(vmid), point)
+    with vault.scratch() as spool:
+        reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
+        restorer = Restorer(
+            reader=reader,
+            host=Host(name=SOURCE, runner=vault.seal.runner),
+            root=Dataset(root),
+            identity=identity,
+            note=_noting(verbose),
+        )
+        disks = restorer.restore(choice)
+    files = [str(path) for path in write_config(choice, config_dir)]
+    archived = choice.content.archived
+    name = archived.point if archived else ""
+    if as_json:
+        terminal.print_json(restored_json(name, disks, files))
+    else:
+        terminal.print_table(restored_table(disks))
+        terminal.say(f"{name} is restored; its configuration: {', '.join(files) or 'none'}")
+    return ExitCode.PARTIAL if catalog.all_problems else ExitCode.OK
+
+
+@setup.command("box")
+@click.argument("name")
+@click.option(
+    "--accept-hostkey", "accepted", default="", metavar="SHA256:KEY", help="The fingerprint of its ssh host key."
+)
+@common
+def setup_box(name: str, accepted: str, config_path: Path, as_json: bool, verbose: bool) -> int:
+    """Make the keys that archives in a storage box need, pin its host key, and try it out. Safe to repeat.
+
+    A new age identity is shown once and kept nowhere: print it and put it in a safe. Without it no archive can ever
+    be opened.
+    """
+    vault = _vault(config_path, name)
+    work = BoxSetup(box=vault.box, seal=vault.seal, accepted=accepted)
+    try:
+        work.keys()
+        work.host_key()
+        work.actions.append(try_out(vault))
+    finally:  # the identity is nowhere else
+        if as_json:
+            terminal.print_json({**actions_json(work.actions), "identity": work.secret})
+        else:
+            terminal.print_table(actions_table(work.actions, commands=False))
+            if work.secret:
+                terminal.say("\nThe age identity. It is shown only now, and kept nowhere: print it, put it in a safe.")
+                terminal.say(f"\n  {work.secret}\n")
+    return ExitCode.OK
+
+
+@cli.group()
+def key() -> None:
+    """Keys of the archives."""
+
+
+@key.command("escrow")
+@click.argument("box")
+@common
+def key_escrow(box: str, config_path: Path, as_json: bool, verbose: bool) -> int:
+    """Print what to put in the safe beside the age identity. Nothing of it is secret."""
+    lines = list(escrow(_vault(config_path, box)))
+    if as_json:
+        terminal.print_json({"format": 1, "lines": lines})
+    else:
+        for line in lines:
+            terminal.say(line)
+    return ExitCode.OK
+
+
+@key.command("drill")
+@click.argument("box")
+@click.option("--identity", type=IDENTITY, required=True, help="File with the age identity from the safe.")
+@common
+def key_drill(box: str, identity: Path, config_path: Path, as_json: bool, verbose: bool) -> int:
+    """Prove that the identity from the safe opens the newest archive of each guest."""
+    points = tuple(drill_box(_vault(config_path, box), identity, note=_noting(verbose)))
+    return _show(Verification(points=points, problems=()), as_json=as_json)
+
+
+def _show(found: Verification, *, as_json: bool) -> int:
+    if as_json:
+        terminal.print_json(verification_json(found))
+    else:
+        terminal.print_table(verified_table(found.points))
+        if found.part:
+            terminal.say(f"part {found.part}")
+        for problem in found.problems:
+            terminal.note(problem)
+        if not found.points:
+            terminal.note("the box has no points")
+    return ExitCode.OK if found.good else ExitCode.FAILED
+
+
+def _vault(config_path: Path, name: str) -> Vault:
+    config = load_config(config_path)
+    if not config.boxes:
+        raise ConfigError([f"{config_path} names no box"], hint="add one to `boxes`")
+    return open_box(config, name, ProcessRunner(), ProcessPrograms())
+
+
+def _noting(verbose: bool) -> Any:
+    return terminal.note if verbose else lambda _: None
