@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from sys import intern
 from typing import Final, Literal
 
 from pve_zfsbackup.errors import ZfsError
@@ -31,6 +34,13 @@ TARGET_COLUMNS: Final = _NATIVE + _OURS
 SOURCE_COLUMNS: Final = TARGET_COLUMNS + RESTORE_PROPS
 
 
+_SNAPSHOT: Final = (
+    "name", "guid", "createtxg", "creation", "used", "referenced", "written", "userrefs", "clones", "ivsetguid",
+    *(PROPERTY + name for name in ("point", "disks", "consistency", "window", "volume")),
+)  # fmt: skip
+_BOOKMARK: Final = ("name", "guid", "createtxg", "creation", "ivsetguid")
+
+
 @dataclass(slots=True)
 class _Draft:
     volume: Volume
@@ -39,29 +49,41 @@ class _Draft:
 
 
 def volumes(lines: Iterable[str], columns: Sequence[str]) -> Mapping[Dataset, Volume]:
-    """All volumes of a listing. Raises `ZfsError` or ValueError for rows that cannot be read."""
+    """All volumes of a listing. Raises `ZfsError` or ValueError for rows that cannot be read.
+
+    There may be a million rows: what the snapshots of a volume or a point share is kept once (`intern`).
+    """
     drafts: dict[str, _Draft] = {}
     later: list[Snapshot | Bookmark] = []  # roots may be listed in another order
+    kind = columns.index("type")
+    snapshot_cells, bookmark_cells = (
+        itemgetter(*(columns.index(name) for name in wanted)) for wanted in (_SNAPSHOT, _BOOKMARK)
+    )
     for line in lines:
-        row = _row(line, columns)
-        if row["type"] in ("filesystem", "volume"):
+        cells = line.split("\t")
+        if len(cells) != len(columns):
+            raise ZfsError(f"zfs list: {len(cells)} columns instead of {len(columns)} in {line[:200]!r}")
+        if cells[kind] == "snapshot":
+            later.append(_snapshot(snapshot_cells(cells)))
+        elif cells[kind] == "bookmark":
+            later.append(_bookmark(bookmark_cells(cells)))
+        elif cells[kind] in ("filesystem", "volume"):
+            row = {key: "" if cell == "-" else cell for key, cell in zip(columns, cells, strict=True)}
             drafts[row["name"]] = _Draft(_volume(row))
-        elif row["type"] == "snapshot":
-            later.append(_snapshot(row))
-        elif row["type"] == "bookmark":
-            later.append(_bookmark(row))
     for item in later:
         owner = drafts.get(item.dataset)
         if owner and isinstance(item, Snapshot):
             owner.snapshots.append(item)
         elif owner and isinstance(item, Bookmark):
             owner.bookmarks.append(item)
-    return {draft.volume.name: _finished(draft) for draft in drafts.values()}
+    found = {draft.volume.name: _finished(draft) for draft in drafts.values()}
+    gc.freeze()  # no cycles in there: the collector need not walk a million snapshots again and again
+    return found
 
 
 def _finished(draft: _Draft) -> Volume:
-    unique = {snapshot.full_name: snapshot for snapshot in draft.snapshots}  # nested roots list twice
-    marks = {bookmark.full_name: bookmark for bookmark in draft.bookmarks}
+    unique = {snapshot.name: snapshot for snapshot in draft.snapshots}  # nested roots list twice
+    marks = {bookmark.name: bookmark for bookmark in draft.bookmarks}
     return replace(
         draft.volume,
         snapshots=tuple(sorted(unique.values(), key=lambda s: (s.createtxg, s.name))),
@@ -69,19 +91,12 @@ def _finished(draft: _Draft) -> Volume:
     )
 
 
-def _row(line: str, columns: Sequence[str]) -> dict[str, str]:
-    cells = line.split("\t")
-    if len(cells) != len(columns):
-        raise ZfsError(f"zfs list: {len(cells)} columns instead of {len(columns)} in {line[:200]!r}")
-    return {key: "" if cell == "-" else cell for key, cell in zip(columns, cells, strict=True)}
-
-
 def _volume(row: Mapping[str, str]) -> Volume:
     kind: Literal["filesystem", "volume"] = "volume" if row["type"] == "volume" else "filesystem"
     token = row["receive_resume_token"]
     available = row["available"]
     return Volume(
-        name=Dataset(row["name"]),
+        name=Dataset(intern(row["name"])),
         guid=Guid(row["guid"]),
         type=kind,
         used=int(row["used"] or 0),
@@ -96,49 +111,60 @@ def _volume(row: Mapping[str, str]) -> Volume:
     )
 
 
-def _snapshot(row: Mapping[str, str]) -> Snapshot:
-    dataset, _, name = row["name"].partition("@")
-    point = row[PROPERTY + "point"]
+def _snapshot(cells: tuple[str, ...]) -> Snapshot:
+    (full, guid, createtxg, creation, used, refer, written, userrefs, clones, ivset,
+     point, disks, consistency, window, volume) = cells  # fmt: skip
+    dataset, _, name = full.partition("@")
     match = SNAPSHOT_NAME.match(name)
     # A property is inherited by every snapshot of a dataset that has it: ours only if it names this snapshot.
-    ours = match is not None and point.partition("/")[2] == match[1] and point.partition("/")[0].isdigit()
+    vmid, _, stamp = point.partition("/")
+    ours = match is not None and stamp == match[1] and vmid.isdigit()
     return Snapshot(
-        dataset=Dataset(dataset),
-        name=name,
-        guid=Guid(row["guid"]),
-        createtxg=int(row["createtxg"]),
-        creation=int(row["creation"]),
-        used=int(row["used"] or 0),
-        refer=int(row["referenced"] or 0),
-        userrefs=int(row["userrefs"] or 0),
-        clones=bool(row["clones"]),
-        point=PointId(point) if ours else None,
-        disks=row[PROPERTY + "disks"] if ours else "",
-        consistency=row[PROPERTY + "consistency"] if ours else "",
-        window=_milliseconds(row[PROPERTY + "window"]) if ours else 0,
-        volume=Guid(row[PROPERTY + "volume"]) if ours else Guid(""),
-        ivset=_ivset(row),
-        written=int(row["written"] or 0),
+        dataset=Dataset(intern(dataset)),
+        name=intern(name),
+        guid=Guid(guid),
+        createtxg=int(createtxg),
+        creation=int(creation),
+        used=_number(used),
+        refer=_number(refer),
+        userrefs=_number(userrefs),
+        clones=clones not in ("", "-"),
+        point=PointId(intern(point)) if ours else None,
+        disks=_text(disks) if ours else "",
+        consistency=_text(consistency) if ours else "",
+        window=_milliseconds(window) if ours else 0,
+        volume=Guid(_text(volume)) if ours else Guid(""),
+        ivset=_ivset(ivset),
+        written=_number(written),
     )
 
 
-def _bookmark(row: Mapping[str, str]) -> Bookmark:
-    dataset, _, name = row["name"].partition("#")
+def _bookmark(cells: tuple[str, ...]) -> Bookmark:
+    full, guid, createtxg, creation, ivset = cells
+    dataset, _, name = full.partition("#")
     return Bookmark(
-        dataset=Dataset(dataset),
+        dataset=Dataset(intern(dataset)),
         name=name,
-        guid=Guid(row["guid"]),
-        createtxg=int(row["createtxg"]),
-        creation=int(row["creation"]),
-        ivset=_ivset(row),
+        guid=Guid(guid),
+        createtxg=int(createtxg),
+        creation=int(creation),
+        ivset=_ivset(ivset),
     )
 
 
-def _ivset(row: Mapping[str, str]) -> Guid:
-    """Unknown where it is 0: bookmarks made before OpenZFS 2.1.6 may lack it (openzfs #14967)."""
-    return Guid(row["ivsetguid"] if row["ivsetguid"] != "0" else "")
+def _number(cell: str) -> int:
+    return 0 if cell in ("", "-") else int(cell)
 
 
 def _milliseconds(text: str) -> int:
     """A target is not trusted: what is no number tells nothing."""
     return int(text) if text.isdecimal() and len(text) < 10 else 0
+
+
+def _text(cell: str) -> str:
+    return "" if cell == "-" else intern(cell)
+
+
+def _ivset(cell: str) -> Guid:
+    """Unknown where it is 0: bookmarks made before OpenZFS 2.1.6 may lack it (openzfs #14967)."""
+    return Guid("" if cell in ("", "-", "0") else cell)

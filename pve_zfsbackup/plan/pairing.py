@@ -53,18 +53,18 @@ def holders(target: Listing) -> Mapping[Guid, tuple[Dataset, ...]]:
     """Which datasets have the snapshot with this guid; nearly always one."""
     found: dict[Guid, tuple[Dataset, ...]] = {}
     for name in sorted(target.volumes):
+        alone = (name,)  # one for all of them: a listing may have a million
         for snapshot in target.volumes[name].snapshots:
             known = found.get(snapshot.guid)
-            found[snapshot.guid] = (*known, name) if known else (name,)
+            found[snapshot.guid] = (*known, name) if known else alone
     return found
 
 
 def owner(replica: Volume) -> Guid:
     """Guid of the source dataset the newest marked snapshot was taken of; empty when none is marked."""
-    for snapshot in sorted(replica.snapshots, key=lambda snapshot: snapshot.createtxg, reverse=True):
-        if snapshot.volume:
-            return snapshot.volume
-    return Guid("")
+    marked = (snapshot for snapshot in replica.snapshots if snapshot.volume)
+    newest = max(marked, key=lambda snapshot: snapshot.createtxg, default=None)
+    return newest.volume if newest else Guid("")
 
 
 def bases(source: Volume) -> tuple[Base, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Final
 
 from pve_zfsbackup.model import (
@@ -26,31 +27,92 @@ from pve_zfsbackup.model import (
 )
 
 BOOKMARK_NAME: Final = re.compile(r"pzb:(\d{8}T\d{6}Z-[0-9a-f]{4}):(.+)\Z")
+_VMID_DIGITS: Final = 9
 _POINT_ID: Final = re.compile(r"([0-9]{1,9})/(\d{8}T\d{6}Z-[0-9a-f]{4})\Z")
 GENERATION: Final = re.compile(r"-g[0-9a-f]{8}\Z")
 
 
+@dataclass(slots=True)
+class GuestPoints:
+    """The points of one host, put together guest by guest as they are asked for: all at once they take more memory
+    than the listing. `alive` are the guids of all datasets, on the source."""
+
+    _volumes: Mapping[Vmid, tuple[Volume, ...]]  # those with a snapshot of the guest's, by name
+    _alive: Set[Guid] | None
+    _places: frozenset[tuple[str, str]] | None = None
+
+    @property
+    def vmids(self) -> Iterable[Vmid]:
+        return self._volumes.keys()
+
+    def of(self, vmid: Vmid) -> tuple[Point, ...]:
+        """The points of one guest, oldest first."""
+        drafts: dict[PointId, _Draft] = {}
+        start = f"{vmid}/"
+        for volume in self._volumes.get(vmid, ()):
+            for snapshot in volume.snapshots:
+                point = snapshot.point
+                if point is None or not point.startswith(start):
+                    continue
+                draft = drafts.get(point)
+                if draft is None:
+                    if not _POINT_ID.match(point):
+                        continue
+                    draft = drafts[point] = _Draft()
+                draft.add(volume, snapshot)
+        places = self._all_places() if any(draft.rest for draft in drafts.values()) else frozenset()
+        made = (draft.point(point, places, self._alive) for point, draft in drafts.items())
+        return tuple(sorted(made, key=_order))
+
+    def _all_places(self) -> frozenset[tuple[str, str]]:
+        """Storages and the dataset their volumes lie in here, as far as guids prove it anywhere."""
+        if self._places is None:
+            volumes = {volume.name: volume for own in self._volumes.values() for volume in own}
+            self._places = frozenset(place for volume in volumes.values() for place in _proven(volume))
+        return self._places
+
+
+def guest_points(listing: Listing) -> GuestPoints:
+    """Which volumes have points of which guest, found in one pass."""
+    volumes: dict[Vmid, list[Volume]] = defaultdict(list)
+    for _, volume in sorted(listing.volumes.items()):
+        for vmid in _vmids(volume):
+            volumes[vmid].append(volume)
+    alive = frozenset(volume.guid for volume in listing.volumes.values()) if listing.host == SOURCE else None
+    return GuestPoints({vmid: tuple(own) for vmid, own in volumes.items()}, alive)
+
+
 def points(listing: Listing) -> tuple[Point, ...]:
     """The points found on this host, oldest first; also those that are not complete here."""
-    drafts: dict[PointId, _Draft] = defaultdict(_Draft)
-    for _, volume in sorted(listing.volumes.items()):
-        for snapshot in volume.snapshots:
-            if snapshot.point is not None and _POINT_ID.match(snapshot.point):
-                drafts[snapshot.point].add(volume, snapshot)
-    places = {place for draft in drafts.values() for place in draft.places()}
-    alive = frozenset(volume.guid for volume in listing.volumes.values()) if listing.host == SOURCE else None
-    made = (draft.point(point, places, alive) for point, draft in drafts.items())
-    return tuple(sorted(made, key=lambda point: (point.creation, point.stamp, point.id)))
+    found = guest_points(listing)
+    return tuple(sorted((point for vmid in found.vmids for point in found.of(vmid)), key=_order))
 
 
 def points_of(listing: Listing, vmid: Vmid) -> tuple[Point, ...]:
     """The points of one guest on this host, oldest first."""
-    return tuple(point for point in points(listing) if point.vmid == vmid)
+    return guest_points(listing).of(vmid)
 
 
 def complete_points(listing: Listing) -> frozenset[PointId]:
     """Ids of the points that have a snapshot of every disk here."""
-    return frozenset(point.id for point in points(listing) if point.complete)
+    found = guest_points(listing)
+    return frozenset(point.id for vmid in found.vmids for point in found.of(vmid) if point.complete)
+
+
+def _vmids(volume: Volume) -> set[Vmid]:
+    """Of all points this volume has a snapshot of; nearly always one guest's."""
+    texts = {snapshot.point.partition("/")[0] for snapshot in volume.snapshots if snapshot.point is not None}
+    return {Vmid(int(text)) for text in texts if text.isdigit() and len(text) <= _VMID_DIGITS}
+
+
+def _order(point: Point) -> tuple[int, str, str]:
+    return point.creation, point.stamp, point.id
+
+
+def _proven(volume: Volume) -> set[tuple[str, str]]:
+    found = {(snapshot.disks, snapshot.volume or volume.guid) for snapshot in volume.snapshots if snapshot.point}
+    parent = volume.name.rpartition("/")[0]
+    return {(_storage(disk), parent) for text, origin in found for disk in _decoded(text) if disk.guid == origin}
 
 
 def by_guest(found: Iterable[Point]) -> Mapping[Vmid, tuple[Point, ...]]:
@@ -84,6 +146,20 @@ def _decoded(text: str) -> tuple[PointDisk, ...]:
     return decode_disks(text)
 
 
+@lru_cache(maxsize=4096)
+def _keys(text: str) -> Mapping[Guid, str]:
+    """Key by guid; of several with one guid the first counts."""
+    return {disk.guid: disk.key for disk in reversed(_decoded(text))}
+
+
+@lru_cache(maxsize=4096)
+def _volids(text: str) -> Mapping[str, str]:
+    return MappingProxyType({disk.key: disk.volid for disk in _decoded(text)})
+
+
+_NONE: Final = frozenset[str]()
+
+
 @dataclass(slots=True)
 class _Draft:
     """A point being put together: which snapshot is which disk.
@@ -93,50 +169,54 @@ class _Draft:
     several storages have the same name, the parent dataset in which other points have that storage.
     """
 
-    disks: dict[str, PointDisk] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()  # nearly always one: all snapshots of a point carry the same
     matched: dict[str, Snapshot] = field(default_factory=dict)
-    rest: list[Snapshot] = field(default_factory=list)
+    rest: tuple[Snapshot, ...] = ()
 
     def add(self, volume: Volume, snapshot: Snapshot) -> None:
         origin = snapshot.volume or volume.guid
-        own = None
-        for disk in _decoded(snapshot.disks):
-            self.disks[disk.key] = disk
-            if disk.guid == origin and own is None:
-                own = disk.key
+        if snapshot.disks not in self.texts:
+            self.texts = (*self.texts, snapshot.disks)
+        own = _keys(snapshot.disks).get(origin)
         if own is not None and own not in self.matched:
             self.matched[own] = snapshot
         else:
-            self.rest.append(snapshot)
-
-    def places(self) -> Iterator[tuple[str, str]]:
-        """Storages and the dataset their volumes lie in here, as far as guids prove it."""
-        for key, snapshot in self.matched.items():
-            yield _storage(self.disks[key]), _parent(snapshot)
+            self.rest = (*self.rest, snapshot)
 
     def point(self, name: PointId, places: Set[tuple[str, str]], alive: Set[Guid] | None) -> Point:
-        """The finished point. `alive` are the guids of all datasets, on the source."""
+        """The finished point."""
         snapshots = {**self.matched, **self._by_name(places)} if self.rest else self.matched
         everything = (*self.matched.values(), *self.rest)
-        kinds = {snapshot.consistency for snapshot in everything}
-        missing = () if alive is None else self.disks.keys() - snapshots.keys()
+        kind, creation = everything[0].consistency, everything[0].creation
+        for snapshot in everything:
+            kind = kind if snapshot.consistency == kind else Consistency.CRASH
+            creation = min(creation, snapshot.creation)
+        volids = _volids(self.texts[0]) if len(self.texts) == 1 else {d.key: d.volid for d in self.disks.values()}
+        gone = _NONE
+        if alive is not None and (missing := volids.keys() - snapshots.keys()):
+            gone = frozenset(key for key in missing if self.disks[key].guid not in alive)
         return Point(
             id=name,
             vmid=Vmid(int(name.partition("/")[0])),
-            creation=min(snapshot.creation for snapshot in everything),
-            consistency=kinds.pop() if len(kinds) == 1 else Consistency.CRASH,
-            disks={key: disk.volid for key, disk in self.disks.items()},
+            creation=creation,
+            consistency=kind,
+            disks=volids,
             snapshots=snapshots,
-            gone=frozenset(key for key in missing if alive is not None and self.disks[key].guid not in alive),
+            gone=gone,
         )
+
+    @property
+    def disks(self) -> dict[str, PointDisk]:
+        return {disk.key: disk for text in self.texts for disk in _decoded(text)}
 
     def _by_name(self, places: Set[tuple[str, str]]) -> dict[str, Snapshot]:
         """What the guid did not tell; what fits no disk stands under its dataset's name, so that it is seen."""
         found: dict[str, Snapshot] = {}
         left: list[Snapshot] = []
+        disks = self.disks
         for snapshots, certain in ((self.rest, True), (left, False)):  # by elimination: the certain ones first
             for snapshot in snapshots:
-                free = [disk for key, disk in self.disks.items() if key not in self.matched and key not in found]
+                free = [disk for key, disk in disks.items() if key not in self.matched and key not in found]
                 fitting = [disk for disk in free if _fits(snapshot, disk)]
                 if certain:
                     fitting = [disk for disk in fitting if _lies_with(snapshot, disk, places)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import ChainMap, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
@@ -27,7 +27,7 @@ from pve_zfsbackup.model import (
     World,
 )
 from pve_zfsbackup.plan.pairing import bases, common_base, holders
-from pve_zfsbackup.plan.points import bookmark_target, by_guest, points
+from pve_zfsbackup.plan.points import GuestPoints, bookmark_target, guest_points
 from pve_zfsbackup.plan.retention import decide_retention
 
 SELF_PRUNED: Final = "append-only: the target prunes itself"
@@ -50,14 +50,14 @@ class Survey:
     """What pruning needs to know of the whole world, found in one pass for all guests; see `survey`."""
 
     world: World
-    points: Mapping[str, Mapping[Vmid, tuple[Point, ...]]]  # by host, oldest first
+    points: Mapping[str, GuestPoints]  # by host
     protections: Mapping[str, dict[Guid, str]]  # by host: why a snapshot must stay
     based: frozenset[tuple[Dataset, str]]  # source dataset and target that have something in common
 
     @property
     def vmids(self) -> tuple[Vmid, ...]:
         """Every guest with a point anywhere, also those that no longer exist."""
-        return tuple(sorted({vmid for guests in self.points.values() for vmid in guests}))
+        return tuple(sorted({vmid for found in self.points.values() for vmid in found.vmids}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class PrunePlan:
 
 def survey(world: World) -> Survey:
     """Group the points and find what must stay, whatever the rules say. `world` always has the source."""
-    found = {host: by_guest(points(listing)) for host, listing in world.items()}
+    found = {host: guest_points(listing) for host, listing in world.items()}
     protections: dict[str, dict[Guid, str]] = {host: _own(listing) for host, listing in world.items()}
     based: set[tuple[Dataset, str]] = set()
     for host in sorted(world.keys() - {SOURCE}):
@@ -92,9 +92,9 @@ def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now
     verdicts: list[Verdict] = []
     steps: list[Step] = []
     for host in sorted(seen.world, key=lambda host: (host != SOURCE, host)):
-        own = seen.points[host].get(vmid, ())
-        protections = ChainMap[Guid, str]({}, seen.protections[host])
+        own = seen.points[host].of(vmid)
         volumes = _volumes(own, seen.world[SOURCE]) if host == SOURCE else []
+        protections = _of_guest(own, volumes, seen.protections[host])
         for guid, reason in (found for volume in volumes for found in _unseen(volume, seen, policy)):
             _protect(protections, guid, reason)
         if host in policy.append_only:
@@ -110,6 +110,13 @@ def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now
     )
     reasons = tuple(_explain(verdicts)) or ("the guest has no recovery point on any host that was seen",)
     return PrunePlan(verdicts=tuple(verdicts), plan=Plan(steps=tuple(steps), warnings=warnings, reasons=reasons))
+
+
+def _of_guest(own: Sequence[Point], volumes: Sequence[Volume], known: Mapping[Guid, str]) -> dict[Guid, str]:
+    """The part of the known protections that this guest's points and bookmarks may have."""
+    snapshots = {snapshot.guid for point in own for snapshot in point.snapshots.values()}
+    guids = snapshots.union(bookmark.guid for volume in volumes for bookmark in volume.bookmarks)
+    return {guid: known[guid] for guid in guids if guid in known}
 
 
 def _own(listing: Listing) -> dict[Guid, str]:

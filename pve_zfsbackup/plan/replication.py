@@ -113,7 +113,7 @@ def _namesakes(wanted: list[Snapshot], way: Route) -> tuple[list[Snapshot], tupl
     """
     held = {snapshot.name: snapshot.guid for snapshot in way.snapshots}
     good = [snapshot for snapshot in wanted if held.get(snapshot.name, snapshot.guid) == snapshot.guid]
-    bad = [snapshot for snapshot in wanted if snapshot not in good]
+    bad = [snapshot for snapshot in wanted if held.get(snapshot.name, snapshot.guid) != snapshot.guid]
     told = (f"{snapshot.full_name} was made anew by somebody; the replica keeps the one it has" for snapshot in bad)
     return good, tuple(told)
 

@@ -88,6 +88,7 @@ def decide_retention(
         for point, mark in zip(usable, marks([point.creation for point in usable], rule, tz), strict=True):
             if mark and mark not in reasons[point.id]:
                 reasons[point.id].append(mark)
+    complete = {point.id for point in usable}
     for point in ordered:
         own = reasons[point.id]
         if not keep:
@@ -96,21 +97,21 @@ def decide_retention(
             own.append("no keep rule: all are kept")
         if usable and point is usable[-1]:
             own.append("newest complete point")
-        if not _usable(point) and (not usable or point.creation >= usable[-1].creation):
+        if point.id not in complete and (not usable or point.creation >= usable[-1].creation):
             own.append("incomplete, but newer than the newest complete point")
         found = (protections.get(snapshot.guid) for _, snapshot in sorted(point.snapshots.items()))
         own.extend(dict.fromkeys(reason for reason in found if reason))
         if ordered[-1].creation > now:
             own.append("clock: the newest point is in the future, nothing is removed")
-    return tuple(_verdict(point, host, reasons[point.id]) for point in ordered)
+    return tuple(_verdict(point, host, reasons[point.id], usable=point.id in complete) for point in ordered)
 
 
 def _usable(point: Point) -> bool:
     return bool(point.disks) and point.disks.keys() <= point.snapshots.keys() | point.gone
 
 
-def _verdict(point: Point, host: str, reasons: list[str]) -> Verdict:
+def _verdict(point: Point, host: str, reasons: list[str], *, usable: bool) -> Verdict:
     if reasons:
         return Verdict(host=host, point=point, keep=True, reasons=tuple(reasons))
-    why = "not kept by any rule" if _usable(point) else "incomplete"
+    why = "not kept by any rule" if usable else "incomplete"
     return Verdict(host=host, point=point, keep=False, reasons=(why,))
