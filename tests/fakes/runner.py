@@ -77,6 +77,7 @@ class FakeRunner:
     timers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     hooks: Callable[[tuple[str, ...]], Completed] = field(default=ok)
     connections: int = 0
+    lines: list[str] = field(default_factory=list)  # what ssh was given, as it was
     frozen_at: list[tuple[str, frozenset[int]]] = field(default_factory=list)  # snapshot, guests frozen then
     kill_at: int = 0  # which command is the last, from 1
     kill_when: str = "before"  # before, after, or (streams) amid
@@ -249,6 +250,7 @@ class FakeRunner:
             control.touch()
             self.connections += 1
         (command,) = argv[argv.index("--") + 2 :]
+        self.lines.append(command)
         return host, tuple(shlex.split(command)), None
 
     def _faulty(self, ran: Ran) -> Completed | None:

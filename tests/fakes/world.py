@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +76,7 @@ class World:
     clock: Clock = field(default_factory=Clock)
     events: list[Event] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
+    meanwhile: Callable[[], None] = lambda: None  # what happens while a run waits
     source: Pools = field(init=False)
     target: Pools = field(init=False)
     node: FakeNode = field(init=False)
@@ -126,6 +127,7 @@ class World:
     def pause(self, stop: threading.Event, seconds: float) -> bool:
         """Time goes by at once; what waits is noted."""
         self.waits.append(seconds)
+        self.meanwhile()
         return stop.is_set()
 
     def run(self, *stages: Stage, guests: Sequence[str] = (), jobs: Sequence[str] = ()) -> Report:

@@ -1,0 +1,392 @@
+"""Replication that nobody has to babysit: what is tried again, how often, and what is left to a person."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+
+import pytest
+
+from pve_zfsbackup.app.gather import Scope, assign, inventory
+from pve_zfsbackup.app.patience import LONGEST, Patience
+from pve_zfsbackup.app.replicate import replicate
+from pve_zfsbackup.app.run import Report, Stage
+from pve_zfsbackup.errors import CommandTimeoutError, ExitCode
+from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.model import Vmid
+from tests.fakes.pools import Pools
+from tests.fakes.runner import HERE, Fault, Ran
+from tests.fakes.world import CT, DB, REPLICAS, TARGET, WEB, World, assert_replicated
+
+ZVOL, FAST = "rpool/data/vm-100-disk-0", "fast/vm-100-disk-0"
+DOWN = "ssh: connect to host backup1.example port 22: No route to host"
+BUSY = "cannot receive incremental stream: dataset is busy"
+
+
+def option(world: World, text: str) -> None:
+    """Set an option of the target."""
+    world.config.write_text(world.config.read_text().replace("parallel: 1,", f"parallel: 1, {text},", 1))
+
+
+def sends(world: World) -> list[tuple[str, ...]]:
+    return [argv for argv in world.runner.zfs(HERE, "send") if "-nvP" not in argv]
+
+
+def ok(report: Report) -> bool:
+    assert report.exit_code is ExitCode.OK, [f"{r.message} {r.hint}" for r in report.results]
+    return True
+
+
+# -- few processes
+
+
+def many(world: World, count: int) -> list[int]:
+    """Guests with one small disk each."""
+    vmids = list(range(300, 300 + count))
+    for vmid in vmids:
+        world.source.add(f"rpool/data/vm-{vmid}-disk-0", zvol=True)
+        world.source.write(f"rpool/data/vm-{vmid}-disk-0", 100_000)
+        world.node.define(vmid, f"cores: 1\nname: g{vmid}\nscsi0: local-zfs:vm-{vmid}-disk-0,size=1G\n", running=False)
+    return vmids
+
+
+def test_many_guests_cost_few_sessions_and_few_commands(world: World) -> None:
+    vmids = many(world, 40)
+    world.run(Stage.SNAPSHOT)
+    world.runner.lines.clear()
+    world.runner.ran.clear()
+    assert ok(world.run(Stage.REPLICATE))
+    assert_replicated(world, vmids)
+    lines = world.runner.lines
+    carried = [line for line in lines if "zfs receive" in line]
+    assert len(carried) == 1, "one lane, one session"
+    assert carried[0].count("zfs receive") == 44
+    small = [line for line in lines if line not in carried]
+    assert len([line for line in small if line.startswith("zfs list -Hp -d 1")]) == 1, "read back together"
+    assert len([line for line in small if line.startswith("zfs hold")]) == 1
+    assert len([line for line in small if line.startswith("zfs set")]) <= 3, "joined"
+    assert len(world.runner.zfs(HERE, "get")) == 1
+    assert not [argv for argv in world.runner.zfs(HERE, "send") if "-nvP" in argv], "nobody needs their exact size"
+
+
+def test_a_large_stream_is_estimated_and_has_a_connection_of_its_own(world: World) -> None:
+    world.source.write(ZVOL, 300 << 20)
+    world.run(Stage.SNAPSHOT)
+    world.runner.ran.clear()
+    world.runner.connections = 0
+    assert ok(world.run(Stage.REPLICATE))
+    estimates = [argv for argv in world.runner.zfs(HERE, "send") if "-nvP" in argv]
+    assert [argv[-1].partition("@")[0] for argv in estimates] == [ZVOL]
+    assert world.runner.connections == 2
+
+
+def test_parallel_lanes_bring_everything(world: World) -> None:
+    vmids = many(world, 30)
+    world.config.write_text(world.config.read_text().replace("parallel: 1,", "parallel: 4,"))
+    assert ok(world.run())
+    assert_replicated(world, [*vmids, WEB, DB, CT])
+    for _ in range(2):
+        world.write()
+        assert ok(world.run())
+    assert_replicated(world, [*vmids, WEB, DB, CT])
+
+
+def test_one_guest_that_cannot_be_marked_does_not_keep_its_batch_from_it(world: World) -> None:
+    refused = Fault(words=("set", f"{REPLICAS[ZVOL]}@pzb:20261118T120640Z-0002"), again=True, answer=(1, "cannot set"))
+
+    def aim(ran: Ran) -> None:
+        if ran.argv[:2] == ("zfs", "set") and REPLICAS[ZVOL] in ran.argv[-1]:
+            refused.words = ("set", ran.argv[-1])
+
+    world.runner.watchers.append(aim)
+    world.runner.faults.append(refused)
+    report = world.run()
+    assert [result.vmid for result in world.results(report, Outcome.FAILED)] == [WEB]
+    assert_replicated(world, (DB, CT))
+
+
+# -- tried again
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20_000, 600_000])
+@pytest.mark.parametrize("disk", sorted(REPLICAS))
+def test_a_stream_that_breaks_goes_on_in_the_same_run(world: World, disk: str, cut: int) -> None:
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[disk]), cut=cut))
+    assert ok(world.run())
+    assert len(world.waits) == 1
+    assert_replicated(world)
+    resumed = [argv for argv in sends(world) if "-t" in argv]
+    assert len(resumed) == (1 if cut else 0)
+
+
+def test_a_target_that_comes_back_is_waited_for(world: World) -> None:
+    world.runner.down[TARGET] = DOWN
+
+    def come_back() -> None:
+        if len(world.waits) == 2:
+            world.runner.down.clear()
+
+    world.meanwhile = come_back
+    assert ok(world.run())
+    assert world.waits == [10, 20]
+    assert_replicated(world)
+
+
+def test_busy_twice_then_fine(world: World) -> None:
+    world.run()
+    world.write()
+    for nth in (1, 2):
+        world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), nth=nth, answer=(1, BUSY)))
+    world.runner.faults[1].nth = 1
+    assert ok(world.run())
+    assert_replicated(world)
+    assert len(world.waits) == 2
+
+
+def test_a_receive_that_is_still_under_way_is_waited_for(world: World) -> None:
+    world.run()
+    world.write()
+    text = (
+        f'cannot receive incremental stream: destination {REPLICAS[ZVOL]} contains partially-complete state from "x".'
+    )
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), answer=(1, text)))
+    assert ok(world.run())
+    assert_replicated(world)
+
+
+@pytest.mark.parametrize(
+    "answer", [(1, "cannot receive: out of space"), (1, "cannot receive: internal error: x"), (2, "nobody knows")]
+)
+def test_what_does_not_pass_by_itself_is_not_tried_again(world: World, answer: tuple[int, str]) -> None:
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), answer=answer, again=True))
+    report = world.run()
+    assert [result.vmid for result in world.results(report, Outcome.FAILED)] == [WEB]
+    assert world.waits == []
+    assert len([argv for argv in sends(world) if ZVOL in argv[-1]]) == 1
+    assert_replicated(world, (DB, CT))
+
+
+def test_as_often_as_it_is_configured_and_no_more(world: World) -> None:
+    option(world, "retries: 5, retry-wait: 100")
+    world.runner.down[TARGET] = DOWN
+    report = world.run(Stage.REPLICATE)
+    assert report.exit_code is ExitCode.FAILED
+    assert world.waits == [100, 200, LONGEST, LONGEST, LONGEST]
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert (failed.vmid, failed.host) == (None, TARGET)
+
+
+def test_a_stream_that_breaks_again_and_again_goes_on_as_long_as_bytes_arrive(world: World) -> None:
+    world.source.write(ZVOL, 10 << 20)
+    slow = [Fault(words=("receive", REPLICAS[ZVOL]), nth=1, cut=1 << 20) for _ in range(8)]
+    world.runner.faults.extend(slow)
+    assert ok(world.run())
+    assert_replicated(world, (WEB,))
+    assert len(world.waits) == 8
+    assert set(world.waits) == {10}, "with every progress the count begins anew"
+
+
+def test_without_progress_it_ends_and_the_next_run_goes_on(world: World) -> None:
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), cut=600_000))
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), cut=0, again=True))
+    report = world.run()
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert failed.vmid == WEB
+    assert_replicated_others(world)
+    assert world.waits[-3:] == [10, 20, 40]
+    assert len(world.waits) <= 5
+    world.runner.revive()
+    assert ok(world.run())
+    assert_replicated(world)
+
+
+def assert_replicated_others(world: World) -> None:
+    for vmid in (DB, CT):
+        assert world.complete(TARGET, vmid)[-1] == world.complete(HERE, vmid)[-1]
+
+
+def test_one_that_breaks_every_connection_does_not_keep_the_others_from_arriving(world: World) -> None:
+    vmids = many(world, 10)
+    cursed = "tank/backups/local-zfs/vm-304-disk-0"
+    world.runner.faults.append(Fault(words=("receive", cursed), answer=(255, "Connection reset by peer"), again=True))
+    report = world.run()
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert failed.vmid == 304
+    assert_replicated(world, [WEB, DB, CT, *(vmid for vmid in vmids if vmid != 304)])
+
+
+def test_silence_is_tried_again(world: World) -> None:
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[FAST]), error=CommandTimeoutError("no byte moved")))
+    assert ok(world.run())
+    assert_replicated(world)
+
+
+def test_marks_that_a_lost_connection_swallowed_are_made_in_the_next_attempt(world: World) -> None:
+    world.runner.faults.append(Fault(words=("set",), host=TARGET, answer=(255, "Connection reset by peer")))
+    assert ok(world.run())
+    assert len(sends(world)) == 4, "what is there is not sent again"
+    assert_replicated(world)
+
+
+def test_the_bytes_of_all_attempts_are_told(world: World) -> None:
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), cut=600_000))
+    report = world.run()
+    (done,) = [r for r in world.results(report, Outcome.OK, WEB) if r.stage == "replicate"]
+    assert done.bytes > 2 << 20
+    assert done.message == "2 streams"
+
+
+def add_target(world: World) -> None:
+    world.runner.pools["backup2"] = Pools("backup2", world.clock)
+    world.runner.pools["backup2"].pool("tank")
+    world.runner.addresses["backup2.example"] = "backup2"
+    text = world.config.read_text().replace("targets: [backup1]", "targets: [backup1, backup2]")
+    other = "  backup2: {host: backup2.example, root: tank/backups, parallel: 1, keep: {keep-last: 3}}\njobs:\n"
+    world.config.write_text(text.replace("jobs:\n", other))
+
+
+def test_a_dead_target_does_not_keep_the_other_waiting(world: World) -> None:
+    add_target(world)
+    world.runner.down[TARGET] = DOWN
+
+    def until_the_other_is_done() -> None:
+        """The first target waits until the second one is done: were that not let to, this would never end."""
+        for _ in range(2000):
+            with world.runner._lock:
+                if world.complete("backup2", CT) and world.complete("backup2", DB):
+                    return
+            threading.Event().wait(0.01)
+        raise AssertionError("backup2 waits for backup1")
+
+    world.meanwhile = until_the_other_is_done
+    report = world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    assert report.exit_code is ExitCode.PARTIAL
+    assert {result.host for result in world.results(report, Outcome.FAILED)} == {TARGET}
+    assert len(world.complete("backup2", WEB)) == 1
+
+
+def test_whoever_interrupts_a_run_does_not_wait_for_its_patience(world: World) -> None:
+    """The first target waits for minutes, the other one has told its first result: then somebody wants the end."""
+    add_target(world)
+    world.run(Stage.SNAPSHOT)
+    world.runner.down[TARGET] = DOWN
+    option(world, "retry-wait: 300")
+    with world.session() as session:
+        waiting = dataclasses.replace(session, pause=threading.Event.wait)
+        found = inventory(waiting)
+        items, _ = assign(waiting, found, Scope())
+        results = replicate(waiting, found, items)
+        assert next(results).host == "backup2"
+        started = time.monotonic()
+        results.close()
+        assert time.monotonic() - started < 10
+    assert world.runner.cancelled
+
+
+# -- tokens
+
+
+def interrupted(world: World) -> None:
+    """The replica of one disk is half received."""
+    world.run()
+    world.write()
+    world.impatient()
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), cut=20_000))
+    world.run()
+    assert world.target.datasets[REPLICAS[ZVOL]].partial
+    world.runner.revive()
+
+
+def test_a_token_that_is_refused_is_thrown_away_once_and_the_stream_planned_anew(world: World) -> None:
+    interrupted(world)
+    refusal = "cannot resume send: 'x' used in the initial send no longer exists"
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), answer=(255, refusal), sender=True, cut=0))
+    report = world.run(Stage.REPLICATE)
+    assert ok(report)
+    aborted = [argv for argv in world.runner.zfs(TARGET, "receive") if "-A" in argv]
+    assert aborted == [("zfs", "receive", "-A", "--", REPLICAS[ZVOL])]
+    assert world.waits == [], "that does not take patience"
+    assert any("thrown away" in result.message for result in world.results(report, Outcome.WARNING))
+    assert_replicated(world)
+
+
+def test_a_token_that_comes_back_is_left_to_a_person(world: World) -> None:
+    interrupted(world)
+    world.config.write_text(world.config.read_text().replace("retries: 0,", ""))
+    refusal = "cannot resume send: 'x' used in the initial send no longer exists"
+
+    def refuse(ran: Ran) -> None:
+        if ran.argv[:3] == ("zfs", "send", "-t"):
+            world.runner.faults.append(
+                Fault(words=("receive", REPLICAS[ZVOL]), answer=(255, refusal), sender=True, cut=0)
+            )
+        elif ran.argv[:2] == ("zfs", "send") and ZVOL in ran.argv[-1]:
+            world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), cut=20_000))
+
+    world.runner.watchers.append(refuse)
+    report = world.run(Stage.REPLICATE)
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert failed.vmid == WEB
+    assert len([argv for argv in world.runner.zfs(TARGET, "receive") if "-A" in argv]) == 1
+    assert_replicated_others(world)
+
+
+def test_a_token_that_cannot_be_aborted_parks_its_disk(world: World) -> None:
+    interrupted(world)
+    partial = world.target.datasets[REPLICAS[ZVOL]].partial
+    assert partial
+    del world.source.datasets[ZVOL].snaps[partial.package.name]
+    world.runner.faults.append(
+        Fault(words=("receive", "-A"), answer=(1, "cannot destroy: permission denied"), again=True)
+    )
+    report = world.run(Stage.REPLICATE)
+    failed = [result for result in world.results(report, Outcome.FAILED) if "permission denied" in result.message]
+    assert [result.vmid for result in failed] == [WEB]
+    assert len([argv for argv in world.runner.zfs(TARGET, "receive") if "-A" in argv]) == 1
+    assert_replicated_others(world)
+
+
+def test_an_abort_that_is_queued_parks_the_disk_with_a_warning(world: World) -> None:
+    interrupted(world)
+    partial = world.target.datasets[REPLICAS[ZVOL]].partial
+    assert partial
+    del world.source.datasets[ZVOL].snaps[partial.package.name]
+    world.runner.faults.append(Fault(words=("receive", "-A"), answer=(75, "queued"), again=True))
+    report = world.run(Stage.REPLICATE)
+    warned = [r for r in world.results(report, Outcome.WARNING, WEB) if "queued on backup1" in r.message]
+    assert len(warned) == 1
+    assert "maintain" in warned[0].hint
+    assert not world.results(report, Outcome.FAILED)
+    assert world.waits == []
+    assert_replicated_others(world)
+
+
+# -- patience
+
+
+def test_waits_grow_and_jitter() -> None:
+    waited: list[float] = []
+    luck = iter([0.0, 1.0, 0.5])
+    patience = Patience(
+        retries=3, wait=8, pause=lambda stop, seconds: waited.append(seconds) is not None, random=lambda: next(luck)
+    )
+    stop = threading.Event()
+    assert [patience.again(stop) for _ in range(4)] == [True, True, True, False]
+    assert waited == [4, 16, 24]
+
+
+def test_who_is_told_to_stop_waits_no_more() -> None:
+    stop = threading.Event()
+    patience = Patience(retries=3, wait=1, pause=threading.Event.wait, random=lambda: 1.0)
+    stop.set()
+    assert not patience.again(stop)
+    cut = Patience(retries=3, wait=1, pause=lambda event, seconds: True, random=lambda: 1.0)
+    assert not cut.again(threading.Event())
+
+
+def test_results_name_their_guest(world: World) -> None:
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), cut=600_000))
+    report = world.run()
+    told = {result.vmid for result in report.results if result.stage == "replicate"}
+    assert told == {Vmid(WEB), Vmid(DB), Vmid(CT)}
