@@ -126,6 +126,13 @@ def test_golden_output(shell: Shell, golden: Compare, form: str) -> None:
     golden(f"setup-target-check-wrong.{form}", shell.neutral(done.stdout))
 
 
+def test_golden_help(shell: Shell, golden: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = shell.call("--help")
+    assert (done.code, done.stderr) == (0, "")
+    golden("help-setup-target.txt", done.stdout)
+
+
 @pytest.mark.parametrize("mode", ["append-only", "plain"])
 def test_golden_script(shell: Shell, golden: Compare, mode: str) -> None:
     if mode == "plain":
