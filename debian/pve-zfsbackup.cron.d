@@ -1,10 +1,11 @@
 # pve-zfsbackup: snapshots and replication every hour, retention once a day.
 #
 # Says nothing while all is well, so that cron's mail means trouble. Does nothing on a host that has no
-# configuration yet (`pve-zfsbackup setup` writes one) or where the package was removed but not purged.
+# configuration yet (`pve-zfsbackup setup` writes one) or where the package was removed but not purged. Where it ran
+# once (there is a journal), a configuration that is gone is trouble: /etc/pve may not be mounted.
 SHELL=/bin/sh
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 # m h dom mon dow user command
-7  * * * * root [ ! -x /usr/bin/pve-zfsbackup ] || [ ! -e /etc/pve-zfsbackup/config.yaml ] || pve-zfsbackup run --stage snapshot --stage replicate
-37 3 * * * root [ ! -x /usr/bin/pve-zfsbackup ] || [ ! -e /etc/pve-zfsbackup/config.yaml ] || pve-zfsbackup run --stage prune
+7  * * * * root [ ! -x /usr/bin/pve-zfsbackup ] || { [ ! -e /etc/pve-zfsbackup/config.yaml ] && [ ! -e /etc/pve/pve-zfsbackup.yaml ] && [ ! -e /var/log/pve-zfsbackup/journal.jsonl ]; } || pve-zfsbackup run --stage snapshot --stage replicate
+37 3 * * * root [ ! -x /usr/bin/pve-zfsbackup ] || { [ ! -e /etc/pve-zfsbackup/config.yaml ] && [ ! -e /etc/pve/pve-zfsbackup.yaml ] && [ ! -e /var/log/pve-zfsbackup/journal.jsonl ]; } || pve-zfsbackup run --stage prune

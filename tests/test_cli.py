@@ -29,7 +29,7 @@ from tests.fakes.runner import HERE, Fault
 from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
 
 GOLDEN = Path(__file__).parent / "golden/cli"
-COMMANDS = ("discover", "list", "status", "snapshot", "replicate", "prune", "run", "check", "alert-test")
+COMMANDS = ("thaw", "discover", "list", "status", "snapshot", "replicate", "prune", "run", "check", "alert-test")
 Compare = Callable[[str, str], None]
 
 
@@ -99,7 +99,7 @@ def call(
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def run(*words: str, config: Path | None = None) -> Ended:
-        named = ("--config", str(config or world.config)) if words[0] in COMMANDS else ()
+        named = ("--config", str(config or world.config)) if words[0] in COMMANDS or config else ()
         monkeypatch.setattr(sys, "argv", ["pve-zfsbackup", *words, *named])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -305,3 +305,49 @@ def test_a_terminal_gets_a_drawn_table_and_markup_stays_text(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "dumb")
     assert "[red]web" in call("discover").stdout
+
+
+# -- guests that hang, Proxmox's hooks, a cluster's configuration
+
+
+def test_thawing_by_hand(world: World, call: Call) -> None:
+    assert call("thaw").stdout == "no guest was left frozen\n"
+    world.guest(DB).frozen = True
+    done = call("thaw", "101", "--json")
+    assert json.loads(done.stdout)["results"] == [
+        {"vmid": 101, "outcome": "ok", "message": "thawed, 2 were frozen", "hint": ""}
+    ]
+    assert not world.guest(DB).frozen
+    world.guest(DB).agent = "hang"
+    assert call("thaw", "101").code == 2
+
+
+def test_vzdumps_call_is_answered_in_its_log(world: World, call: Call) -> None:
+    done = call("hook", "vzdump", "backup-end", "snapshot", "100", config=world.config)
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout.startswith("pve-zfsbackup: guest 100: snapshot ok: 2 disks, quiesced\n")
+    assert len(world.complete(TARGET, WEB)) == 1
+    assert call("hook", "vzdump", "job-end") == Ended(0, "", "")
+    assert call("hook", "vzdump", "no-such-phase").code == 3
+    assert call("hook", "guest", "100", "post-start") == Ended(0, "", "")
+
+
+def test_the_clusters_configuration_serves_where_the_node_has_none(
+    world: World, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = world.place / "pve-zfsbackup.yaml"
+    monkeypatch.setattr(options, "CONFIG", world.place / "none.yaml")
+    monkeypatch.setattr(options, "CLUSTER_CONFIG", shared)
+    assert "No such file" in call("discover", config=world.place / "none.yaml").stderr, "pmxcfs is not mounted"
+    shared.write_text(world.config.read_text())
+    shared.chmod(0o640)  # as pmxcfs has it
+    assert call("discover", config=world.place / "none.yaml").code == 0
+    assert options.chosen(world.config) == world.config, "the node's own comes first"
+    monkeypatch.setattr(options, "CONFIG", world.config)
+    assert options.chosen(world.config) == world.config
+    before = {path: path.stat().st_mtime_ns for path in world.node.etc.rglob("*") if path.is_file()}
+    assert call("run", config=world.place / "none.yaml").code == 3, "a node's own path, when it is asked for, is meant"
+    monkeypatch.setattr(options, "CONFIG", world.place / "none.yaml")
+    assert call("run", config=world.place / "none.yaml").code == 0
+    after = {path: path.stat().st_mtime_ns for path in world.node.etc.rglob("*") if path.is_file()}
+    assert before == after, "nothing of ours is written to /etc/pve"

@@ -15,6 +15,7 @@ from typing import assert_never
 
 from pve_zfsbackup.app.archive import archive
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory
+from pve_zfsbackup.app.hooks import Hooks
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.prune import plan_all, prune
 from pve_zfsbackup.app.replicate import replicate
@@ -88,14 +89,19 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
     with _Locks(session.config.runtime_dir) as locks:
         locks.take(_LOCKS[stages[0]])
         with _journal(session, name, stages) as journal:
-            written = _Written(session, journal, [])
+            hooks = Hooks(session=session, run=name)
+            written = _Written(session, journal, hooks, [])
             notes = _sweep(session, written, locks)
+            hooks.before("before-run")
             for number, stage in enumerate(stages):
                 try:
                     locks.take(_LOCKS[stage])
                 except LockedError as error:
                     written.result(_deferred(stages[number:], error))
                     break
+                if stage is Stage.REPLICATE and (kept := _kept_from(hooks, stage)):
+                    written.result(kept)
+                    continue
                 found = inventory(session)
                 items, remarks = assign(session, found, scope)
                 notes += [note for note in (*found.notes, *remarks) if note not in notes]
@@ -103,6 +109,9 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
                 with contextlib.closing(_stage(stage, session, found, items)) as stage_results:
                     for result in stage_results:
                         written.result(result)
+            code = _exit_code(written.results)
+            for told in hooks.end(code.name.lower(), int(code)):
+                written.result(told)
             seconds = time.monotonic() - started
             end = {"seconds": round(seconds, 3), "notes": notes}
             written.add("end", {"exit_code": int(_exit_code(written.results)), **end})
@@ -160,6 +169,15 @@ def _sweep(session: Session, written: _Written, locks: _Locks) -> list[str]:
     return told
 
 
+def _kept_from(hooks: Hooks, stage: Stage) -> Result | None:
+    """The failure of the administrator's command before a stage, which then is not done."""
+    try:
+        hooks.before(f"before-{stage}", PZB_STAGE=stage.value)
+    except BackupError as error:
+        return failed(stage.value, BackupError(f"the before-{stage} command failed: {error.message}", hint=error.hint))
+    return None
+
+
 def _deferred(stages: Sequence[Stage], error: LockedError) -> Result:
     left = ", ".join(stage.value for stage in stages)
     return Result(
@@ -177,6 +195,7 @@ class _Written:
 
     session: Session
     journal: Journal
+    hooks: Hooks
     results: list[Result]
     broken: bool = False
 
@@ -184,6 +203,8 @@ class _Written:
         self.results.append(result)
         self.session.emit(result)
         self.add("result", _fields(result))
+        for told in self.hooks.after(result):
+            self.result(told)
 
     def add(self, event: str, fields: Mapping[str, object]) -> None:
         if self.broken:
@@ -232,6 +253,8 @@ def _journal(session: Session, run: str, stages: Sequence[Stage]) -> Iterator[Jo
         log_line(f"run {run} broken off: {told}", failed=True)
         with contextlib.suppress(BackupError):  # the journal itself may be what broke
             journal.write("broken-off", {"error": told, "hint": hint})
+        for warning in Hooks(session=session, run=run).end("broken-off", int(ExitCode.FAILED)):
+            log_line(warning.message, failed=True)
         raise
     finally:
         journal.close()

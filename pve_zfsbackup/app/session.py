@@ -52,6 +52,7 @@ class Session:
     random: Callable[[], float] = random.random
     kstat: Path = field(default=KSTAT)
     migration_locks: Path = MIGRATION_LOCKS
+    own_lock: str = ""  # the lock of the task that called us: no reason to wait for its end
     systemd: bool = field(default_factory=BOOTED.is_dir)
 
     @property

@@ -5,16 +5,25 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory
+from pve_zfsbackup.app.hooks import Hooks
 from pve_zfsbackup.app.outcome import blocked, failed
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.errors import GuestBusyError, GuestChangedError, GuestMissingError, PveError
+from pve_zfsbackup.errors import (
+    BackupError,
+    CommandError,
+    GuestBusyError,
+    GuestChangedError,
+    GuestMissingError,
+    PveError,
+)
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.guests import digest_now, pack_config, read_config_file, read_lock, read_version
+from pve_zfsbackup.host.hooks import facts_of
 from pve_zfsbackup.host.quiesce import Window
 from pve_zfsbackup.model import Consistency, Guest, Plan, SnapshotGuest
 from pve_zfsbackup.plan.snapshot import plan_snapshot, volumes_of
@@ -33,8 +42,9 @@ class _Busy:
 
 
 def plan_one(session: Session, found: Inventory, item: Assignment) -> Plan:
+    unlocked = session.own_lock and item.guest.lock == session.own_lock
     return plan_snapshot(
-        item.guest,
+        replace(item.guest, lock="") if unlocked else item.guest,
         found.listing,
         now=session.now(),
         suffix=secrets.token_hex(2),
@@ -114,6 +124,7 @@ def _taken(session: Session, found: Inventory, item: Assignment, version: str) -
             return blocked(STAGE, conflict, guest=item.guest)
         step = plan.steps[0]
         assert isinstance(step, SnapshotGuest)
+        _before(session, step)
         try:
             texts = _texts(item.guest, session.pve_root, version)  # before the freeze: only the snapshot belongs inside
         except GuestChangedError:
@@ -133,6 +144,14 @@ def _taken(session: Session, found: Inventory, item: Assignment, version: str) -
         f"guest {item.guest.vmid}: its disks were changed each time while its point was made",
         hint="the points were taken back; run this again when its configuration is left alone",
     )
+
+
+def _before(session: Session, step: SnapshotGuest) -> None:
+    """The administrator's command; when it fails there is no point."""
+    try:
+        Hooks(session=session).before("before-snapshot", **facts_of(step))
+    except CommandError as error:
+        raise BackupError(f"the before-snapshot command failed: {error.message}", hint=error.hint) from None
 
 
 def _anew(session: Session, guest: Guest) -> tuple[Inventory, Assignment]:

@@ -17,6 +17,7 @@ from pve_zfsbackup.events import Emit, Event
 from pve_zfsbackup.model import Selector, parse_selector
 
 CONFIG = Path("/etc/pve-zfsbackup/config.yaml")
+CLUSTER_CONFIG = Path("/etc/pve/pve-zfsbackup.yaml")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -66,7 +67,12 @@ def silent(_: Event) -> None:
 
 def session_of(path: Path, emit: Emit = silent) -> AbstractContextManager[Session]:
     """The session of a configuration file. Raises `ConfigError` at once."""
-    return open_session(load_config(path), emit)
+    return open_session(load_config(chosen(path)), emit)
+
+
+def chosen(path: Path) -> Path:
+    """A cluster's shared configuration where the node has none of its own."""
+    return CLUSTER_CONFIG if path == CONFIG and not path.exists() and CLUSTER_CONFIG.exists() else path
 
 
 def tell_notes(notes: Iterable[str]) -> None:

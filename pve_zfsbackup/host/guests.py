@@ -202,6 +202,14 @@ def read_config_file(vmid: Vmid, kind: GuestKind, *, digest: str = "", root: Pat
     return texts
 
 
+def guest_kind(vmid: Vmid, *, root: Path = Path("/etc/pve")) -> GuestKind:
+    """What kind of guest of this node it is. Raises `GuestMissingError` when it is none."""
+    for kind, folder in ((GuestKind.VM, "qemu-server"), (GuestKind.CT, "lxc")):
+        if (root / f"{folder}/{vmid}.conf").exists():
+            return kind
+    raise GuestMissingError(f"guest {vmid}: this node has no such guest")
+
+
 def digest_now(vmid: Vmid, kind: GuestKind, *, root: Path = Path("/etc/pve")) -> str:
     """Proxmox's digest of the configuration file. Raises as `read_config_file`."""
     return hashlib.sha1(_config_bytes(vmid, kind, root), usedforsecurity=False).hexdigest()

@@ -1,0 +1,41 @@
+"""Thawing by hand: what an interrupted run may have left frozen, or a guest somebody names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pve_zfsbackup.app.outcome import failed
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import BackupError, GuestMissingError
+from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host.guests import guest_kind
+from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.model import Vmid
+
+STAGE = "thaw"
+
+
+def thaw(session: Session, vmids: Sequence[Vmid] = ()) -> tuple[Result, ...]:
+    """Thaw these guests, whoever froze them; without any, those that have a marker of ours.
+
+    Named guests are thawed also while a run is at its snapshots: that run sees it, and its point is called
+    crash-consistent. Raises `LockedError` for the others: what is frozen then is the run's to thaw.
+    """
+    if vmids:
+        return tuple(_one(session, vmid) for vmid in vmids)
+    with run_lock(session.config.runtime_dir, "snapshot"):
+        return tuple(_one(session, vmid) for vmid in session.quiescer.unthawed())
+
+
+def _one(session: Session, vmid: Vmid) -> Result:
+    try:
+        kind = guest_kind(vmid, root=session.pve_root)
+    except GuestMissingError:
+        kind = None  # its marker tells, and may be all that is left of it
+    try:
+        count = session.quiescer.thaw(vmid, kind)
+    except BackupError as error:
+        result = failed(STAGE, error)
+        return Result(stage=STAGE, outcome=result.outcome, vmid=vmid, message=result.message, hint=result.hint)
+    message = f"thawed, {count} were frozen" if count else "was not frozen"
+    return Result(stage=STAGE, outcome=Outcome.OK, vmid=vmid, message=message)

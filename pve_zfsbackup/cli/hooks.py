@@ -1,0 +1,67 @@
+"""What Proxmox's hooks call, and thawing by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from pve_zfsbackup import terminal
+from pve_zfsbackup.app.proxmox_hooks import GUEST_PHASES, VZDUMP_PHASES, Answer, guest_hook, vzdump_hook
+from pve_zfsbackup.app.thaw import thaw as thaw_guests
+from pve_zfsbackup.cli.options import CONFIG, cli, common, session_of
+from pve_zfsbackup.errors import ExitCode
+from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.model import Vmid, printable
+
+VMID = click.IntRange(100, 999_999_999)
+_config = click.option("--config", "config_path", type=click.Path(path_type=Path), default=CONFIG, show_default=True)
+
+
+@cli.command()
+@click.argument("vmids", nargs=-1, type=VMID, metavar="[VMID]...")
+@common
+def thaw(vmids: Sequence[int], config_path: Path, as_json: bool, verbose: bool) -> int:
+    """Thaw guests that an interrupted run left frozen, or those named here, whoever froze them."""
+    with session_of(config_path) as session:
+        results = thaw_guests(session, [Vmid(vmid) for vmid in vmids])
+    if as_json:
+        told = [{"vmid": r.vmid, "outcome": r.outcome.value, "message": r.message, "hint": r.hint} for r in results]
+        terminal.print_json({"format": 1, "results": told})
+    else:
+        for result in results:
+            terminal.say(terminal.result_line(result))
+        if not results:
+            terminal.say("no guest was left frozen")
+    return ExitCode.FAILED if any(result.outcome is Outcome.FAILED for result in results) else ExitCode.OK
+
+
+@cli.group()
+def hook() -> None:
+    """For the scripts in /usr/share/pve-zfsbackup that Proxmox calls (docs/hooks.md)."""
+
+
+@hook.command("vzdump")
+@click.argument("phase", type=click.Choice(VZDUMP_PHASES))
+@click.argument("mode", default="")
+@click.argument("vmid", type=VMID, required=False)
+@_config
+def vzdump_(phase: str, mode: str, vmid: int | None, config_path: Path) -> int:
+    """A phase of a vzdump job: at backup-end the guest gets a point, which is replicated."""
+    return _answered(vzdump_hook(lambda: session_of(config_path), phase, Vmid(vmid) if vmid else None))
+
+
+@hook.command("guest")
+@click.argument("vmid", type=VMID)
+@click.argument("phase", type=click.Choice(GUEST_PHASES))
+@_config
+def guest_(vmid: int, phase: str, config_path: Path) -> int:
+    """A phase in a guest's life: before its start and after its stop it gets a point."""
+    return _answered(guest_hook(lambda: session_of(config_path), Vmid(vmid), phase))
+
+
+def _answered(answer: Answer) -> int:
+    for line in answer.lines:
+        terminal.say(f"pve-zfsbackup: {printable(line)}")
+    return answer.code

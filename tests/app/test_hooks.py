@@ -1,0 +1,257 @@
+"""The administrator's commands at the points of a run, and Proxmox's hooks: what they are told, what they can stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+
+from pve_zfsbackup.app.proxmox_hooks import FAIL_BACKUP, VZDUMP_PHASES, Answer, guest_hook, vzdump_hook
+from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.thaw import thaw
+from pve_zfsbackup.errors import CommandError, ExitCode, LockedError
+from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.host.runner import Completed
+from pve_zfsbackup.model import Vmid
+from tests.fakes.pools import no, ok
+from tests.fakes.runner import HERE, Fault
+from tests.fakes.world import CT, DB, TARGET, WEB, World
+
+ALL = ("before-run", "before-snapshot", "after-snapshot", "before-replicate", "after-replicate", "after-prune",
+       "on-error", "after-run")  # fmt: skip
+
+
+class Commands:
+    """Stands for every command of the administrator; remembers the environment of each."""
+
+    def __init__(self, *failing: str) -> None:
+        self.calls: list[dict[str, str]] = []
+        self.failing = failing
+
+    def __call__(self, argv: tuple[str, ...]) -> Completed:
+        facts = dict(word.split("=", 1) for word in argv[4:] if word.startswith("PZB_"))
+        self.calls.append(facts)
+        return no(argv, "it says no") if facts["PZB_HOOK"] in self.failing else ok(argv)
+
+    @property
+    def points(self) -> list[str]:
+        return [facts["PZB_HOOK"] for facts in self.calls]
+
+    def of(self, point: str) -> list[dict[str, str]]:
+        return [facts for facts in self.calls if facts["PZB_HOOK"] == point]
+
+
+def hooked(world: World, *failing: str, points: tuple[str, ...] = ALL) -> Commands:
+    lines = "".join(f"  {point}: /bin/hook\n" for point in points)
+    world.config.write_text(f"{world.config.read_text()}hooks:\n{lines}")
+    world.runner.hooks = commands = Commands(*failing)
+    return commands
+
+
+def test_every_point_of_a_run_is_called_in_order(world: World) -> None:
+    commands = hooked(world)
+    assert world.run(guests=["100"]).exit_code is ExitCode.OK
+    assert [point for point in commands.points if point != "after-prune"] == [
+        "before-run", "before-snapshot", "after-snapshot", "before-replicate", "after-replicate", "after-run",
+    ]  # fmt: skip
+    (snapshot,) = commands.of("after-snapshot")
+    (point,) = world.points(HERE, WEB)
+    assert snapshot["PZB_VMID"] == "100"
+    assert (snapshot["PZB_NAME"], snapshot["PZB_STAGE"], snapshot["PZB_RESULT"]) == ("web", "snapshot", "ok")
+    assert snapshot["PZB_POINT"] == point.id
+    assert commands.of("before-snapshot")[0]["PZB_POINT"] == point.id
+    (sent,) = commands.of("after-replicate")
+    assert (sent["PZB_HOST"], int(sent["PZB_BYTES"]) > 0) == (TARGET, True)
+    assert commands.of("after-run")[0] | {"PZB_RUN": "", "PZB_NODE": ""} == {
+        "PZB_HOOK": "after-run", "PZB_RESULT": "ok", "PZB_EXIT_CODE": "0", "PZB_RUN": "", "PZB_NODE": "",
+    }  # fmt: skip
+
+
+def test_failures_are_told(world: World) -> None:
+    commands = hooked(world)
+    world.runner.down[TARGET] = "ssh: No route to host"
+    world.run(guests=["100"])
+    told = commands.of("on-error")
+    assert told
+    assert {facts["PZB_HOST"] for facts in told} == {TARGET}
+    assert "No route to host" in told[0]["PZB_MESSAGE"]
+    assert commands.of("after-run")[0]["PZB_RESULT"] == "partial"
+
+
+def test_a_command_that_fails_afterwards_is_a_warning(world: World) -> None:
+    hooked(world, "after-snapshot", "after-run", "on-error")
+    report = world.run()
+    assert report.exit_code is ExitCode.OK
+    told = [result.message for result in world.results(report, Outcome.WARNING)]
+    assert told.count("after-snapshot command failed: /bin/hook: exit status 1: it says no") == 3
+    assert world.complete(TARGET, WEB)
+
+
+def test_before_a_snapshot_it_can_keep_a_guest_from_its_point(world: World) -> None:
+    hooked(world, "before-snapshot", points=("before-snapshot",))
+    report = world.run(Stage.SNAPSHOT)
+    assert {result.outcome for result in report.results} == {Outcome.FAILED}
+    assert "the before-snapshot command failed: /bin/hook: exit status 1" in report.results[0].message
+    assert not world.points(HERE, WEB)
+    assert not world.runner.zfs(HERE, "snapshot")
+
+
+def test_before_replication_it_keeps_all_from_being_sent(world: World) -> None:
+    hooked(world, "before-replicate", points=("before-replicate",))
+    report = world.run()
+    assert report.exit_code is ExitCode.PARTIAL
+    assert not world.runner.zfs(HERE, "send")
+    assert [result.message for result in world.results(report, Outcome.FAILED) if result.stage == "replicate"] == [
+        "the before-replicate command failed: /bin/hook: exit status 1: it says no"
+    ]
+
+
+def test_before_a_run_it_keeps_the_run_from_being(world: World) -> None:
+    commands = hooked(world, "before-run", points=("before-run", "after-run"))
+    with pytest.raises(CommandError, match="it says no"):
+        world.run()
+    assert not world.runner.zfs(HERE, "snapshot")
+    assert commands.points == ["before-run", "after-run"]
+    assert commands.calls[-1]["PZB_RESULT"] == "broken-off"
+
+
+# -- vzdump
+
+
+def vzdump(world: World, phase: str, vmid: int | None = None) -> Answer:
+    def opened() -> AbstractContextManager[Session]:
+        return world.session()
+
+    return vzdump_hook(opened, phase, Vmid(vmid) if vmid else None)
+
+
+def backed_up(world: World, vmid: int) -> Iterator[str]:
+    """The phases of one guest of a job, with the lock vzdump gives it."""
+    path = next(world.node.etc.glob(f"*/{vmid}.conf"))
+    text = path.read_text()
+    for phase in ("backup-start", "pre-stop", "pre-restart", "post-restart", "backup-end", "log-end"):
+        path.write_text(text if phase in ("backup-start", "log-end") else f"{text}lock: backup\n")
+        yield phase
+
+
+def test_a_job_gives_each_guest_a_point_at_the_end_of_its_backup(world: World) -> None:
+    for phase in ("job-init", "job-start"):
+        assert vzdump(world, phase) == Answer()
+    for vmid in (WEB, CT):
+        for phase in backed_up(world, vmid):
+            before = len(world.complete(TARGET, vmid))
+            answer = vzdump(world, phase, vmid)
+            assert answer.code == 0
+            assert len(world.complete(TARGET, vmid)) - before == (phase == "backup-end"), phase
+            assert bool(answer.lines) is (phase == "backup-end")
+    assert vzdump(world, "job-end") == Answer()
+    assert not world.points(HERE, DB), "a guest that is not in the vzdump job"
+    assert [point.consistency for point in world.points(HERE, WEB)] == ["quiesced"]
+
+
+def test_a_failing_guest_does_not_break_vzdump(world: World) -> None:
+    world.runner.faults.append(Fault(words=("snapshot", "--"), again=True, answer=(1, "out of space")))
+    answer = vzdump(world, "backup-end", WEB)
+    assert answer.code == 0
+    assert "guest 100: snapshot failed: zfs snapshot: out of space" in answer.lines[0]
+
+
+def test_a_failing_guest_breaks_vzdump_where_that_is_configured(world: World) -> None:
+    world.config.write_text(f"{world.config.read_text()}vzdump: {{fail-backup: true}}\n")
+    world.runner.faults.append(Fault(words=("snapshot", "--"), again=True, answer=(1, "out of space")))
+    assert vzdump(world, "backup-end", WEB).code == FAIL_BACKUP
+    world.runner.revive()
+    assert vzdump(world, "backup-end", WEB).code == 0
+
+
+def test_a_guest_in_no_job_of_ours_is_no_failure_of_its_backup(world: World) -> None:
+    answer = vzdump(world, "backup-end", 999)
+    assert answer.code == 0
+    assert "no such guest in any job" in answer.lines[0]
+
+
+def test_a_guest_with_a_young_point_is_left_alone(world: World) -> None:
+    vzdump(world, "backup-end", WEB)
+    world.clock.now += 1800
+    world.runner.ran.clear()
+    assert "has a point that is 18" in vzdump(world, "backup-end", WEB).lines[0]
+    assert not world.runner.changes
+    world.clock.now += 1801
+    vzdump(world, "backup-end", WEB)
+    assert len(world.points(HERE, WEB)) == 2
+
+
+def test_without_replication_only_the_point_is_made(world: World) -> None:
+    world.config.write_text(f"{world.config.read_text()}vzdump: {{replicate: false, skip-within: 0}}\n")
+    vzdump(world, "backup-end", WEB)
+    assert world.points(HERE, WEB)
+    assert not world.runner.zfs(HERE, "send")
+
+
+def test_another_run_is_no_failure_of_the_backup(world: World) -> None:
+    with run_lock(world.place / "run", "snapshot"):
+        answer = vzdump(world, "backup-end", WEB)
+    assert answer.code == 0
+    assert "another run is at work" in answer.lines[0]
+
+
+@pytest.mark.parametrize("phase", sorted(set(VZDUMP_PHASES) - {"backup-end"}))
+def test_nothing_happens_in_the_other_phases(world: World, phase: str) -> None:
+    assert vzdump(world, phase, WEB) == Answer()
+    assert not world.runner.ran
+
+
+# -- a guest's own hook script
+
+
+def test_a_guest_has_a_point_before_its_start_and_after_its_stop(world: World) -> None:
+    world.guest(WEB).running = False
+    for phase, points in (("pre-start", 1), ("post-start", 1), ("pre-stop", 1), ("post-stop", 2)):
+        world.clock.now += 60
+        assert guest_hook(world.session, Vmid(WEB), phase).code == 0
+        assert len(world.points(HERE, WEB)) == points, phase
+    assert {point.consistency for point in world.points(HERE, WEB)} == {"offline: guest is not running"}
+
+
+def test_it_never_keeps_a_guest_from_starting(world: World) -> None:
+    world.runner.faults.append(Fault(words=("list",), again=True, answer=(1, "I/O error")))
+    answer = guest_hook(world.session, Vmid(WEB), "pre-start")
+    assert (answer.code, len(answer.lines)) == (0, 1)
+
+
+# -- thawing by hand
+
+
+def test_thaw_without_names_does_what_the_sweep_does(world: World) -> None:
+    (world.place / "state/frozen").mkdir(parents=True)
+    (world.place / "state/frozen/100").write_text("qemu 1\n")
+    world.guest(WEB).frozen = world.guest(DB).frozen = True
+    with world.session() as session:
+        (result,) = thaw(session)
+        assert (result.vmid, result.outcome, result.message) == (WEB, Outcome.OK, "thawed, 2 were frozen")
+        assert not world.guest(WEB).frozen
+        assert world.guest(DB).frozen, "somebody else's freeze"
+        assert thaw(session) == ()
+
+
+def test_thaw_by_name_takes_anybodys_freeze(world: World) -> None:
+    world.guest(DB).frozen = world.guest(CT).frozen = True
+    with world.session() as session, run_lock(world.place / "run", "snapshot"):
+        told = thaw(session, [Vmid(DB), Vmid(CT), Vmid(WEB), Vmid(999)])
+        with pytest.raises(LockedError):
+            thaw(session)
+    assert [result.message for result in told] == [
+        "thawed, 2 were frozen", "thawed, 1 were frozen", "was not frozen", "was not frozen",
+    ]  # fmt: skip
+    assert not world.guest(DB).frozen
+    assert not world.guest(CT).frozen
+
+
+def test_a_guest_that_does_not_thaw_is_told(world: World) -> None:
+    world.guest(DB).agent = "hang"
+    with world.session() as session:
+        (result,) = thaw(session, [Vmid(DB)])
+    assert (result.outcome, result.vmid) == (Outcome.FAILED, DB)
