@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from pve_zfsbackup.host.pump import Flow
 from pve_zfsbackup.host.runner import Completed
+from tests.fakes.node import FakeNode
 from tests.fakes.pools import KIB, Clock, Pools
+from tests.fakes.runner import HERE, FakeRunner, Fault
 from tests.fakes.streams import Receiver, Sender
 from tests.fakes.zfs import FakeZfs
 
@@ -49,11 +53,26 @@ def _one(pools: Pools, step: Sequence[Any]) -> dict[str, Any] | None:
             "sent": sent.returncode,
             "sent stderr": sent.stderr,
         }
+    if step[0] == "pack":
+        return _pack(pools, *step[1:])
     if step[1] == "send":
         return _answer(Sender(pools, [pools]).run(step)[0])
     if step[1] == "receive":
         return _answer(Receiver(pools).abort(step))
     return _answer(FakeZfs(pools).run(step))
+
+
+def _pack(
+    pools: Pools, producers: Sequence[Sequence[str]], consumers: Sequence[Sequence[str]], cut: Sequence[int] = ()
+) -> dict[str, Any]:
+    """As the runner of the other tests does it."""
+    runner = FakeRunner({HERE: pools}, FakeNode(Path("/nowhere")), {})
+    if cut:
+        runner.faults.append(Fault(words=tuple(consumers[cut[0]]), cut=cut[1] * KIB))
+    line = [word for words in consumers for word in ("&&", *words)][1:]
+    done = runner.pipe(producers, [line], Flow(progress=lambda number, moved: None, stall=1))
+    sent = next((end.returncode for end in done.sent if end.returncode not in (0, -13)), 0)
+    return {**_answer(done.received[-1]), "sent": sent, "sent stderr": ""}
 
 
 def _answer(done: Completed) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -28,9 +29,7 @@ def send_only(argv):
 
 def pipe(producer, consumer, kib=None):
     first = subprocess.Popen(producer, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
-    second = subprocess.Popen(
-        consumer, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV
-    )
+    second = subprocess.Popen(consumer, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
     left = None if kib is None else kib * 1024
     while left is None or left > 0:
         data = os.read(first.stdout.fileno(), 65536 if left is None else min(65536, left))
@@ -51,6 +50,43 @@ def pipe(producer, consumer, kib=None):
         "sent": first.wait(), "sent stderr": sent,
         "status": second.returncode, "stdout": out.decode(), "stderr": err.decode(),
     }  # fmt: skip
+
+
+def pack(producers, consumers, cut=None):
+    line = " && ".join(shlex.join(words) for words in consumers)
+    taker = subprocess.Popen(
+        ("sh", "-c", line), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV
+    )
+    sent = []
+    for number, words in enumerate(producers):
+        limit = cut[1] * 1024 if cut and cut[0] == number else None
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV) as sender:
+            gone = poured(sender.stdout, taker.stdin, limit)
+            sender.stdout.close()
+            sent.append(sender.wait())
+        if gone or limit is not None or sent[-1]:
+            break
+    out, err = taker.communicate()
+    return {
+        "sent": next((code for code in sent if code not in (0, -13)), 0), "sent stderr": "",
+        "status": taker.returncode, "stdout": out.decode(), "stderr": err.decode(),
+    }  # fmt: skip
+
+
+def poured(source, sink, limit):
+    """Whether the other end was gone."""
+    while limit is None or limit > 0:
+        data = os.read(source.fileno(), 65536 if limit is None else min(65536, limit))
+        if not data:
+            return False
+        limit = None if limit is None else limit - len(data)
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(sink.fileno(), view) :]
+        except BrokenPipeError:
+            return True
+    return False
 
 
 def write(dataset, kib):
@@ -80,6 +116,8 @@ def play(steps, base):
         step = filled(raw, base)
         if step[0] == "pipe":
             answers.append(pipe(*step[1:]))
+        elif step[0] == "pack":
+            answers.append(pack(*step[1:]))
         elif step[0] == "write":
             write(*step[1:])
         elif step[1] == "send" and "-nvP" not in step:

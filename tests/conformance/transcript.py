@@ -49,9 +49,7 @@ class Labels:
         return self._known.setdefault(f"{kind} {value}", f"{kind}{count + 1}")
 
 
-def comparable(
-    steps: Sequence[Sequence[Any]], answers: Sequence[Mapping[str, Any]], base: str
-) -> list[dict[str, Any]]:
+def comparable(steps: Sequence[Sequence[Any]], answers: Sequence[Mapping[str, Any]], base: str) -> list[dict[str, Any]]:
     """The answers of one case, with the step each belongs to."""
     labels = Labels(base)
     told = []
@@ -70,6 +68,10 @@ def _sent(answer: Mapping[str, Any]) -> str:
 
 
 def describe(step: Sequence[Any]) -> str:
+    if step[0] == "pack":
+        streams = " + ".join(" ".join(words) for words in step[1])
+        cut = f" | cut {step[3][0]} after {step[3][1]} KiB" if len(step) > 3 else ""
+        return f"{streams}{cut} | {' && '.join(' '.join(words) for words in step[2])}"
     if step[0] != "pipe":
         return " ".join(step)
     cut = f" | cut {step[3]} KiB" if len(step) > 3 else ""
