@@ -210,5 +210,6 @@ def require_sound(shelf: Shelf) -> None:
     if shelf.series.stale:
         raise VerificationError(
             f"series {shelf.series.id}: {shelf.series.problems[0]}",
-            hint="somebody put an older state in place: use another copy, or look at the provider's snapshots",
+            hint="somebody put an older state in place, or damaged the newest: look at the provider's snapshots and at "
+            "other copies; --older takes what there is",
         )

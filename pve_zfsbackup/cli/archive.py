@@ -71,14 +71,15 @@ def verify_archive(
 @click.option("--to", "root", required=True, metavar="DATASET", help="Below which the disks are received.")
 @click.option("--identity", type=IDENTITY, required=True, help="File with the age identity from the safe.")
 @click.option("--point", default="", help="Which one, such as 20261123T180000Z-ab12. Without: the newest.")
+@click.option("--older", is_flag=True, help="Take what there is, although newer points were seen, which are gone.")
 @click.option(
     "--config-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path(),
     help="Where the guest's configuration is written to. Without: here.",
 )  # fmt: skip
 @common
 def restore(
-    vmid: int, box: str, root: str, identity: Path, point: str, config_dir: Path, config_path: Path, as_json: bool,
-    verbose: bool,
+    vmid: int, box: str, root: str, identity: Path, point: str, older: bool, config_dir: Path, config_path: Path,
+    as_json: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Receive all disks of a guest from a storage box, and write its configuration to a file.
 
@@ -89,7 +90,7 @@ def restore(
     catalog = read_catalog(vault, identity=identity)
     for problem in catalog.all_problems:
         terminal.note(problem)
-    choice = choose(catalog, Vmid(vmid), point)
+    choice = choose(catalog, Vmid(vmid), point, older=older)
     with vault.scratch() as spool:
         reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
         restorer = Restorer(

@@ -1,0 +1,142 @@
+"""restore.sh, as it lies in the box, with the programs it names: only `zfs` is a script that keeps what it is given."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.archive.bench import Bench, noise, text
+
+pytestmark = pytest.mark.processes
+MIB = 1 << 20
+FULL = {"scsi0": text(1, 3 * MIB // 2), "scsi1": noise(2, 2 * MIB)}
+STEP = {"scsi0": text(3, MIB), "scsi1": noise(4, 1000)}
+ZFS = """#!/bin/sh
+[ "$1 $2 $3 $4" = "receive -s -u --" ] || exit 9
+n=$(ls "$PLACE" | wc -l)
+cat >"$PLACE/$(printf %02d "$n")-$(echo "$5" | tr / _)"
+"""
+
+
+@pytest.fixture
+def filled(bench: Bench) -> Bench:
+    bench.write(1, FULL)
+    bench.write(2, STEP)
+    bench.write(3, {**STEP, "scsi2": text(5, 2000)})  # a disk that was added: in full beside increments
+    return bench
+
+
+def script(bench: Bench, *arguments: str, shell: str = "sh") -> subprocess.CompletedProcess[str]:
+    tools = bench.place / "bin"
+    tools.mkdir(exist_ok=True)
+    (tools / "zfs").write_text(ZFS)
+    (tools / "zfs").chmod(0o755)
+    (bench.place / "taken").mkdir(exist_ok=True)
+    environment = {
+        "PATH": f"{tools}:{os.environ['PATH']}", "PLACE": str(bench.place / "taken"), "TMPDIR": str(bench.place),
+    }  # fmt: skip
+    verb, *rest = arguments
+    keys = (str(bench.identity), str(bench.vault.box.signers_file))
+    argv = (shell, str(bench.file("restore.sh")), verb, *keys, *rest)
+    return subprocess.run(argv, env=environment, cwd=bench.place, capture_output=True, text=True, check=False)
+
+
+def taken(bench: Bench) -> list[tuple[str, bytes]]:
+    found = sorted((bench.place / "taken").iterdir())
+    return [(path.name[3:], path.read_bytes()) for path in found]
+
+
+def names(bench: Bench) -> list[str]:
+    return [content.signed.outer.point for content in bench.catalog().shelves[0].contents]
+
+
+def test_list_shows_every_point(filled: Bench) -> None:
+    done = script(filled, "list")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == names(filled)
+    assert "100/20270115T080300Z-0001" in lines[2]
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_every_stream_of_every_disk_arrives_byte_for_byte(filled: Bench, shell: str) -> None:
+    done = script(filled, "restore", names(filled)[2], "tank/back", shell=shell)
+    assert done.returncode == 0, done.stderr
+    assert taken(filled) == [
+        ("tank_back_scsi0", FULL["scsi0"]), ("tank_back_scsi0", STEP["scsi0"]), ("tank_back_scsi0", STEP["scsi0"]),
+        ("tank_back_scsi1", FULL["scsi1"]), ("tank_back_scsi1", STEP["scsi1"]), ("tank_back_scsi1", STEP["scsi1"]),
+        ("tank_back_scsi2", text(5, 2000)),
+    ]  # fmt: skip
+    config = json.loads((filled.place / f"guest-{names(filled)[2]}.json").read_text())
+    assert config["conf"].startswith("name: web\n")
+
+
+def test_an_older_point_takes_no_more_than_it_needs(filled: Bench) -> None:
+    assert script(filled, "restore", names(filled)[0], "tank/back").returncode == 0
+    assert taken(filled) == [("tank_back_scsi0", FULL["scsi0"]), ("tank_back_scsi1", FULL["scsi1"])]
+
+
+def test_nothing_is_left_behind_in_the_temporary_directory(filled: Bench) -> None:
+    script(filled, "restore", names(filled)[0], "tank/back")
+    assert list(filled.place.glob("pzb-restore*")) == []
+
+
+@pytest.mark.parametrize("victim", ["manifest.json", "manifest.json.sig", "manifest.age", "manifest.age.sig"])
+def test_a_changed_manifest_stops_it_before_anything_is_received(filled: Bench, victim: str) -> None:
+    path = filled.place / "mnt/root" / filled.catalog().shelves[0].contents[0].path / victim
+    data = path.read_bytes()
+    path.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
+    done = script(filled, "restore", path.parent.name, "tank/back")
+    assert done.returncode == 1
+    assert path.parent.name in done.stderr
+    assert taken(filled) == []
+
+
+def test_a_changed_segment_stops_it_and_its_bytes_reach_nobody(filled: Bench) -> None:
+    name = names(filled)[0]
+    path = filled.file(f"{name}/seg-000002")
+    data = path.read_bytes()
+    path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    done = script(filled, "restore", name, "tank/back")
+    assert done.returncode == 1
+    assert "segment 2 is damaged" in done.stderr
+    (cut,) = taken(filled)
+    assert cut[1] == FULL["scsi0"][:MIB]  # what came before, in whole segments: zfs refuses it as incomplete
+
+
+def test_a_missing_parent_is_named(filled: Bench) -> None:
+    first, second, _ = names(filled)
+    path = filled.file(f"{first}/manifest.json.sig").with_name("manifest.json")
+    path.unlink()
+    done = script(filled, "restore", second, "tank/back")
+    assert done.returncode == 1
+    assert f"{first} is missing" in done.stderr
+
+
+def test_the_wrong_identity_is_told(filled: Bench) -> None:
+    filled.identity.unlink()
+    filled.vault.seal.new_identity(filled.identity)
+    done = script(filled, "list")
+    assert "the identity does not open it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("restore",), ("restore", "../..", "tank"), ("restore", "0" * 32, "tank"), ("x",)]
+)
+def test_wrong_arguments_do_nothing(filled: Bench, arguments: tuple[str, ...]) -> None:
+    done = script(filled, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("restore.sh: ")
+    assert taken(filled) == []
+
+
+def test_the_script_is_plain_posix(bench: Bench) -> None:
+    bench.write(1, {"scsi0": b"x"})
+    path: Path = bench.file("restore.sh")
+    assert path.read_text().startswith("#!/bin/sh\n")
+    assert "[[" not in path.read_text().replace("[[:", "")
+    assert subprocess.run(("dash", "-n", str(path)), check=False).returncode == 0

@@ -1,0 +1,307 @@
+"""Whoever can write to the box: every change is refused, and named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pve_zfsbackup.app.archive_expire import MANIFESTS
+from pve_zfsbackup.app.archive_publish import publish_removal
+from pve_zfsbackup.app.archive_read import Reader
+from pve_zfsbackup.app.archive_restore import choose
+from pve_zfsbackup.app.archive_upload import Stamina
+from pve_zfsbackup.app.archive_verify import Level, drill, verify_box
+from pve_zfsbackup.app.catalog import Catalog
+from pve_zfsbackup.archive.names import NAMESPACE, writer_name
+from pve_zfsbackup.errors import BackupError, SealError, VerificationError
+from pve_zfsbackup.model import Vmid
+from tests.archive.bench import Bench, noise, text
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def filled(bench: Bench) -> Bench:
+    """A full point and two increments."""
+    for number in (1, 2, 3):
+        bench.write(number, {"scsi0": noise(number, 300), "scsi1": text(number, 4000)})
+    assert verify_box(bench.vault, Level.OPENED, identity=bench.identity, note=print).good
+    return bench
+
+
+def points(bench: Bench) -> list[Path]:
+    """Directories of the points, oldest first."""
+    return [bench.place / "mnt/root" / content.path for content in bench.catalog().shelves[0].contents]
+
+
+def problems(bench: Bench, level: Level = Level.LISTED) -> str:
+    found = verify_box(bench.vault, level, identity=bench.identity, note=lambda _: None)
+    return "\n".join([*found.problems, *(f"{p.path}: {problem}" for p in found.points for problem in p.problems)])
+
+
+def refused(bench: Bench, catalog: Catalog | None = None) -> str:
+    """Why the newest point cannot be restored."""
+    with pytest.raises(BackupError) as caught:
+        choose(catalog or bench.catalog(), Vmid(100), "20270115T080300Z-0001")
+    return str(caught.value)
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :]
+
+
+def test_every_flipped_byte_of_a_segment_is_named(filled: Bench) -> None:
+    directory = points(filled)[2]
+    content = filled.catalog().shelves[0].contents[2]
+    with filled.vault.scratch() as spool:
+        reader = Reader(vault=filled.vault, spool=spool, stamina=Stamina(seconds=0))
+        for segment in content.signed.outer.segments:
+            (path,) = directory.glob(f"seg-{segment.number:06d}-*")
+            good = path.read_bytes()
+            for at in range(len(good)):
+                path.write_bytes(flipped(good, at))
+                with pytest.raises(VerificationError, match=path.name):
+                    reader.fetch(content, segment)
+            path.write_bytes(good)
+            reader.fetch(content, segment).unlink()
+
+
+def test_age_itself_refuses_every_flipped_byte_it_is_given(filled: Bench) -> None:
+    """Even if hashes said nothing: the second line."""
+    (path,) = points(filled)[2].glob("seg-000001-*")
+    good = path.read_bytes()
+    with filled.vault.scratch() as spool:
+        for at in range(0, len(good), 17):
+            (spool / "bad").write_bytes(flipped(good, at))
+            with pytest.raises(SealError):
+                filled.vault.seal.unseal(spool / "bad", filled.identity, spool / f"plain-{at}", compressed=False)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_every_flipped_byte_of_a_manifest_is_refused(filled: Bench, name: str) -> None:
+    directory = points(filled)[2]
+    good = (directory / name).read_bytes()
+    before = filled.catalog().shelves[0].contents[2].inner
+    for at in range(3, len(good) - 1, max(1, len(good) // 24)):
+        (directory / name).write_bytes(flipped(good, at))
+        catalog = filled.catalog()
+        if name.endswith(".sig") and not catalog.all_problems:
+            # White space and line ends of the armour say nothing: the signature is the same, and so is what it signs.
+            assert catalog.shelves[0].contents[2].inner == before
+            continue
+        assert directory.name in "\n".join(catalog.all_problems), at
+        refused(filled, catalog)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["manifest.json", "manifest.json.sig", "manifest.age", "manifest.age.sig", "seg-000002-*"]
+)
+@pytest.mark.parametrize("how", ["removed", "emptied", "truncated", "longer"])
+def test_what_is_gone_or_has_another_length_is_named(filled: Bench, pattern: str, how: str) -> None:
+    directory = points(filled)[1]
+    (path,) = directory.glob(pattern)
+    data = path.read_bytes()
+    match how:
+        case "removed":
+            path.unlink()
+        case "emptied":
+            path.write_bytes(b"")
+        case "truncated":
+            path.write_bytes(data[:-1])
+        case "longer":
+            path.write_bytes(data + b"x")
+    if pattern.endswith(".sig") and how in ("longer", "truncated"):
+        # What follows the armour, and its last line end, is not part of the signature.
+        assert problems(filled) == "" or directory.name in problems(filled)
+        return
+    assert directory.name in problems(filled)
+    assert directory.name in refused(filled) or "missing" in refused(filled)
+
+
+def test_segments_that_were_swapped_are_named(filled: Bench) -> None:
+    one, other = sorted(points(filled)[2].glob("seg-*"))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    told = problems(filled, Level.HASHED)
+    assert one.name in told
+    assert other.name in told
+
+
+def test_segments_of_equal_length_that_were_swapped_are_named_when_hashed(bench: Bench) -> None:
+    bench.write(1, {"scsi0": noise(1, 500), "scsi1": noise(2, 500)})
+    one, other = sorted(points(bench)[0].glob("seg-*"))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    assert problems(bench, Level.LISTED) == ""  # as long, and that is all a listing shows
+    assert one.name in problems(bench, Level.HASHED)
+    assert not verify_box(bench.vault, Level.OPENED, identity=bench.identity, note=print).good
+
+
+def test_manifests_of_two_points_that_were_swapped_are_refused(filled: Bench) -> None:
+    one, other = points(filled)[1:]
+    for name in MANIFESTS:
+        content = (one / name).read_bytes()
+        (one / name).write_bytes((other / name).read_bytes())
+        (other / name).write_bytes(content)
+    assert f"belongs to {filled.vault.writer}" in problems(filled)
+    with pytest.raises(VerificationError):
+        choose(filled.catalog(), Vmid(100))
+
+
+def test_an_inner_manifest_of_another_point_is_refused(filled: Bench) -> None:
+    one, other = points(filled)[1:]
+    for name in ("manifest.age", "manifest.age.sig"):
+        shutil.copy(one / name, other / name)
+    assert "manifest.age is not the one manifest.json speaks of" in problems(filled)
+
+
+def test_an_older_point_put_in_place_of_a_newer_is_refused(filled: Bench) -> None:
+    _, older, newest = points(filled)
+    for path in newest.iterdir():
+        path.unlink()
+    for path in older.iterdir():
+        shutil.copy(path, newest / path.name)
+    assert newest.name in problems(filled)
+
+
+def test_the_newest_point_removed_is_noticed_by_who_saw_it(filled: Bench) -> None:
+    shutil.rmtree(points(filled)[2])
+    assert "sequence 2, but 3 was seen before" in problems(filled)
+    with pytest.raises(VerificationError, match="newer ones were removed"):
+        choose(filled.catalog(), Vmid(100))
+
+
+def test_the_whole_box_set_back_to_an_older_state_is_noticed(bench: Bench) -> None:
+    root = bench.place / "mnt/root"
+    bench.write(1, {"scsi0": noise(1, 300)})
+    shutil.copytree(root, bench.place / "older")
+    bench.write(2, {"scsi0": noise(2, 300)})
+    shutil.rmtree(root)
+    shutil.copytree(bench.place / "older", root)
+    with pytest.raises(VerificationError, match="older state"):
+        choose(bench.catalog(), Vmid(100))
+    older = choose(bench.catalog(), Vmid(100), older=True)  # a person may want what there is
+    assert older.content.signed.outer.sequence == 1
+
+
+def test_a_series_that_vanished_is_told(filled: Bench) -> None:
+    shutil.rmtree(filled.place / "mnt/root" / filled.vault.writer)
+    assert "is gone: 3 manifests were seen before" in problems(filled)
+
+
+def test_a_point_removed_from_the_middle_is_named_even_by_who_never_saw_it(filled: Bench) -> None:
+    victim = points(filled)[1]
+    shutil.rmtree(victim)
+    shutil.rmtree(filled.vault.state)
+    assert f"{victim.name} (sequence 2) is gone" in problems(filled)
+    assert "missing" in refused(filled)
+    assert len(choose(filled.catalog(), Vmid(100), "20270115T080100Z-0001").chain) == 1  # what is whole still is
+
+
+def test_a_removed_statement_cannot_bring_back_what_was_removed(filled: Bench) -> None:
+    shelf = filled.shelf
+    assert shelf is not None
+    newest = shelf.contents[-1].signed.outer.point
+    publish_removal(filled.vault, Stamina(seconds=0), shelf, [newest], "2027-01-15T09:00:00Z")
+    catalog = filled.catalog()
+    assert [c.signed.outer.sequence for c in catalog.shelves[0].contents] == [1, 2]
+    assert [signed.outer.point for signed in catalog.shelves[0].series.leftover] == [newest]
+
+
+def test_a_forger_with_the_recipient_but_without_the_key_gets_nowhere(filled: Bench) -> None:
+    """age does not say who encrypted (age#59): only the signature does."""
+    seal = filled.vault.seal
+    seal.new_signing_key(filled.place / "forged", "forger")
+    directory = points(filled)[2]
+    data = (directory / "manifest.json").read_bytes()
+    (directory / "manifest.json.sig").write_bytes(seal.sign(data, filled.place / "forged"))
+    assert "signature is not" in problems(filled)
+
+
+def test_another_nodes_key_does_not_sign_in_this_nodes_name(filled: Bench) -> None:
+    """Both are believed, each in its own directory."""
+    seal = filled.vault.seal
+    seal.new_signing_key(filled.place / "other", "other node")
+    public = (filled.place / "other.pub").read_text()
+    with filled.vault.box.signers_file.open("a") as file:
+        file.write(f'{writer_name(public)} namespaces="{NAMESPACE}" {" ".join(public.split()[:2])}\n')
+    directory = points(filled)[2]
+    data = (directory / "manifest.json").read_bytes()
+    (directory / "manifest.json.sig").write_bytes(seal.sign(data, filled.place / "other"))
+    assert "signature is not" in problems(filled)
+
+
+def test_a_signature_for_another_purpose_does_not_count(filled: Bench) -> None:
+    directory = points(filled)[2]
+    other = replace(filled.vault.seal, namespace="git")
+    data = (directory / "manifest.json").read_bytes()
+    (directory / "manifest.json.sig").write_bytes(other.sign(data, filled.vault.box.signing_key_file))
+    assert "signature is not" in problems(filled)
+
+
+@pytest.mark.parametrize("make", [
+    lambda root: (root / "w-0000000000000000").mkdir(),
+    lambda root: (root / "lost+found").mkdir(),
+    lambda root: (root / "a\nb").write_text("x"),
+    lambda root: (root / "-rf").mkdir(),
+    lambda root: (root / ("0" * 32)).symlink_to("/etc"),
+])  # fmt: skip
+def test_what_else_lies_there_is_passed_over(filled: Bench, make: Callable[[Path], object]) -> None:
+    make(filled.place / "mnt/root")
+    make(filled.place / "mnt/root" / filled.vault.writer)
+    assert problems(filled) == ""
+
+
+def test_garbage_where_a_point_could_be_harms_no_other(filled: Bench) -> None:
+    place = points(filled)[0].parent / ("ab" * 16)
+    place.mkdir()
+    for name in ("manifest.json", "manifest.json.sig"):
+        (place / name).write_bytes(noise(7, 1000))
+    assert "ab" * 16 in problems(filled)
+    assert len(choose(filled.catalog(), Vmid(100)).chain) == 3
+
+
+# Levels
+
+
+def test_samples_cover_everything_in_one_cycle(filled: Bench) -> None:
+    filled.store.gets.clear()
+    found = [verify_box(filled.vault, Level.SAMPLED, parts=4, note=print) for _ in range(4)]
+    assert [one.part for one in found] == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
+    assert all(one.good for one in found)
+    segments = [path for path in filled.store.gets if "/seg-" in path]
+    assert len(segments) == len(set(segments)) == 6
+
+
+def test_a_damaged_segment_is_found_within_one_cycle(filled: Bench) -> None:
+    (path,) = points(filled)[0].glob("seg-000001-*")
+    path.write_bytes(flipped(path.read_bytes(), 100))
+    found = [verify_box(filled.vault, Level.SAMPLED, parts=4, note=print).good for _ in range(4)]
+    assert found.count(False) == 1
+
+
+def test_the_drill_opens_the_newest_of_each_guest(filled: Bench) -> None:
+    (point,) = drill(filled.vault, filled.identity, note=print)
+    assert (point.point, point.segments, point.problems) == ("100/20270115T080300Z-0001", 2, ())
+
+
+def test_the_drill_fails_loudly_with_another_identity(filled: Bench) -> None:
+    filled.vault.seal.new_identity(filled.place / "wrong")
+    (point,) = drill(filled.vault, filled.place / "wrong", note=print)
+    assert "no identity matched" in point.problems[0]
+
+
+def test_the_drill_fails_with_the_nodes_own_key_which_opens_manifests_only(filled: Bench) -> None:
+    (point,) = drill(filled.vault, filled.vault.box.catalog_key_file, note=print)
+    assert "no identity matched" in point.problems[0]
+
+
+def test_a_drill_of_an_empty_box_is_no_success(bench: Bench) -> None:
+    with pytest.raises(VerificationError, match="nothing there"):
+        list(drill(bench.vault, bench.identity, note=print))
