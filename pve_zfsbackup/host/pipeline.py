@@ -8,14 +8,15 @@ begun; they go again in another session.
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Protocol
 
-from pve_zfsbackup.errors import BackupError, StreamBrokenError, VerificationError
+from pve_zfsbackup.errors import BackupError, CommandError, StreamBrokenError, VerificationError
 from pve_zfsbackup.host import listing, zfs
 from pve_zfsbackup.host.pump import Flow
 from pve_zfsbackup.host.runner import Completed, Piped
@@ -26,6 +27,7 @@ from pve_zfsbackup.model import Dataset, Guid, Resume, Send
 ALONE_BYTES = 64 << 20  # from here a connection of its own is worth its handshake
 LEVEL = "-3"  # zstd; faster than a network that is worth compressing for
 BLOCK = "128k"  # of mbuffer
+MOST = 200  # streams of one disk in one command line, which may have 128 KiB
 
 
 class Fate(Enum):
@@ -84,8 +86,28 @@ def carry(source: Host, target: Host, chains: Sequence[Chain], meter: Meter) -> 
     """Send the chains in one session and note in each what became of it. What arrived is to be verified by the caller.
 
     Raises nothing that belongs to a single chain; a fault of the target (unreachable, silent) is all of theirs, as
-    which of them arrived will be seen in its next listing.
+    which of them arrived will be seen in its next listing. A chain too long for one command line comes alone.
     """
+    if len(chains) != 1 or len(chains[0].streams) <= MOST:
+        _session(source, target, chains, meter)
+        return
+    whole = chains[0]
+    for start in range(0, len(whole.streams), MOST):
+        streams = whole.streams[start : start + MOST]
+        part = replace(whole, streams=streams, prepare=_nothing if start else whole.prepare)
+        _session(source, target, [part], meter)
+        whole.moved += part.moved
+        whole.begun = whole.begun or part.begun
+        whole.fate, whole.error = part.fate, part.error
+        if part.fate is not Fate.ARRIVED:
+            return
+
+
+def _nothing() -> None:
+    """What is left to do before the second part of a chain."""
+
+
+def _session(source: Host, target: Host, chains: Sequence[Chain], meter: Meter) -> None:
     turn = _Turn(source, chains, meter)
     flow = Flow(
         progress=lambda number, moved: meter.moved(turn.streams[number][1], moved),
@@ -183,6 +205,14 @@ def _cause(target: Host, chain: Chain, turn: _Turn, done: Piped) -> BackupError:
                 return _died(sent) if sent.returncode < 0 and not sent.stderr.strip() else classified(sent)
     if turn.error and len(begun) < len(chain.streams):
         return turn.error
+    for program in ("zstd", "mbuffer"):
+        if re.search(rf"\b{program}: (?:command )?not found", received.stderr):
+            return CommandError(
+                f"{target.name}: {program} is not installed there",
+                hint=f"install {program} on the target, or turn it off in the configuration",
+                stderr=received.stderr,
+                returncode=received.returncode,
+            )
     for filtering in done.received[:-1]:
         if filtering.returncode not in (0, -signal.SIGPIPE) and not received.returncode:
             return classified(filtering)

@@ -106,6 +106,46 @@ def test_one_guest_that_cannot_be_marked_does_not_keep_its_batch_from_it(world: 
     assert_replicated(world, (DB, CT))
 
 
+def carried(world: World) -> list[str]:
+    return [line for line in world.runner.lines if "zfs receive" in line]
+
+
+def test_compression_is_for_plain_streams_and_encrypted_ones_travel_apart(world: World) -> None:
+    option(world, "compress: zstd")
+    assert ok(world.run())
+    assert_replicated(world)
+    told = {"crypt/" in line: line.startswith("zstd -dqc | { ") for line in carried(world)}
+    assert told == {True: False, False: True}
+
+
+def test_compression_by_itself_leaves_out_what_zfs_compressed(world: World) -> None:
+    option(world, "compress: auto, mbuffer: 16M")
+    world.source.datasets[ZVOL].props["compressratio"] = "1.80"
+    assert ok(world.run())
+    assert_replicated(world)
+    plain = next(line for line in carried(world) if REPLICAS[ZVOL] in line)
+    packed = next(line for line in carried(world) if REPLICAS[FAST] in line)
+    assert plain.startswith("mbuffer -q -s 128k -m 16M | { ")
+    assert packed.startswith("zstd -dqc | mbuffer -q -s 128k -m 16M | { ")
+    asked = [argv for argv in world.runner.zfs(HERE, "get") if "compressratio" in argv]
+    assert len(asked) == 1
+
+
+def test_rates_of_the_configuration_reach_the_streams(world: World) -> None:
+    with world.session() as session:
+        assert session.hosts[TARGET].link.pace is None
+    option(world, "rate: 3M, stall: 120")
+    with world.session() as session:
+        link = session.hosts[TARGET].link
+        assert link.pace is not None
+        assert (link.pace.rate(), link.stall) == (3 << 20, 120)
+    option(world, "rate-schedule: ['00:00-24:00: 7M']")
+    with world.session() as session:
+        pace = session.hosts[TARGET].link.pace
+        assert pace is not None
+        assert pace.rate() == 7 << 20
+
+
 # -- tried again
 
 

@@ -19,7 +19,7 @@ from pve_zfsbackup.errors import (
 )
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.listing import list_host
-from pve_zfsbackup.host.pipeline import ALONE_BYTES, Chain, Fate, carry
+from pve_zfsbackup.host.pipeline import ALONE_BYTES, MOST, Chain, Fate, carry
 from pve_zfsbackup.host.ssh import Destination, Host, Link
 from pve_zfsbackup.model import Dataset, Guid, Resume, Send, Snapshot
 from tests.fakes.node import FakeNode
@@ -302,6 +302,46 @@ def test_the_second_step_of_a_disk_that_fails_is_the_disks_failure(
     carry(source, target, chains, Seen())
     assert fates(chains) == [FAILED, AGAIN]
     assert isinstance(chains[0].error, DatasetNotFoundError)
+
+
+def test_a_disk_with_very_many_steps_takes_several_sessions(source: Host, target: Host, runner: FakeRunner) -> None:
+    first = full(source, DISKS[0])
+    streams, base = [first], first.snapshot
+    for number in range(2 * MOST):
+        made = runner.pools[HERE].snap(f"{DISKS[0]}@s{number}")
+        goal = replace(base, name=made.name, guid=Guid(str(made.guid)), createtxg=made.createtxg)
+        streams.append(replace(first, snapshot=goal, base=base))
+        base = goal
+    prepared: list[int] = []
+    chain = Chain(streams=tuple(streams), prepare=lambda: prepared.append(1))
+    carry(source, target, [chain], Seen())
+    assert (chain.fate, prepared) == (ARRIVED, [1])
+    assert len(runner.pools["t"].datasets["tank/d0"].snaps) == 2 * MOST + 1
+    carried = [line for line in runner.lines if "receive" in line]
+    assert [line.count("zfs receive") for line in carried] == [MOST, MOST, 1]
+    assert max(map(len, carried)) < 1 << 17
+
+
+def test_a_part_that_breaks_ends_its_disk(source: Host, target: Host, runner: FakeRunner) -> None:
+    first = full(source, DISKS[0])
+    gone = replace(first, snapshot=replace(first.snapshot, name="gone", guid=Guid("17")), base=first.snapshot)
+    chain = Chain(streams=(first, *(gone for _ in range(2 * MOST))))
+    carry(source, target, [chain], Seen())
+    assert chain.fate is FAILED
+    assert isinstance(chain.error, DatasetNotFoundError)
+    assert len([line for line in runner.lines if "receive" in line]) == 1
+
+
+@pytest.mark.parametrize("text", ["sh: 1: mbuffer: not found", "bash: line 1: mbuffer: command not found"])
+def test_a_filter_that_the_target_does_not_have_is_named(
+    source: Host, target: Host, runner: FakeRunner, chains: list[Chain], text: str
+) -> None:
+    said = f"{text}\ncannot receive: failed to read from stream"
+    runner.faults.append(Fault(words=("receive", "tank/d0"), answer=(1, said)))
+    carry(source, replace(target, link=Link(mbuffer=1 << 20)), chains, Seen())
+    assert chains[0].error is not None
+    assert chains[0].error.message == "t: mbuffer is not installed there"
+    assert not chains[0].error.transient
 
 
 # -- command lines
