@@ -1,0 +1,303 @@
+"""The archive stage in whole runs: due, based, protected, expired, restored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import syslog
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pve_zfsbackup.app.archive_verify import Level, verify_box
+from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.preview import preview
+from pve_zfsbackup.app.run import ALL_STAGES, Stage
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode
+from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.host.lock import run_lock
+from tests.archive.worldly import Boxed
+from tests.fakes.pools import Pools
+from tests.fakes.world import CT, DB, WEB, World
+
+pytestmark = pytest.mark.processes
+DISKS = {
+    WEB: ("rpool/data/vm-100-disk-0", "fast/vm-100-disk-0"),
+    DB: ("rpool/crypt/vm-101-disk-0",),
+    CT: ("rpool/data/subvol-200-disk-0",),
+}
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token_hex: None) -> World:
+    made = World(tmp_path)
+    monkeypatch.setattr(Session, "now", lambda self: datetime.fromtimestamp(made.clock.now, UTC))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(syslog, "syslog", lambda priority, text: None)
+    return made
+
+
+@pytest.fixture
+def boxed(world: World) -> Boxed:
+    return Boxed(world)
+
+
+def bookmarks(boxed: Boxed, dataset: str) -> list[str]:
+    return sorted(name for name in boxed.world.source.datasets[dataset].marks if name.endswith(":box1"))
+
+
+def archived(report: object) -> list[tuple[Outcome, int | None, str]]:
+    results = [result for result in report.results if result.stage == "archive"]  # type: ignore[attr-defined]
+    return [(result.outcome, result.vmid, result.message) for result in results]
+
+
+def test_a_run_archives_every_guest_of_the_job(boxed: Boxed) -> None:
+    report = boxed.run()
+    assert report.exit_code is ExitCode.OK, report.results
+    assert [(outcome, vmid) for outcome, vmid, _ in archived(report)] == [(Outcome.OK, v) for v in (WEB, DB, CT)]
+    assert verify_box(boxed.vault, Level.OPENED, identity=boxed.identity, note=print).good
+    for vmid in DISKS:
+        assert len(boxed.points(vmid)) == 1
+
+
+def test_the_next_ones_are_increments_and_each_disk_has_one_bookmark(boxed: Boxed) -> None:
+    for _ in range(3):
+        boxed.world.write()
+        boxed.run()
+    assert [len(boxed.choose(vmid).chain) for vmid in DISKS] == [3, 3, 3]
+    for names in DISKS.values():
+        for name in names:
+            assert len(bookmarks(boxed, name)) == 1
+    assert ["-i" in argv for argv in boxed.programs.sent] == [False] * 4 + [True] * 8
+    assert verify_box(boxed.vault, Level.OPENED, identity=boxed.identity, note=print).good
+
+
+def test_encrypted_disks_leave_raw(boxed: Boxed) -> None:
+    boxed.run()
+    raw = {argv[-1].partition("@")[0] for argv in boxed.programs.sent if "-w" in argv}
+    assert raw == set(DISKS[DB])
+    (stream,) = boxed.choose(DB).content.inner.streams  # type: ignore[union-attr]
+    assert (stream.raw, stream.to_ivset, stream.flags) == (True, "77", ("-w",))
+
+
+def test_with_nothing_new_nothing_is_sent(boxed: Boxed) -> None:
+    boxed.run()
+    boxed.programs.sent.clear()
+    report = boxed.run(Stage.ARCHIVE)
+    assert {outcome for outcome, _, _ in archived(report)} == {Outcome.SKIPPED}
+    assert boxed.programs.sent == []
+
+
+def test_what_is_not_due_waits(boxed: Boxed) -> None:
+    text = boxed.world.config.read_text().replace("every-hours: 0", "every-hours: 4")
+    boxed.world.config.write_text(text)
+    counts = []
+    for _ in range(6):
+        boxed.world.write()
+        boxed.run()
+        counts.append(len(boxed.points(WEB)))
+    assert counts == [1, 1, 1, 1, 2, 2]
+
+
+def test_the_base_survives_pruning_and_only_the_base(boxed: Boxed) -> None:
+    boxed.run()
+    (base,) = {name.rpartition(":")[0] for name in bookmarks(boxed, DISKS[WEB][0])}
+    for _ in range(6):
+        boxed.world.write()
+        boxed.run(Stage.SNAPSHOT, Stage.REPLICATE, Stage.PRUNE)
+    snaps = list(boxed.world.source.datasets[DISKS[WEB][0]].snaps)
+    assert base in snaps
+    assert len(snaps) == 4  # three that are kept, and the base
+    boxed.run(Stage.ARCHIVE)
+    boxed.run(Stage.PRUNE)
+    assert base not in boxed.world.source.datasets[DISKS[WEB][0]].snaps
+
+
+def test_the_bookmark_alone_is_base_enough(boxed: Boxed) -> None:
+    boxed.run()
+    disk = boxed.world.source.datasets[DISKS[WEB][0]]
+    disk.snaps.clear()
+    boxed.world.write()
+    boxed.run(Stage.SNAPSHOT, Stage.ARCHIVE)
+    assert len(boxed.choose(WEB).chain) == 2
+    assert any("#" in word for argv in boxed.programs.sent for word in argv)
+
+
+def test_a_disk_that_lost_its_base_goes_in_full_beside_the_increments_and_is_told(boxed: Boxed) -> None:
+    boxed.run()
+    disk = boxed.world.source.datasets[DISKS[WEB][0]]
+    disk.snaps.clear()
+    disk.marks.clear()
+    boxed.world.write()
+    report = boxed.run(Stage.SNAPSHOT, Stage.ARCHIVE)
+    (outcome, _, _) = next(entry for entry in archived(report) if entry[1] == WEB)
+    assert outcome is Outcome.WARNING
+    assert len(boxed.choose(WEB).chain) == 2
+    assert verify_box(boxed.vault, Level.OPENED, identity=boxed.identity, note=print).good
+
+
+def test_history_expires_chain_by_chain_and_what_stays_can_be_restored(boxed: Boxed) -> None:
+    text = boxed.world.config.read_text().replace("every-hours: 0", "every-hours: 0\n    full-increments: 2")
+    boxed.world.config.write_text(text)
+    for _ in range(12):
+        boxed.world.write()
+        boxed.run()
+        verify_box(boxed.vault, Level.HASHED, note=lambda _: None)
+    assert len(boxed.points(WEB)) == 6  # the last run did not know yet that its own chain can be read back
+    boxed.run(Stage.ARCHIVE)
+    points = boxed.points(WEB)
+    assert [len(boxed.choose(WEB, point).chain) for point in points] == [1, 2, 3]
+    found = verify_box(boxed.vault, Level.OPENED, identity=boxed.identity, note=lambda _: None)
+    assert found.good, found.problems
+    assert len(list((boxed.world.place / "mnt/root" / boxed.vault.writer).iterdir())) == len(DISKS)
+
+
+def test_a_chain_that_was_never_read_back_keeps_the_one_before(boxed: Boxed) -> None:
+    text = boxed.world.config.read_text().replace("every-hours: 0", "every-hours: 0\n    full-increments: 1")
+    boxed.world.config.write_text(text)
+    for _ in range(8):
+        boxed.world.write()
+        boxed.run()
+    assert len(boxed.points(CT)) == 4
+
+
+def test_a_guest_restored_from_the_box_alone_is_what_it_was(boxed: Boxed) -> None:
+    for _ in range(3):
+        boxed.world.write()
+        boxed.run()
+    point = boxed.points(WEB)[1]
+    wanted = {
+        name: next(s for s in boxed.world.source.datasets[name].snaps.values() if point.endswith(s.name[4:])).content
+        for name in DISKS[WEB]
+    }
+    boxed.world.source.add("rpool/back")
+    disks = boxed.restore(boxed.choose(WEB, point), "rpool/back")
+    assert [(disk.key, disk.streams, disk.received) for disk in disks] == [("scsi0", 2, 2), ("scsi1", 2, 2)]
+    back = boxed.world.source.datasets["rpool/back/local-zfs/vm-100-disk-0"]
+    assert back.content == wanted[DISKS[WEB][0]]
+    assert boxed.world.source.datasets["rpool/back/fast/vm-100-disk-0"].content == wanted[DISKS[WEB][1]]
+    newest = list(back.snaps.values())[-1]
+    assert newest.props["pve-zfsbackup:point"] == point
+    again = boxed.restore(boxed.choose(WEB, point), "rpool/back")
+    assert [disk.received for disk in again] == [0, 0]
+    later = boxed.restore(boxed.choose(WEB), "rpool/back")
+    assert [disk.received for disk in later] == [1, 1]
+
+
+def test_a_restore_overwrites_nothing(boxed: Boxed) -> None:
+    boxed.run()
+    source: Pools = boxed.world.source
+    for name in ("rpool/back", "rpool/back/local-zfs", "rpool/back/local-zfs/vm-100-disk-0"):
+        source.add(name, zvol=name.endswith("disk-0"))
+    source.write("rpool/back/local-zfs/vm-100-disk-0", 1000)
+    with pytest.raises(BackupError, match="none of the states of this archive"):
+        boxed.restore(boxed.choose(WEB), "rpool/back")
+
+
+def test_a_restore_below_what_does_not_exist_says_so(boxed: Boxed) -> None:
+    boxed.run()
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
+        boxed.restore(boxed.choose(WEB), "rpool/nowhere")
+
+
+# Faults
+
+
+def test_a_box_that_is_away_fails_alone(boxed: Boxed) -> None:
+    shutil.rmtree(boxed.world.place / "mnt")
+    report = boxed.run()
+    assert report.exit_code is ExitCode.PARTIAL
+    failed = [result for result in report.results if result.outcome is Outcome.FAILED]
+    assert [(result.stage, result.host) for result in failed] == [("archive", "box1")]
+    assert "is it mounted?" in failed[0].hint
+    assert len(boxed.world.complete("backup1", WEB)) == 1
+
+
+def test_keys_that_are_missing_are_told_with_the_way_to_make_them(boxed: Boxed) -> None:
+    boxed.vault.box.recipients_file.unlink()
+    report = boxed.run()
+    (failed,) = [result for result in report.results if result.outcome is Outcome.FAILED]
+    assert "recipients does not exist" in failed.message
+    assert "setup box box1" in failed.hint
+
+
+def test_damage_in_the_box_is_told_and_not_built_upon(boxed: Boxed) -> None:
+    boxed.run()
+    (path,) = (boxed.world.place / "mnt/root").rglob(f"{boxed.choose(WEB).content.signed.outer.point}/seg-000001-*")
+    path.unlink()
+    boxed.world.write()
+    report = boxed.run()
+    messages = [message for outcome, _, message in archived(report) if outcome is Outcome.FAILED]
+    assert len(messages) == 1
+    assert path.name in messages[0]
+    newest = boxed.choose(WEB)
+    assert len(newest.chain) == 1  # a new full one
+    assert len(boxed.choose(DB).chain) == 2
+
+
+def test_a_point_that_somebody_removed_is_told_once_and_the_history_goes_on(boxed: Boxed) -> None:
+    boxed.run()
+    boxed.world.write()
+    boxed.run()
+    shutil.rmtree(boxed.world.place / "mnt/root" / boxed.choose(WEB).content.path)
+    boxed.world.write()
+    first = boxed.run()
+    assert any("newer ones were removed" in message for _, _, message in archived(first))
+    boxed.world.write()
+    assert boxed.run().exit_code is ExitCode.OK
+    assert len(boxed.choose(WEB).chain) == 2
+
+
+def test_lost_state_is_found_again_in_the_box(boxed: Boxed) -> None:
+    boxed.run()
+    shutil.rmtree(boxed.vault.state)
+    boxed.world.write()
+    assert boxed.run().exit_code is ExitCode.OK
+    assert [len(boxed.choose(vmid).chain) for vmid in DISKS] == [2, 2, 2]
+
+
+def test_orphans_go_after_seven_days_and_not_before(boxed: Boxed) -> None:
+    boxed.run()
+    place = boxed.world.place / "mnt/root" / boxed.vault.writer / ("ab" * 16) / ("cd" * 16)
+    place.mkdir(parents=True)
+    (place / f"seg-000001-{'0' * 64}").write_bytes(b"x")
+    boxed.run(Stage.ARCHIVE)
+    boxed.world.clock.now += 6 * 86_400
+    boxed.run(Stage.ARCHIVE)
+    assert place.exists()
+    boxed.world.clock.now += 86_400
+    boxed.run(Stage.ARCHIVE)
+    assert not place.parent.exists()
+    assert verify_box(boxed.vault, Level.HASHED, note=print).good
+
+
+def test_another_archiving_run_is_not_waited_for(boxed: Boxed) -> None:
+    boxed.run(Stage.SNAPSHOT)
+    with boxed.session() as session, run_lock(session.config.runtime_dir, "archive"):
+        report = boxed.run()
+    assert any(result.stage == "archive" and result.outcome is Outcome.SKIPPED for result in report.results)
+    assert boxed.catalog.shelves == []
+
+
+def test_a_dry_run_says_what_would_go_and_changes_nothing(boxed: Boxed) -> None:
+    boxed.run(Stage.SNAPSHOT)
+    with boxed.session() as session:
+        shown = preview(session, Scope(), ALL_STAGES)
+    would = [(item.guest.vmid, item.would, item.plan.reasons) for item in shown.previews if item.stage is Stage.ARCHIVE]
+    assert [vmid for vmid, _, _ in would] == [WEB, DB, CT]
+    assert all(text.startswith("archive ") for _, text, _ in would)
+    assert would[0][2] == ("full: the first one",)
+    assert not (boxed.world.place / "mnt/root").exists()
+
+
+def test_without_a_box_in_any_job_the_stage_is_not_there(world: World) -> None:
+    report = world.run()
+    assert {result.stage for result in report.results} == {"snapshot", "replicate", "prune"}
+    assert not (world.place / "run/archive.lock").exists()
+    lines = [json.loads(line) for line in (world.place / "log/journal.jsonl").read_text().splitlines()]
+    assert lines[0]["stages"] == ["snapshot", "replicate", "prune"]
+    with pytest.raises(ConfigError, match="no job names a box"):
+        world.run(Stage.ARCHIVE)
