@@ -15,7 +15,7 @@ from pve_zfsbackup.app.box import Vault
 from pve_zfsbackup.app.catalog import Catalog, Shelf, read_catalog
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.archive.names import INNER, INNER_SIGNATURE, OUTER, OUTER_SIGNATURE, README, SCRIPT
+from pve_zfsbackup.archive.names import OUTER, README, SCRIPT
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.notebook import read_json, write_json
 from pve_zfsbackup.host.store import SAFE_PATH, Entry
@@ -24,7 +24,6 @@ from pve_zfsbackup.plan.archive import plan_expiry, removals
 
 ORPHAN_SECONDS = 7 * 86_400
 ORPHANS = "orphans.json"
-MANIFESTS = (OUTER, OUTER_SIGNATURE, INNER, INNER_SIGNATURE)
 
 
 def expire(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
@@ -85,7 +84,7 @@ def _expire(session: Session, vault: Vault, shelf: Shelf) -> int:
 def _remove(vault: Vault, directory: str, files: Mapping[str, Entry]) -> None:
     """The outer manifest first: without it there is no point, whatever else is left."""
     names = [name for name in files if SAFE_PATH.match(name) and not files[name].directory]
-    for batch in ([name for name in MANIFESTS[:1] if name in names], [name for name in names if name != OUTER]):
+    for batch in ([name for name in names if name == OUTER], [name for name in names if name != OUTER]):
         if batch:
             vault.store.remove([f"{directory}/{name}" for name in batch])
     vault.store.remove_directory(directory)

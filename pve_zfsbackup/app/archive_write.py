@@ -19,14 +19,13 @@ from pve_zfsbackup.app.archive_slices import Slicer, StreamDiffersError
 from pve_zfsbackup.app.archive_upload import Stamina, Uploads
 from pve_zfsbackup.app.box import Vault, fresh
 from pve_zfsbackup.app.catalog import Shelf
+from pve_zfsbackup.app.catalog_memory import MANIFESTS
 from pve_zfsbackup.archive import kit
 from pve_zfsbackup.archive.chain import Head, Signed
 from pve_zfsbackup.archive.inner import Inner, Sealed, StreamFacts
 from pve_zfsbackup.archive.names import (
     INNER,
     INNER_SIGNATURE,
-    OUTER,
-    OUTER_SIGNATURE,
     opaque,
     segment_name,
 )
@@ -180,10 +179,8 @@ class Writer:
             entry = files.get(segment_name(one.number, one.stored_sha256))
             if entry is not None and entry.bytes == one.stored_bytes:
                 known[one.number] = one
-        # Manifests without the outer one were never published: they are made anew.
-        rest = [name for name in (INNER, INNER_SIGNATURE, OUTER_SIGNATURE) if name in files]
-        if OUTER not in files:
-            self.vault.store.remove([f"{directory}/{name}" for name in rest])
+        # It is not in the catalog, so these were never published: they are made anew.
+        self.vault.store.remove([f"{directory}/{name}" for name in MANIFESTS if name in files])
         return known
 
     def _publish(

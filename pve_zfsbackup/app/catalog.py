@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pve_zfsbackup.app.box import Vault, fresh
+from pve_zfsbackup.app.catalog_memory import MANIFESTS, Memory
 from pve_zfsbackup.archive.chain import Head, Series, Signed, assemble
 from pve_zfsbackup.archive.inner import Inner
 from pve_zfsbackup.archive.names import INNER, INNER_SIGNATURE, OPAQUE, OUTER, OUTER_SIGNATURE, WRITER, segment_name
@@ -79,30 +80,38 @@ def read_catalog(
     """
     catalog = Catalog()
     places = _places(vault, catalog, [vault.writer] if own else None)
-    signed: dict[str, list[tuple[Signed, str]]] = defaultdict(list)
+    signed: dict[str, list[Signed]] = defaultdict(list)
+    heads = vault.heads()
+    wanted = [path for path, files in places.items() if OUTER in files]
+    catalog.strays = {path: files for path, files in places.items() if OUTER not in files}
+    memory = Memory(directory=vault.state / "manifests") if own else None
+    known = {path: found for path in wanted if memory and (found := memory.recall(path, places[path]))}
     with vault.scratch() as scratch:
-        names = (OUTER, OUTER_SIGNATURE, INNER, INNER_SIGNATURE)
-        wanted = [path for path, files in places.items() if OUTER in files and path.split("/")[2] not in unfinished]
-        fetched = _fetch(vault, [f"{path}/{name}" for path in wanted for name in names], scratch)
-        for path, files in places.items():
-            if path not in wanted:
-                catalog.strays[path] = files
-                continue
+        unknown = [path for path in wanted if path not in known]
+        fetched = _fetch(vault, [f"{path}/{name}" for path in unknown for name in MANIFESTS], scratch)
+        for path in wanted:
             try:
-                genuine = _genuine(vault, path, fetched)
-                signed[genuine.outer.series].append((genuine, path))
+                genuine = known[path][0] if path in known else _genuine(vault, path, fetched)
+                signed[genuine.outer.series].append(genuine)
             except VerificationError as error:
-                catalog.problems.append(error.message)
-        heads = vault.heads()
+                if path in unfinished:  # a server that renames nothing: cut while it was put there
+                    catalog.strays[path] = places[path]
+                else:
+                    catalog.problems.append(error.message)
         for name, members in sorted(signed.items()):
-            series = assemble([one for one, _ in members], heads.get(name))
-            contents = tuple(
-                _content(vault, one, places[f"{one.outer.writer}/{one.outer.path}"], (fetched, identity))
-                for one in series.points
-            )
-            catalog.shelves.append(Shelf(series=series, contents=contents))
+            series = assemble(members, heads.get(name))
+            contents = []
+            for one in series.points:
+                path = f"{one.outer.writer}/{one.outer.path}"
+                content = _content(vault, one, places[path], (known, fetched, identity))
+                contents.append(content)
+                if memory and path not in known and content.inner:
+                    memory.note(path, places[path], one, content.inner)
+            catalog.shelves.append(Shelf(series=series, contents=tuple(contents)))
             if not series.stale:
                 vault.remember(name, series.head)
+    if memory:
+        memory.forget(places)
     catalog.problems += _vanished(signed.keys(), heads, own=own)
     return catalog
 
@@ -155,12 +164,17 @@ def _genuine(vault: Vault, path: str, fetched: Mapping[str, Path]) -> Signed:
 
 
 def _content(
-    vault: Vault, signed: Signed, files: Mapping[str, Entry], reading: tuple[Mapping[str, Path], Path | None]
+    vault: Vault,
+    signed: Signed,
+    files: Mapping[str, Entry],
+    reading: tuple[Mapping[str, tuple[Signed, Inner | None]], Mapping[str, Path], Path | None],
 ) -> Content:
-    fetched, identity = reading
+    known, fetched, identity = reading
     outer = signed.outer
     path = f"{outer.writer}/{outer.path}"
     problems = list(_segments(outer, files))
+    if path in known:
+        return Content(signed=signed, files=files, inner=known[path][1], problems=tuple(problems))
     inner = None
     try:
         inner = _inner(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,17 +49,31 @@ class Case:
         return {str(path.relative_to(self.files)): path.read_bytes() for path in found}
 
 
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Sshd]]:
+    """One of each kind, started when it is needed first."""
+    started: dict[str, Sshd] = {}
+    with contextlib.ExitStack() as stack:
+
+        def server(kind: str) -> Sshd:
+            if kind not in started:
+                started[kind] = stack.enter_context(serving(tmp_path_factory.mktemp(kind) / "sshd", SERVERS[kind]))
+            return started[kind]
+
+        yield server
+
+
 @pytest.fixture(params=["directory", *SERVERS])
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
+def case(request: pytest.FixtureRequest, tmp_path: Path, servers: Callable[[str], Sshd]) -> Case:
     local = tmp_path / 'my "spool" *[x]'
     local.mkdir()
     if request.param == "directory":
         mount = tmp_path / "mnt"
         mount.mkdir()
-        yield Case(DirectoryStore(name="box1", root=mount / "deep/root", mount=mount), mount / "deep/root", local)
-        return
-    with serving(tmp_path / "sshd", SERVERS[request.param]) as sshd:
-        yield Case(sshd.store(), sshd.files / "deep/root", local)
+        return Case(DirectoryStore(name="box1", root=mount / "deep/root", mount=mount), mount / "deep/root", local)
+    sshd = servers(request.param)
+    path = f"deep/{secrets.token_hex(8)}"
+    return Case(sshd.store(path), sshd.files / path, local)
 
 
 def test_a_file_is_there_whole_under_its_name_and_nothing_else(case: Case) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pve_zfsbackup.app.archive_expire import MANIFESTS
 from pve_zfsbackup.app.archive_publish import publish_removal
 from pve_zfsbackup.app.archive_read import Reader
 from pve_zfsbackup.app.archive_restore import choose
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.archive_verify import Level, drill, verify_box
 from pve_zfsbackup.app.catalog import Catalog
+from pve_zfsbackup.app.catalog_memory import MANIFESTS
 from pve_zfsbackup.archive.names import NAMESPACE, writer_name
 from pve_zfsbackup.errors import BackupError, SealError, VerificationError
 from pve_zfsbackup.model import Vmid

@@ -1,0 +1,59 @@
+"""Manifests this node wrote, remembered: they never change, so a run does not fetch and open all of them again.
+
+Used only to plan. What is verified or restored is read from the box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pve_zfsbackup.archive.chain import Signed
+from pve_zfsbackup.archive.inner import Inner
+from pve_zfsbackup.archive.names import INNER, INNER_SIGNATURE, OUTER, OUTER_SIGNATURE
+from pve_zfsbackup.archive.outer import Outer, digest
+from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.host.notebook import read_json, write_json
+from pve_zfsbackup.host.store import Entry
+
+MANIFESTS = (OUTER, OUTER_SIGNATURE, INNER, INNER_SIGNATURE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """One file per point in `directory`. What cannot be read there is as if it had not been written."""
+
+    directory: Path
+
+    def recall(self, path: str, files: Mapping[str, Entry]) -> tuple[Signed, Inner | None] | None:
+        """The manifests of the point at this path, if the box shows files of the same sizes."""
+        try:
+            found = read_json(self._file(path))
+            if found is None or found["path"] != path or found["sizes"] != _sizes(files):
+                return None
+            data = str(found["outer"]).encode("ascii")
+            inner = Inner.decode(str(found["inner"]).encode("ascii"), path) if found["inner"] else None
+            return Signed(outer=Outer.decode(data, path), sha256=digest(data)), inner
+        except (BackupError, KeyError, ValueError):
+            return None
+
+    def note(self, path: str, files: Mapping[str, Entry], signed: Signed, inner: Inner | None) -> None:
+        """Remember manifests that were found genuine."""
+        members: dict[str, Any] = {"path": path, "sizes": _sizes(files), "outer": signed.outer.encode().decode("ascii")}
+        write_json(self._file(path), {**members, "inner": inner.encode().decode("ascii") if inner else ""})
+
+    def forget(self, paths: Mapping[str, object]) -> None:
+        """Those that are not among these paths are gone from the box."""
+        names = {self._file(path).name for path in paths}
+        for file in self.directory.glob("*.json"):
+            if file.name not in names:
+                file.unlink(missing_ok=True)
+
+    def _file(self, path: str) -> Path:
+        return self.directory / f"{path.rpartition('/')[2]}.json"
+
+
+def _sizes(files: Mapping[str, Entry]) -> dict[str, int]:
+    return {name: files[name].bytes for name in MANIFESTS if name in files}
