@@ -30,6 +30,7 @@ from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
 
 GOLDEN = Path(__file__).parent / "golden/cli"
 COMMANDS = ("thaw", "discover", "list", "status", "snapshot", "replicate", "prune", "run", "check", "alert-test")
+GROUPED = (("why", "replicate"), ("why", "prune"))
 Compare = Callable[[str, str], None]
 
 
@@ -99,7 +100,8 @@ def call(
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def run(*words: str, config: Path | None = None) -> Ended:
-        named = ("--config", str(config or world.config)) if words[0] in COMMANDS or config else ()
+        takes = config or words[0] in COMMANDS or words[:2] in GROUPED
+        named = ("--config", str(config or world.config)) if takes else ()
         monkeypatch.setattr(sys, "argv", ["pve-zfsbackup", *words, *named])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -116,6 +118,7 @@ Call = Callable[..., Ended]
 READING = (
     ("discover",), ("list",), ("list", "--disks", "100"), ("list", "--where", "source", "101"), ("status",),
     ("prune", "--dry-run"), ("replicate", "--dry-run"), ("snapshot", "--dry-run"), ("run", "--dry-run"),
+    ("why", "replicate", "100"), ("why", "prune", "100"),
 )  # fmt: skip
 
 
@@ -140,6 +143,30 @@ def test_golden_output_of_what_only_looks(
 
 
 @pytest.mark.parametrize("form", ["txt", "json"])
+def test_golden_output_of_why_a_disk_is_not_sent(old: World, call: Call, golden: Compare, form: str) -> None:
+    """A conflict with its evidence and the command that would resolve it; a base that is gone; nothing in common."""
+    old.target.snap(f"{REPLICAS['fast/vm-100-disk-0']}@by-hand")
+    disk = old.source.datasets["rpool/data/vm-100-disk-0"]
+    (mark,) = disk.marks.values()
+    del disk.snaps[mark.name.rpartition(":")[0]]
+    done = call("why", "replicate", "100", "--target", TARGET, *(("--json",) if form == "json" else ()))
+    golden(f"why-conflict.{form}", done.stdout)
+    assert done.code == 0
+    assert "zfs destroy tank/backups/fast/vm-100-disk-0@by-hand" in done.stdout
+
+
+def test_why_for_a_target_or_a_guest_that_does_not_exist(old: World, call: Call) -> None:
+    for words, said in ((("100", "--target", "moon"), "no target named moon"), (("999",), "no such guest")):
+        done = call("why", "replicate", *words)
+        assert (done.code, done.stdout) == (3, "")
+        assert said in done.stderr
+    old.runner.down[TARGET] = "No route to host"
+    done = call("why", "replicate", "100")
+    assert done.code == 1
+    assert "no answer" in done.stdout
+
+
+@pytest.mark.parametrize("form", ["txt", "json"])
 def test_golden_output_of_a_run(world: World, call: Call, golden: Compare, form: str) -> None:
     world.guest(DB).agent = "refuse"
     world.runner.faults.append(Fault(words=("receive", REPLICAS["fast/vm-100-disk-0"]), answer=(1, "out of space")))
@@ -149,7 +176,7 @@ def test_golden_output_of_a_run(world: World, call: Call, golden: Compare, form:
     golden(f"run-v.{form}", done.stdout + "".join(f"stderr: {line}\n" for line in told))
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "setup"])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "setup", "why"])
 def test_golden_help(call: Call, golden: Compare, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [])
     monkeypatch.setenv("COLUMNS", "80")

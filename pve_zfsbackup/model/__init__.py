@@ -32,6 +32,7 @@ from pve_zfsbackup.model.rates import (
     parse_size,
     rate_at,
 )
+from pve_zfsbackup.model.reasons import Candidate, Fate, Reasoning
 from pve_zfsbackup.model.selectors import (
     DISK_FORMS,
     SELECTOR_FORMS,
@@ -92,6 +93,7 @@ __all__ = [
     "Archived",
     "ArchivedDisk",
     "Bookmark",
+    "Candidate",
     "Compress",
     "Conflict",
     "Consistency",
@@ -102,6 +104,7 @@ __all__ = [
     "DestroyBookmark",
     "Disk",
     "DiskPattern",
+    "Fate",
     "Guest",
     "GuestKind",
     "Guid",
@@ -116,6 +119,7 @@ __all__ = [
     "Quiesce",
     "RateRule",
     "RawGuest",
+    "Reasoning",
     "Release",
     "Resume",
     "ResumeToken",

@@ -7,6 +7,7 @@ from pve_zfsbackup.report.points import points_json, points_table, status_json, 
 from pve_zfsbackup.report.runs import report_json, results_table, verdicts_json, verdicts_table
 from pve_zfsbackup.report.setup import actions_json, actions_table, findings_table, next_steps, script_json
 from pve_zfsbackup.report.steps import preview_json, preview_table
+from pve_zfsbackup.report.why import why_json, why_table
 
 __all__ = [
     "Table",
@@ -32,4 +33,6 @@ __all__ = [
     "unknown_line",
     "verdicts_json",
     "verdicts_table",
+    "why_json",
+    "why_table",
 ]
