@@ -20,6 +20,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 REPORTS = PROJECT / "build" / "reports"
 VENV = Path(os.environ.get("PZB_VENV") or "build/venv")
 PYTHON = str((PROJECT / VENV) / "bin" / "python")
+TOOLS = ("age", "openssh-client", "openssh-server", "procps", "zstd")  # unit tests run the real ones
 GRACE = 60.0  # seconds for pytest to end its fixtures (virtual machines) after an interrupt
 
 
@@ -53,7 +54,7 @@ def tests(name: str, *arguments: str, limit: float) -> Phase:
 PHASES = {
     phase.name: phase
     for phase in (
-        Phase("set-up", ((sys.executable, "tools/venv.py", str(VENV)),)),
+        Phase("set-up", (("tools/need", *TOOLS), (sys.executable, "tools/venv.py", str(VENV)))),
         Phase("ruff", ((PYTHON, "-m", "ruff", "check", "."),)),
         Phase("mypy", ((PYTHON, "-m", "mypy", "-p", "pve_zfsbackup"),)),
         tests("unit", "tests", "--ignore=tests/lab", "--ignore=tests/package", limit=600.0),

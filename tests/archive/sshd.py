@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import socket
 import subprocess
@@ -45,7 +46,8 @@ class Sshd:
         (self.place / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {kind} {text}\n")
 
     def start(self) -> None:
-        Path("/run/sshd").mkdir(exist_ok=True)  # privilege separation
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)  # privilege separation
         (self.place / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.place}/hostkey\n"
             f"AuthorizedKeysFile {self.place}/id.pub\nPidFile none\nStrictModes no\nUsePAM no\n"
@@ -86,7 +88,7 @@ class Sshd:
     def store(self, path: str = "deep/root") -> SftpStore:
         server = Server(
             host="127.0.0.1",
-            user="root",
+            user=getpass.getuser(),
             port=self.port,
             path=path,
             identity=self.place / "id",

@@ -27,8 +27,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.loopback]
 SERVERS = {
     "sftp": "",
     "sftp-without-rename": "-P rename,posix-rename",
-    "sftp-without-fsync": "-P fsync",
-    "sftp-without-statvfs": "-P statvfs",
+    "sftp-without-extensions": "-P fsync,statvfs",
 }
 
 

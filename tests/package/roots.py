@@ -24,7 +24,10 @@ CACHE = Path(os.environ.get("PZB_LAB_CACHE") or "/var/cache/pve-zfsbackup-lab") 
 RECIPE = "2"  # counted up when a root made by an older version of this module will not do
 COMPONENTS = "main,contrib"  # zfsutils-linux is in contrib there; Proxmox has it in its own repository
 ALWAYS = ("bash-completion", "ca-certificates", "logrotate", "man-db")  # looked at by the tests
-UNIT = ("python3-cryptography", "python3-pytest", "python3-responses")
+UNIT = (
+    "age", "dash", "openssh-client", "openssh-server", "procps", "python3-cryptography", "python3-pytest",
+    "python3-responses", "zstd",
+)  # fmt: skip
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
