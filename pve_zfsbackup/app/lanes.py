@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
+from pve_zfsbackup.app.gather import target_listing
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.works import Work, is_transient
 from pve_zfsbackup.errors import BackupError, QueuedError, ResumeRefusedError, VerificationError
@@ -212,28 +213,39 @@ def finish(session: Session, target: str, works: Sequence[Work]) -> None:
         for work in works:
             work.error = error
         return
-    _settle(session, works)
+    _settle(session, target, works)
 
 
-def _settle(session: Session, works: Sequence[Work]) -> None:
-    small = {work.guest.vmid: _small(work) for work in works}
+def _settle(session: Session, target: str, works: Sequence[Work], marked: Set[str] = frozenset()) -> None:
+    """`marked` are snapshots there that are part of a point already: append-only targets let none be marked twice."""
+    small = {work.guest.vmid: _small(work, marked) for work in works}
     steps = [step for own in small.values() for step in own]
     try:
         session.executor.execute(sorted(steps, key=lambda step: _FINISH.index(type(step))))
-    except Exception as error:
-        if len(works) > 1 and not is_transient(error):
-            for work in works:
-                _settle(session, [work])
-            return
         for work in works:
-            work.error = error
-        return
-    for work in works:
-        work.changed = work.changed or bool(small[work.guest.vmid])
+            work.changed = work.changed or bool(small[work.guest.vmid])
+    except Exception as error:
+        if len(works) == 1 or is_transient(error):
+            for work in works:
+                work.error = error
+            return
+        marked = _marked(session, target)
+        for work in works:
+            _settle(session, target, [work], marked)
 
 
-def _small(work: Work) -> list[Step]:
-    return [step for _, plan in work.alive for step in phases(plan)[2]]
+def _small(work: Work, marked: Set[str]) -> list[Step]:
+    steps = [step for _, plan in work.alive for step in phases(plan)[2]]
+    return [step for step in steps if not (isinstance(step, Mark) and f"{step.dataset}@{step.source.name}" in marked)]
+
+
+def _marked(session: Session, target: str) -> frozenset[str]:
+    """What is marked there now; nothing is known to be where that cannot be asked."""
+    try:
+        volumes = target_listing(session, target).volumes.values()
+    except BackupError:
+        return frozenset()
+    return frozenset(snapshot.full_name for volume in volumes for snapshot in volume.snapshots if snapshot.point)
 
 
 def _verify(session: Session, target: str, works: Sequence[Work]) -> None:

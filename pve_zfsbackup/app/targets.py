@@ -44,6 +44,7 @@ def replication_policy(session: Session, name: str) -> ReplicationPolicy:
         root=target.root,
         hold_tag=HOLD_TAG,
         append_only=target.append_only,
+        minimal=target.append_only,  # its receiver takes no packages, as `-I` makes them: those can change properties
         owner=owner_id(session.pve_root),
     )
 

@@ -106,6 +106,48 @@ def test_one_guest_that_cannot_be_marked_does_not_keep_its_batch_from_it(world: 
     assert_replicated(world, (DB, CT))
 
 
+def test_what_is_marked_is_not_marked_again_when_one_of_the_batch_cannot_be(world: World) -> None:
+    """An append-only target refuses to mark a point twice; the others of the batch are none the worse for it."""
+    append_only(world)
+    marked: set[str] = set()
+    refused = Fault(words=("nobody",), again=True, answer=(1, "denied"))
+    world.runner.faults.append(refused)
+
+    def watch(ran: Ran) -> None:
+        if ran.argv[:2] == ("zfs", "set"):
+            name = ran.argv[-1]
+            strange = "crypt/" in name or name in marked
+            refused.words = ("set", name) if strange else ("nobody",)
+            refused.seen = 0
+            marked.add(name)
+
+    world.runner.watchers.append(watch)
+    report = world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    assert {result.vmid for result in world.results(report, Outcome.FAILED)} == {DB}
+    for vmid in (WEB, CT):
+        assert world.complete(TARGET, vmid) == world.complete(HERE, vmid)
+
+
+def test_an_append_only_target_gets_one_stream_for_each_point(world: World) -> None:
+    """Its receiver takes no packages, which `-I` makes."""
+    append_only(world)
+    world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    for _ in range(3):
+        world.write()
+        world.run(Stage.SNAPSHOT)
+    world.runner.ran.clear()
+    assert ok(world.run(Stage.REPLICATE))
+    assert len(sends(world)) == 12
+    assert all("-i" in argv and "-I" not in argv for argv in sends(world))
+    assert len(carried(world)) == 2
+    assert len(world.complete(TARGET, WEB)) == 4
+
+
+def append_only(world: World) -> None:
+    text = world.config.read_text().replace("keep: {keep-last: 3}}", "append-only: true}", 1)
+    world.config.write_text(text)
+
+
 def carried(world: World) -> list[str]:
     return [line for line in world.runner.lines if "zfs receive" in line]
 
