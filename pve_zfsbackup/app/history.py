@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, target_listings, visible_listing
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.errors import BackupError, ConfigError
+from pve_zfsbackup.errors import BackupError, ConfigError, PveError
+from pve_zfsbackup.host.guests import read_replications
 from pve_zfsbackup.model import SOURCE, Disk, Guest, Listing, Point, Vmid
+from pve_zfsbackup.plan.foreign import blocked_rollbacks
 from pve_zfsbackup.plan.points import by_guest, points
 
 
@@ -18,6 +20,22 @@ class Coverage:
 
     guest: Guest
     jobs: tuple[str, ...]
+    blocked: Mapping[str, int] = field(default_factory=dict)  # Proxmox's snapshots our points stand in the way of
+    replicated: tuple[str, ...] = ()  # nodes Proxmox's own replication sends it to
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What an administrator should know."""
+        ways = f"unblock-rollback {self.guest.vmid}"
+        told = [
+            f"Proxmox cannot roll back to {name}: {count} newer points of ours; `pve-zfsbackup {ways} {name}` makes way"
+            for name, count in self.blocked.items()
+        ]
+        told += [
+            f"pvesr replicates it to {node}, our snapshots with it: never send to that copy's dataset"
+            for node in self.replicated
+        ]
+        return (*self.guest.notes, *told)
 
     @property
     def unprotected(self) -> tuple[Disk, ...]:
@@ -55,7 +73,9 @@ def discover(session: Session) -> Discovery:
     """Every guest of the node with every disk: protected, or why not."""
     found = inventory(session)
     items, notes = assign(session, found, Scope())
-    return Discovery(node=session.node, guests=_coverage(found, items), notes=(*found.notes, *notes))
+    replications, doubts = _replications(session)
+    coverage = _coverage(found, items, replications)
+    return Discovery(node=session.node, guests=coverage, notes=(*found.notes, *notes, *doubts))
 
 
 def history(session: Session, scope: Scope, *, only: str = "") -> History:
@@ -76,7 +96,8 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
     items, notes = assign(session, found, scope) if meant else ((), ())
     if asked:
         notes = (*notes, *(f"{vmid} is no guest of this node any more: its points stay" for vmid in orphans))
-    coverage = _coverage(found, items)
+    replications, doubts = _replications(session)
+    coverage = _coverage(found, items, replications)
     if scope.guests or scope.jobs or not meant:
         coverage = tuple(entry for entry in coverage if entry.jobs)
     return History(
@@ -84,7 +105,7 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
         points=points_by_host,
         errors=errors,
         targets={item.guest.vmid: tuple(item.targets) for item in items},
-        notes=(*found.notes, *notes, *_self_pruning(session, names)),
+        notes=(*found.notes, *notes, *doubts, *_self_pruning(session, names)),
         now=int(session.now().timestamp()),
         orphans=orphans,
     )
@@ -108,11 +129,29 @@ def _points(listing: Listing) -> Mapping[Vmid, tuple[Point, ...]]:
     return by_guest(points(listing))
 
 
-def _coverage(found: Inventory, items: Sequence[Assignment]) -> tuple[Coverage, ...]:
+Replications = Mapping[Vmid, tuple[str, ...]]
+
+
+def _replications(session: Session) -> tuple[Replications, tuple[str, ...]]:
+    """Proxmox's own replication jobs; a note when they cannot be read, which is no reason to answer nothing."""
+    try:
+        return read_replications(session.api), ()
+    except PveError as error:
+        return {}, (f"jobs of pvesr cannot be read: {error.message}",)
+
+
+def _coverage(found: Inventory, items: Sequence[Assignment], replications: Replications) -> tuple[Coverage, ...]:
     assigned = {item.guest.vmid: item for item in items}
     entries = []
     for guest in found.guests:
         item = assigned.get(guest.vmid)
         jobs = tuple(job.name for job in item.jobs) if item else ()
-        entries.append(Coverage(guest=item.guest if item else guest, jobs=jobs))
+        entries.append(
+            Coverage(
+                guest=item.guest if item else guest,
+                jobs=jobs,
+                blocked=blocked_rollbacks(guest, found.listing),
+                replicated=replications.get(guest.vmid, ()),
+            )
+        )
     return tuple(entries)

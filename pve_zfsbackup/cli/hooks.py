@@ -1,4 +1,4 @@
-"""What Proxmox's hooks call, and thawing by hand."""
+"""What Proxmox's hooks call, thawing by hand, and making way for a rollback."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from pve_zfsbackup import terminal
+from pve_zfsbackup import report, terminal
 from pve_zfsbackup.app.proxmox_hooks import GUEST_PHASES, VZDUMP_PHASES, Answer, guest_hook, vzdump_hook
 from pve_zfsbackup.app.thaw import thaw as thaw_guests
+from pve_zfsbackup.app.unblock import unblock
 from pve_zfsbackup.cli.options import CONFIG, cli, common, session_of
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.events import Outcome
@@ -35,6 +36,29 @@ def thaw(vmids: Sequence[int], config_path: Path, as_json: bool, verbose: bool) 
         if not results:
             terminal.say("no guest was left frozen")
     return ExitCode.FAILED if any(result.outcome is Outcome.FAILED for result in results) else ExitCode.OK
+
+
+@cli.command("unblock-rollback")
+@click.argument("vmid", type=VMID)
+@click.argument("snapname", default="")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and what that costs.")
+@common
+def unblock_rollback(
+    vmid: int, snapname: str, dry_run: bool, config_path: Path, as_json: bool, verbose: bool
+) -> int:  # fmt: skip
+    """Remove what keeps Proxmox from rolling a guest back to its snapshot SNAPNAME (without: its newest).
+
+    Points made after that snapshot are lost on this node. What is older stays, and targets go on from there where
+    they can; the answer says where a full send is due.
+    """
+    with session_of(config_path) as session:
+        shown = unblock(session, Vmid(vmid), snapname, dry_run=dry_run)
+    if as_json:
+        terminal.print_json(report.unblock_json(shown))
+    else:
+        for line in report.unblock_lines(shown):
+            terminal.say(printable(line))
+    return ExitCode.FAILED if shown.plan.conflicts else ExitCode.OK
 
 
 @cli.group()

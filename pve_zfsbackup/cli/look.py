@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pve_zfsbackup import report, terminal
+from pve_zfsbackup.app.audit import audit
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.history import discover as find_all
 from pve_zfsbackup.app.history import history
@@ -17,9 +18,12 @@ from pve_zfsbackup.model import Selector
 
 
 @cli.command()
+@click.option("--check", is_flag=True, help="Only what nobody decided to leave unprotected; exit code 1 if any.")
 @common
-def discover(config_path: Path, as_json: bool, verbose: bool) -> int:
+def discover(check: bool, config_path: Path, as_json: bool, verbose: bool) -> int:
     """Show every guest and disk of this node: protected, or why not."""
+    if check:
+        return _audited(config_path, as_json=as_json)
     with session_of(config_path) as session:
         found = find_all(session)
     if as_json:
@@ -28,6 +32,18 @@ def discover(config_path: Path, as_json: bool, verbose: bool) -> int:
         terminal.print_table(report.discovery_table(found))
         tell_notes(found.notes)
     return ExitCode.OK
+
+
+def _audited(config_path: Path, *, as_json: bool) -> int:
+    with session_of(config_path) as session:
+        found = audit(session)
+    if as_json:
+        terminal.print_json(report.audit_json(found))
+    else:
+        if found.open:
+            terminal.print_table(report.audit_table(found))
+        tell_notes(found.notes)
+    return ExitCode.PARTIAL if found.open else ExitCode.OK
 
 
 @cli.command("list")

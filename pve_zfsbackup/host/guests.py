@@ -104,6 +104,22 @@ def read_lock(api: Api, guest: Guest) -> str:
     return str(config.get("lock") or "")
 
 
+def read_snapshots(api: Api, guest: Guest) -> tuple[str, ...]:
+    """Names of Proxmox's own snapshots of the guest, oldest first. Raises `PveError`."""
+    found = api.get(f"/nodes/{guest.node}/{guest.kind}/{guest.vmid}/snapshot")
+    named = [entry for entry in found if entry.get("name") != "current"]  # what runs, listed among them
+    return tuple(str(entry["name"]) for entry in sorted(named, key=lambda entry: int(entry.get("snaptime") or 0)))
+
+
+def read_replications(api: Api) -> dict[Vmid, tuple[str, ...]]:
+    """Where Proxmox's own replication (pvesr) sends guests: nodes by vmid. Raises `PveError`."""
+    found: dict[Vmid, list[str]] = {}
+    for entry in api.get("/cluster/replication") or []:
+        if not int(entry.get("disable") or 0):
+            found.setdefault(Vmid(int(entry["guest"])), []).append(str(entry.get("target") or ""))
+    return {vmid: tuple(sorted(nodes)) for vmid, nodes in found.items()}
+
+
 def _check_permissions(api: Api, permissions: Mapping[str, Mapping[str, Any]], note: Note) -> None:
     if not permissions:
         raise PveError(

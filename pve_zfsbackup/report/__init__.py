@@ -1,5 +1,6 @@
 """From what was found or done to tables for people and JSON for machines. Pure; the JSON is a contract."""
 
+from pve_zfsbackup.report.audit import audit_json, audit_table
 from pve_zfsbackup.report.coverage import discovery_json, discovery_table
 from pve_zfsbackup.report.format import Table, size
 from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json, unknown_line
@@ -7,12 +8,15 @@ from pve_zfsbackup.report.points import points_json, points_table, status_json, 
 from pve_zfsbackup.report.runs import report_json, results_table, verdicts_json, verdicts_table
 from pve_zfsbackup.report.setup import actions_json, actions_table, findings_table, next_steps, script_json
 from pve_zfsbackup.report.steps import preview_json, preview_table
+from pve_zfsbackup.report.unblock import unblock_json, unblock_lines
 from pve_zfsbackup.report.why import why_json, why_table
 
 __all__ = [
     "Table",
     "actions_json",
     "actions_table",
+    "audit_json",
+    "audit_table",
     "check_lines",
     "checkmk_line",
     "discovery_json",
@@ -30,6 +34,8 @@ __all__ = [
     "size",
     "status_json",
     "status_table",
+    "unblock_json",
+    "unblock_lines",
     "unknown_line",
     "verdicts_json",
     "verdicts_table",

@@ -18,7 +18,7 @@ def discovery_table(found: Discovery) -> Table:
             head = ("", "", "")
         if not entry.guest.disks:
             rows.append((*head, "", "", "", "no disks"))
-        rows += [("", "", "", "", "", "", f"note: {note}") for note in entry.guest.notes]
+        rows += [("", "", "", "", "", "", f"note: {note}") for note in entry.notes]
     columns = ("vmid", "name", "state", "disk", "volume", "dataset", "protection")
     return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid"}))
 
@@ -45,7 +45,9 @@ def _coverage_json(entry: Coverage) -> dict[str, Any]:
         "tags": list(guest.tags),
         "agent": guest.agent.enabled and guest.agent.freeze,
         "jobs": list(entry.jobs),
-        "notes": list(guest.notes),
+        "notes": list(entry.notes),
+        "blocked-rollbacks": dict(entry.blocked),
+        "pvesr": list(entry.replicated),
         "disks": [
             {
                 "key": disk.key,

@@ -141,6 +141,7 @@ def problems(found: History, entry: Coverage) -> list[str]:
         elif host in found.points and entry.guest.protected_disks and not _newest(found, host, entry):
             told.append(f"no point on {host}" if host != SOURCE else "no point")
     told += [f"{disk.key} not protected: {reason(entry, disk)}" for disk in entry.unprotected if worth_a_word(disk)]
+    told += [f"Proxmox cannot roll back to {name} (unblock-rollback)" for name in entry.blocked]
     return told
 
 

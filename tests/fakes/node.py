@@ -41,6 +41,8 @@ class FakeNode:
     name: str = "pve1"
     storages: list[dict[str, Any]] = field(default_factory=list)
     guests: dict[int, GuestState] = field(default_factory=dict)
+    replications: list[dict[str, Any]] = field(default_factory=list)
+    snapshots: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     api: str = "ok"  # or the stderr of a pvesh that fails
 
     def __post_init__(self) -> None:
@@ -89,6 +91,10 @@ class FakeNode:
         parts = argv[2].strip("/").split("/")
         if argv[2] == "/storage":
             answer: Any = self.storages
+        elif argv[2] == "/cluster/replication":
+            answer = self.replications
+        elif parts[4:] == ["snapshot"]:
+            answer = [*self.snapshots.get(int(parts[3]), []), {"name": "current", "digest": "x", "running": 1}]
         elif argv[2] == "/version":
             answer = {"version": "9.2.11", "release": "9.2", "repoid": "0"}
         elif argv[2] == "/access/permissions":
