@@ -267,6 +267,14 @@ def test_time_outs() -> None:
     ]
 
 
+@pytest.mark.parametrize(("limit", "by"), [(10, "api"), (28, "api"), (29, "qm"), (120, "qm")])
+def test_what_takes_longer_than_the_api_allows_goes_through_qm(limit: float, by: str) -> None:
+    """pveproxy ends a silent call after 30 s, and the freeze goes on without us (pve-facts §0.3)."""
+    ways = {"api": Recorder(lambda _: 1), "qm": Recorder(lambda _: 1)}
+    agent.freeze(agent.NodeAgent(ways["api"], ways["qm"]), VM, timeout=limit)
+    assert [name for name, way in ways.items() if way.seen] == [by]
+
+
 # fakepve
 
 
