@@ -36,6 +36,7 @@ from pve_zfsbackup.model import (
 from pve_zfsbackup.plan.pairing import same_ivset
 from pve_zfsbackup.plan.strict import (
     age,
+    drafted,
     impossible,
     made_guid,
     names_of,
@@ -45,6 +46,7 @@ from pve_zfsbackup.plan.strict import (
     require,
     volume_of,
     with_volume,
+    without_volume,
 )
 
 
@@ -54,6 +56,7 @@ def project(world: World, steps: Iterable[Step]) -> World:
     Unknown before the fact, and made up here: guids of new snapshots and datasets, transaction groups.
     A listing counts holds without their tags, so a `Release` takes one away whosoever it was.
     """
+    world = drafted(world)
     for step in steps:
         world = _apply(world, step)
     return world
@@ -185,9 +188,7 @@ def _abort(world: World, step: AbortReceive) -> World:
     require(target.resume is not None, step, "nothing partially received")
     if target.snapshots:
         return with_volume(world, step.host, replace(target, resume=None))
-    listing = world[step.host]
-    volumes = {name: volume for name, volume in listing.volumes.items() if name != step.dataset}
-    return {**world, step.host: replace(listing, volumes=volumes)}
+    return without_volume(world, step.host, step.dataset)
 
 
 def _mark(world: World, step: Mark) -> World:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from pve_zfsbackup.model import Bookmark, Dataset, Guid, Listing, Snapshot, Step, Volume, World
 
 _Kind = TypeVar("_Kind", Snapshot, Bookmark, Snapshot | Bookmark)
+
+
+class _Draft(dict[Dataset, Volume]):
+    """The volumes of a host while they are changed in place: one copy for all steps, not one for each."""
+
+    def __init__(self, volumes: Mapping[Dataset, Volume]) -> None:
+        super().__init__(volumes)
+        self.tops: dict[str, int] = {}  # newest transaction group by pool, where it was asked for
+
+
+def drafted(world: World) -> World:
+    """A copy of the world that the functions below may change."""
+    return {host: replace(listing, volumes=_Draft(listing.volumes)) for host, listing in world.items()}
 
 
 def volume_of(world: World, host: str, name: Dataset, step: Step) -> Volume:
@@ -27,8 +40,31 @@ def present(there: Iterable[_Kind], wanted: Snapshot | Bookmark, step: Step) -> 
 
 
 def with_volume(world: World, host: str, volume: Volume) -> World:
-    listing: Listing = world[host]
-    return {**world, host: replace(listing, volumes={**listing.volumes, volume.name: volume})}
+    volumes = _draft(world[host])
+    volumes[volume.name] = volume
+    pool = _pool(volume.name)
+    if pool in volumes.tops:
+        volumes.tops[pool] = max(volumes.tops[pool], _top([volume]))
+    return world
+
+
+def without_volume(world: World, host: str, name: Dataset) -> World:
+    del _draft(world[host])[name]
+    return world
+
+
+def _draft(listing: Listing) -> _Draft:
+    if not isinstance(listing.volumes, _Draft):
+        raise TypeError("only a drafted world can be changed")
+    return listing.volumes
+
+
+def _pool(name: Dataset) -> str:
+    return name.partition("/")[0]
+
+
+def _top(volumes: Iterable[Volume]) -> int:
+    return max((item.createtxg for volume in volumes for item in volume.snapshots + volume.bookmarks), default=0)
 
 
 def names_of(volume: Volume) -> set[str]:
@@ -40,10 +76,10 @@ def newest(volume: Volume) -> Snapshot | None:
 
 
 def next_txg(listing: Listing, name: Dataset) -> int:
-    pool = name.partition("/")[0]
-    volumes = (volume for volume in listing.volumes.values() if volume.name.partition("/")[0] == pool)
-    found = (item.createtxg for volume in volumes for item in volume.snapshots + volume.bookmarks)
-    return max(found, default=0) + 1
+    volumes, pool = _draft(listing), _pool(name)
+    if pool not in volumes.tops:
+        volumes.tops[pool] = _top(volume for volume in volumes.values() if _pool(volume.name) == pool)
+    return volumes.tops[pool] + 1
 
 
 def made_guid(*parts: str) -> Guid:
