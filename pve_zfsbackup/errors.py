@@ -80,6 +80,12 @@ class HostUnreachableError(CommandError):
     transient = True
 
 
+class AccessDeniedError(HostUnreachableError):
+    """The host's sshd does not take our key: that does not pass by itself."""
+
+    transient = False
+
+
 class HostKeyError(CommandError):
     """The host's key is unknown or changed: never connect, a person must look."""
 

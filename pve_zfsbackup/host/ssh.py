@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pve_zfsbackup.errors import CommandError, HostKeyError, HostUnreachableError
+from pve_zfsbackup.errors import AccessDeniedError, CommandError, HostKeyError, HostUnreachableError
 from pve_zfsbackup.host.pace import Pace
 from pve_zfsbackup.host.runner import DEFAULT_TIMEOUT, Completed, Runner, failure
 from pve_zfsbackup.model import Compress
@@ -168,10 +168,12 @@ class Host:
                 stderr=done.stderr,
                 returncode=SSH_FAILED,
             )
+        denied = "Permission denied" in done.stderr
         hint = "check that the host is up and that its sshd accepts our key"
-        if "Permission denied" in done.stderr:
+        if denied:
             hint = f"add {self.destination.identity}.pub to the account's authorized_keys on the target"
-        return HostUnreachableError(
+        kind = AccessDeniedError if denied else HostUnreachableError
+        return kind(
             f"target {self.name}: ssh to {where} failed: {text}",
             hint=hint,
             stderr=done.stderr,

@@ -162,6 +162,7 @@ def test_a_refused_key_names_the_public_one(tmp_path: Path) -> None:
     with pytest.raises(HostUnreachableError) as caught:
         there.run(("zfs", "list"))
     assert "/etc/x/id.pub" in caught.value.hint
+    assert not caught.value.transient, "to knock again does not help"
 
 
 def test_the_connection_is_closed_also_after_a_failure(tmp_path: Path) -> None:
