@@ -1,4 +1,4 @@
-# pve-zfsbackup: snapshots and replication every hour, retention once a day.
+# pve-zfsbackup: snapshots, replication and what is due for a box every hour, retention once a day.
 #
 # Says nothing while all is well, so that cron's mail means trouble. Does nothing on a host that has no
 # configuration yet (`pve-zfsbackup setup` writes one) or where the package was removed but not purged. Where it ran
@@ -7,5 +7,5 @@ SHELL=/bin/sh
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 # m h dom mon dow user command
-7  * * * * root [ ! -x /usr/bin/pve-zfsbackup ] || { [ ! -e /etc/pve-zfsbackup/config.yaml ] && [ ! -e /etc/pve/pve-zfsbackup.yaml ] && [ ! -e /var/log/pve-zfsbackup/journal.jsonl ]; } || pve-zfsbackup run --stage snapshot --stage replicate
+7  * * * * root [ ! -x /usr/bin/pve-zfsbackup ] || { [ ! -e /etc/pve-zfsbackup/config.yaml ] && [ ! -e /etc/pve/pve-zfsbackup.yaml ] && [ ! -e /var/log/pve-zfsbackup/journal.jsonl ]; } || pve-zfsbackup run --stage snapshot --stage replicate --stage archive
 37 3 * * * root [ ! -x /usr/bin/pve-zfsbackup ] || { [ ! -e /etc/pve-zfsbackup/config.yaml ] && [ ! -e /etc/pve/pve-zfsbackup.yaml ] && [ ! -e /var/log/pve-zfsbackup/journal.jsonl ]; } || pve-zfsbackup run --stage prune
