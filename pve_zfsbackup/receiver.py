@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
 import pwd
 import re
+import select
 import shlex
 import stat
+import struct
 import subprocess
 import sys
 import syslog
@@ -83,11 +86,15 @@ FORMS: Final = {
     "zfs list -Hp -r -t TYPES -o COLUMNS -- DATASET+": "run",
     "zfs list -Hp -d DEPTH -t TYPES -o COLUMNS -- DATASET+": "run",
     f"zfs create -o {' -o '.join(_PARENT)} -- DATASET": "create",
-    "zfs receive -s -u -- BELOW": "run",
+    "zfs receive -s -u -- BELOW": "receive",
     "zfs receive -A -- BELOW": "abort",
     "zfs set PAIR+ SNAPSHOT+": "set",
 }
-RECEIVE: Final = "zfs receive -s -u -- BELOW"
+# How a stream begins: type, length of its payload, magic, version with its kind (1: one snapshot; 2: a package) in the
+# last two bits (`dmu_replay_record` in OpenZFS's zfs_ioctl.h), in this host's byte order.
+STREAM_HEAD: Final = struct.Struct("=IIQQ")
+STREAM_MAGIC: Final = 0x2F5BACBAC
+MSG_PEEK: Final = 2  # recv(2)
 FILTERS: Final = ("zstd -dqc", "mbuffer -q -s SIZE -m SIZE")  # in this order, each at most once
 
 
@@ -199,7 +206,7 @@ def parse(line: str, root: str) -> Request:
         last = last[1:-1]
     commands = tuple(_command(_words(part), root) for part in _split(last, "&&"))
     for command in commands if filters else ():
-        if command.words[:3] != ("zfs", "receive", "-s"):
+        if command.action != "receive":
             raise DeniedError(f"{shown(command.words[0])} cannot follow a filter")
     if filters and len(commands) > 1 and not braced:
         raise DeniedError("'&&' behind a filter needs braces")
@@ -438,6 +445,57 @@ def _run(site: Site, words: tuple[str, ...], stdin: int) -> int:
     return finished(spawn((site.program(words[0]), *words[1:]), stdin=stdin))
 
 
+def _receive(site: Site, words: tuple[str, ...], stdin: int) -> int:
+    """Receive one plain stream, of one snapshot and without properties.
+
+    A package (`zfs send -R`, `-p` or `-I`) is denied: with one `zfs receive` sets and removes properties of snapshots
+    that are there already, also what was written by `set` (seen on OpenZFS 2.3.9), and packages can be nested, so only
+    the first record of a stream tells. It is looked at without being taken: `zfs receive` reads all of it.
+    """
+    head = peeked(stdin, STREAM_HEAD.size)
+    if len(head) == STREAM_HEAD.size:  # of less than that `zfs receive` itself will say what is wrong
+        kind, _, magic, version = STREAM_HEAD.unpack(head)
+        if (kind, magic, version & 3) != (0, STREAM_MAGIC, 1):
+            raise DeniedError(f"the stream for {words[-1]} is a package or none at all: send without -R, -p and -I")
+    return _run(site, words, stdin)
+
+
+def peeked(stdin: int, size: int) -> bytes:
+    """The next bytes without taking them; fewer at the end of the input. Waits for them."""
+    poll = select.poll()
+    poll.register(stdin, select.POLLIN | select.POLLRDHUP)
+    kind = os.fstat(stdin).st_mode
+    look = _from_socket if stat.S_ISSOCK(kind) else _from_pipe if stat.S_ISFIFO(kind) else None
+    if look is None:
+        raise DeniedError("standard input is neither a pipe nor a socket")
+    while True:
+        ended = any(events & (select.POLLHUP | select.POLLRDHUP | select.POLLERR) for _, events in poll.poll())
+        found = look(stdin, size)
+        if len(found) == size or ended or not found:
+            return found
+        time.sleep(0.01)  # part of a record: poll would come back at once
+
+
+def _from_socket(stdin: int, size: int) -> bytes:
+    buffer = ctypes.create_string_buffer(size)
+    count = _called(ctypes.CDLL(None, use_errno=True).recv(stdin, buffer, ctypes.c_size_t(size), MSG_PEEK))
+    return buffer.raw[:count]
+
+
+def _from_pipe(stdin: int, size: int) -> bytes:
+    """By tee(2), which Python does not have."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as copy, open(writing, "wb"):
+        count = _called(ctypes.CDLL(None, use_errno=True).tee(stdin, writing, ctypes.c_size_t(size), 0))
+        return copy.read(count)
+
+
+def _called(result: int) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "standard input")
+    return result
+
+
 def _state(site: Site, words: tuple[str, ...], stdin: int) -> int:
     """The pool's state, as `grep -vx SUSPENDED` would print it: on a suspended pool every `zfs` hangs."""
     state = pool_state(site, site.pool)
@@ -511,7 +569,15 @@ def _hello(site: Site, words: tuple[str, ...], stdin: int) -> int:
     return 0
 
 
-ACTIONS: Final = {"run": _run, "state": _state, "create": _create, "abort": _abort, "set": _set, "hello": _hello}
+ACTIONS: Final = {
+    "run": _run,
+    "receive": _receive,
+    "state": _state,
+    "create": _create,
+    "abort": _abort,
+    "set": _set,
+    "hello": _hello,
+}
 
 
 def spooled(kind: str, dataset: str) -> str:

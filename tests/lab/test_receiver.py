@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,10 @@ class Account:
 
     host: Host
     append: bool  # OpenZFS here knows `receive:append`
+
+    @property
+    def right(self) -> str:
+        return "receive:append" if self.append else "receive"
 
     def ask(self, line: str, *, stream: str = "", check: bool = True) -> Result:
         """Send a command line; `stream` is a shell command whose output is its stdin."""
@@ -127,11 +132,15 @@ class Account:
 
 def mark(disk: str, number: int, extra: str = "") -> str:
     vmid, stamp = DISKS[disk], STAMPS[number]
-    return (
-        f"zfs set pve-zfsbackup:point={vmid}/{stamp} pve-zfsbackup:disks=x0=local-zfs:{disk}#17 "
-        f"'pve-zfsbackup:consistency=crash-consistent: it'\"'\"'s a test' pve-zfsbackup:volume=17 {extra}"
-        f"{ROOT}/local-zfs/{disk}@pzb:{stamp}"
-    )
+    properties = {
+        "point": f"{vmid}/{stamp}",
+        "disks": f"x0=local-zfs:{disk}#17",
+        "consistency": "crash-consistent: it's a test",
+        "volume": "17",
+        **({"conf": extra} if extra else {}),
+    }
+    pairs = [f"pve-zfsbackup:{key}={value}" for key, value in properties.items()]
+    return shlex.join(("zfs", "set", *pairs, f"{ROOT}/local-zfs/{disk}@pzb:{stamp}"))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +172,7 @@ def test_the_account_reads_what_a_source_must_know(account: Account) -> None:
     assert first == "ONLINE"
     assert {row.split("\t")[1].partition("@")[0] for row in rows} == {ROOT, f"{ROOT}/local-zfs", ZVOL, SUBVOL}
     guids = account.ask(f"zfs list -Hp -d 1 -t snapshot -o name,guid -- {ZVOL} {SUBVOL}")
-    assert [row.split("\t")[0] for row in guids.lines] == [f"{ZVOL}@pzb:{STAMPS[0]}", f"{SUBVOL}@pzb:{STAMPS[0]}"]
+    assert {row.split("\t")[0] for row in guids.lines} == {f"{ZVOL}@pzb:{STAMPS[0]}", f"{SUBVOL}@pzb:{STAMPS[0]}"}
 
 
 def test_a_parent_inherits_what_keeps_replicas_inert(account: Account) -> None:
@@ -196,13 +205,13 @@ def test_increments_go_through_filters(account: Account) -> None:
     assert len(account.snapshots(ZVOL)) == len(account.snapshots(SUBVOL)) == 2
 
 
-def test_several_snapshots_come_in_one_stream(account: Account) -> None:
+def test_several_steps_of_a_disk_come_in_one_session(account: Account) -> None:
     for number in (2, 3):
         account.snapshot(number)
     for disk in DISKS:
-        stream = f"zfs send -L -c -I @pzb:{STAMPS[1]} {SOURCE}/{disk}@pzb:{STAMPS[3]}"
-        account.ask(f"zfs receive -s -u -- {ROOT}/local-zfs/{disk}", stream=stream)
-        account.ask(f"{mark(disk, 2)} && {mark(disk, 3)}")
+        receive = f"zfs receive -s -u -- {ROOT}/local-zfs/{disk}"
+        streams = f"{{ {account.send(disk, 2, 1)}; {account.send(disk, 3, 2)}; }}"
+        account.ask(f"{receive} && {receive} && {mark(disk, 2)} && {mark(disk, 3)}", stream=streams)
     assert len(account.snapshots(ZVOL)) == 4
 
 
@@ -254,7 +263,7 @@ ATTACKS = (
     f"zfs set pve-zfsbackup:point=100/{STAMPS[1]} {POINT}",
     f"zfs set pve-zfsbackup:volume=1 {POINT}",
     mark("vm-100-disk-0", 0),
-    mark("vm-100-disk-0", 0, "pve-zfsbackup:conf=eJy "),
+    mark("vm-100-disk-0", 0, "eJy"),
     f"zfs inherit pve-zfsbackup:point {POINT}",
     f"zfs allow everyone destroy {ROOT}",
     f"zfs receive -F -s -u -- {ZVOL}",
@@ -311,8 +320,9 @@ def test_nothing_but_the_one_command_comes_with_the_key(account: Account) -> Non
         assert "uid=" not in done.stdout
 
 
-def test_streams_bring_no_properties_that_matter(account: Account) -> None:
-    """`send -p` as a taken-over source would: native properties are not delegated, a marked point keeps its marks."""
+def test_a_stream_cannot_bring_or_change_properties(account: Account) -> None:
+    """`zfs receive` lets a package change properties of snapshots that are there already, and takes them away from
+    those that `set` marked: packages are denied before `zfs` sees them."""
     account.host.script(
         # noauto: what this tries on the target must not happen to this very host.
         "zfs clone -o canmount=noauto -o mountpoint=/etc -o sharenfs=on -o readonly=off "
@@ -321,21 +331,42 @@ def test_streams_bring_no_properties_that_matter(account: Account) -> None:
         STAMPS[4],
         STAMPS[9],
     )
-    stream = f"zfs send -p {SOURCE}/evil@pzb:{STAMPS[9]}"
-    account.ask(f"zfs receive -s -u -- {ROOT}/local-zfs/evil", stream=stream, check=False)
-    values = account.host.run(
-        ("zfs", "get", "-H", "-o", "value", "mountpoint,readonly,sharenfs,mounted", f"{ROOT}/local-zfs/evil")
-    )
-    assert values.lines == ["none", "on", "off", "no"]
-    before = account.host.run(("zfs", "get", "-Hp", "-s", "local", "all", POINT)).stdout
     account.host.run(("zfs", "set", "pve-zfsbackup:point=666/x", f"{SOURCE}/vm-100-disk-0@pzb:{STAMPS[0]}"))
     account.snapshot(5)
-    whole = f"zfs send -R -I @pzb:{STAMPS[4]} {SOURCE}/vm-100-disk-0@pzb:{STAMPS[5]}"
-    account.ask(f"zfs receive -s -u -- {ZVOL}", stream=whole, check=False)
-    assert account.host.run(("zfs", "get", "-Hp", "-s", "local", "all", POINT)).stdout == before
-    assert len(account.snapshots(ZVOL)) >= 5
+    before = account.state()
+    new, newest = f"{SOURCE}/evil@pzb:{STAMPS[9]}", f"{SOURCE}/vm-100-disk-0@pzb:{STAMPS[5]}"
+    since = f"@pzb:{STAMPS[4]}"
+    for stream, name in (
+        (f"zfs send -p {new}", f"{ROOT}/local-zfs/evil"),
+        (f"zfs send -R {new}", f"{ROOT}/local-zfs/evil"),
+        (f"zfs send -p -i {since} {newest}", ZVOL),
+        (f"zfs send -R -i {since} {newest}", ZVOL),
+        (f"zfs send -R -I {since} {newest}", ZVOL),
+        (f"zfs send -I @pzb:{STAMPS[3]} {newest}", ZVOL),
+        ("head -c 100000 /dev/urandom", ZVOL),
+    ):
+        for line in (f"zfs receive -s -u -- {name}", f"mbuffer -q -s 128k -m 16M | zfs receive -s -u -- {name}"):
+            done = account.ask(line, stream=stream, check=False)
+            assert done.returncode == 126, (stream, done)
+            assert "is a package or none at all" in done.stderr
+    assert account.state() == before
     account.host.script('zfs destroy "$1/evil@pzb:$2"; zfs destroy "$1/evil"', SOURCE, STAMPS[9])
-    account.host.script('zfs destroy -r "$1"', f"{ROOT}/local-zfs/evil")
+
+
+def test_why_packages_are_denied(account: Account) -> None:
+    """The control of the test above: past the forced command one does take a point's marks away."""
+    copy = f"{ROOT}/local-zfs/control"
+    stream = f"zfs send -L -c {SOURCE}/vm-100-disk-0@pzb:{STAMPS[3]}"
+    account.ask(f"zfs receive -s -u -- {copy}", stream=stream)
+    account.host.run(("zfs", "set", "pve-zfsbackup:volume=17", f"{copy}@pzb:{STAMPS[3]}"))
+    package = f"zfs send -R -I @pzb:{STAMPS[3]} {SOURCE}/vm-100-disk-0@pzb:{STAMPS[5]}"
+    account.beyond("zfs", "receive", "-s", "-u", copy, stream=package)
+    assert not any("pve-zfsbackup:volume" in line for line in _local(account, f"{copy}@pzb:{STAMPS[3]}"))
+    account.host.run(("zfs", "destroy", "-r", copy))
+
+
+def _local(account: Account, name: str) -> list[str]:
+    return sorted(account.host.run(("zfs", "get", "-Hp", "-s", "local", "all", name)).lines)
 
 
 def test_past_the_forced_command_zfs_itself_stands(account: Account) -> None:
@@ -364,20 +395,25 @@ def test_past_the_forced_command_zfs_itself_stands(account: Account) -> None:
 
 def test_a_marked_point_cannot_be_overwritten_by_force(account: Account) -> None:
     """`receive -F` past the forced command: `receive:append` stops it, and so do the holds where there is none."""
-    account.maintain('minimum-age = "7d"\n')
+    report = account.maintain('minimum-age = "7d"\n')
+    assert report["problems"] == []
     before = account.snapshots(ZVOL)
     assert len(before) >= 5
-    stream = account.send("vm-100-disk-0", 3, 2)
-    done = account.beyond("zfs", "receive", "-F", "-u", ZVOL, stream=stream)
-    assert account.snapshots(ZVOL) == before, done
-    if account.append:
-        account.host.script('zfs unallow "$1" receive:append "$2"; zfs allow "$1" receive "$2"', ACCOUNT, ROOT)
-        try:
+    account.host.run(("zfs", "snapshot", f"{SOURCE}/vm-100-disk-0@evil"))
+    stream = f"zfs send -i @pzb:{STAMPS[1]} {SOURCE}/vm-100-disk-0@evil"
+    try:
+        done = account.beyond("zfs", "receive", "-F", "-u", ZVOL, stream=stream)
+        assert done.returncode != 0, done
+        assert account.snapshots(ZVOL) == before, done
+        if account.append:
+            assert "permission denied" in done.stderr
+            account.host.script('zfs unallow "$1" receive:append "$2"; zfs allow "$1" receive "$2"', ACCOUNT, ROOT)
             done = account.beyond("zfs", "receive", "-F", "-u", ZVOL, stream=stream)
             assert done.returncode != 0, done
-            assert account.snapshots(ZVOL) == before, done
-        finally:
-            account.host.script('zfs unallow "$1" receive "$2"; zfs allow "$1" receive:append "$2"', ACCOUNT, ROOT)
+        assert account.snapshots(ZVOL) == before, done
+    finally:
+        account.host.script('zfs unallow "$1" receive "$2"; zfs allow "$1" "$3" "$2"', ACCOUNT, ROOT, account.right)
+        account.host.run(("zfs", "destroy", f"{SOURCE}/vm-100-disk-0@evil"))
 
 
 def test_the_spool_is_closed_to_other_accounts(account: Account) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from tests.receiver.conftest import ROOT
 
 STAMP = "20261123T180000Z-ab12"
@@ -41,3 +43,6 @@ ALLOWED = (
     f"{SET} {OTHER}@pzb:{STAMP}",
     ABORT,
 )
+# How `zfs send` begins: of one snapshot, and of a package (`-R`, `-p`, `-I`).
+STREAM = struct.pack("=IIQQ", 0, 0, 0x2F5BACBAC, 0x4 << 2 | 1) + b" the rest of a stream"
+PACKAGE = struct.pack("=IIQQ", 0, 4096, 0x2F5BACBAC, 0x4 << 2 | 2) + b" the rest of a package"

@@ -303,6 +303,7 @@ def test_ten_thousand_mutated_lines_start_nothing(target: Target, monkeypatch: p
     logged: list[str] = []
     told: list[str] = []
     monkeypatch.setattr(subprocess, "Popen", lambda argv, **_: started.append(str(argv)) or Started())
+    monkeypatch.setattr(receiver, "peeked", lambda stdin, size: started.append("stdin") or b"")
     monkeypatch.setattr(receiver, "pool_state", lambda site, pool: started.append(pool) or None)
     monkeypatch.setattr(receiver, "log", logged.append)
     monkeypatch.setattr(receiver, "say", told.append)

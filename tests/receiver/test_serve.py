@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -14,7 +15,21 @@ import pytest
 from pve_zfsbackup import __version__, receiver
 from pve_zfsbackup.receiver import DENIED, QUEUED, Site, serve
 from tests.receiver.conftest import RECEIVER, ROOT, Target
-from tests.receiver.lines import ABORT, ALLOWED, CREATE, DISK, GREP, LIST, OTHER, RECEIVE, SET, SNAPSHOT, STAMP
+from tests.receiver.lines import (
+    ABORT,
+    ALLOWED,
+    CREATE,
+    DISK,
+    GREP,
+    LIST,
+    OTHER,
+    PACKAGE,
+    RECEIVE,
+    SET,
+    SNAPSHOT,
+    STAMP,
+    STREAM,
+)
 
 pytestmark = pytest.mark.processes
 GOOD_PARENT = "readonly\ton\nmountpoint\tnone\nvolmode\tnone\nsnapdir\thidden\n"
@@ -51,10 +66,11 @@ def test_output_and_status_are_the_programs_own(target: Target) -> None:
 
 
 def test_streams_come_one_after_another_on_one_stdin(target: Target) -> None:
-    target.says("zfs", "receive", "-s", "-u", "--", DISK, take=3)
-    done = target.asked(f"{RECEIVE} && zfs receive -s -u -- {OTHER}", b"onetwo")
+    target.says("zfs", "receive", "-s", "-u", "--", DISK, take=len(STREAM))
+    done = target.asked(f"{RECEIVE} && zfs receive -s -u -- {OTHER}", STREAM + STREAM + b"2")
     assert done.returncode == 0
-    assert [(started["argv"][-1], started["stdin"]) for started in target.started] == [(DISK, "one"), (OTHER, "two")]
+    taken = [(started["argv"][-1], started["stdin"].encode("latin-1")) for started in target.started]
+    assert taken == [(DISK, STREAM), (OTHER, STREAM + b"2")]
 
 
 def test_the_first_failure_ends_the_line_with_its_status(target: Target) -> None:
@@ -65,9 +81,9 @@ def test_the_first_failure_ends_the_line_with_its_status(target: Target) -> None
 
 
 def test_filters_stand_in_front_of_all_receives(target: Target) -> None:
-    target.says("zfs", "receive", "-s", "-u", "--", DISK, take=3)
+    target.says("zfs", "receive", "-s", "-u", "--", DISK, take=len(STREAM))
     line = f"zstd -dqc | mbuffer -q -s 128k -m 64M | {{ {RECEIVE} && zfs receive -s -u -- {OTHER}; }}"
-    done = target.asked(line, b"onetwo" * 100_000)
+    done = target.asked(line, STREAM + STREAM + b"x" * 600_000)
     assert done.returncode == 0, done
     started = {tuple(one["argv"]): one["stdin"] for one in target.started}
     assert started.keys() == {
@@ -76,8 +92,8 @@ def test_filters_stand_in_front_of_all_receives(target: Target) -> None:
         tuple(RECEIVE.split(" ")),
         ("zfs", "receive", "-s", "-u", "--", OTHER),
     }
-    assert started[tuple(RECEIVE.split(" "))] == "one"
-    assert len(started["zfs", "receive", "-s", "-u", "--", OTHER]) == 600_000 - 3
+    assert started[tuple(RECEIVE.split(" "))].encode("latin-1") == STREAM
+    assert len(started["zfs", "receive", "-s", "-u", "--", OTHER]) == len(STREAM) + 600_000
 
 
 @pytest.mark.parametrize("broken", ["zstd", "mbuffer"])
@@ -90,7 +106,7 @@ def test_every_status_of_a_pipe_counts(target: Target, broken: str) -> None:
 
 def test_a_receive_that_fails_ends_its_filters_and_gives_the_status(target: Target) -> None:
     target.says("zfs", "receive", take=1, status=3, err="cannot receive\n")
-    done = target.asked(f"zstd -dqc | {RECEIVE}", b"x" * 4_000_000)
+    done = target.asked(f"zstd -dqc | {RECEIVE}", STREAM + b"x" * 4_000_000)
     assert (done.returncode, done.stderr) == (3, b"cannot receive\n")
 
 
@@ -129,6 +145,52 @@ def test_what_is_denied_is_logged_escaped_with_who_it_was(target: Target, monkey
     assert f"uid {os.geteuid()}" in text
     assert text.isascii()
     assert text.isprintable()
+
+
+# -- Receive: one snapshot, no properties -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", [RECEIVE, f"zstd -dqc | {RECEIVE}", f"mbuffer -q -s 128k -m 64M | {RECEIVE}"])
+@pytest.mark.parametrize("stream", [PACKAGE, b"x" * 24, b"\0" * 100, STREAM[:16] + b"\0" * 100, STREAM[4:] + b"    "])
+def test_packages_and_what_is_no_stream_never_reach_zfs(target: Target, line: str, stream: bytes) -> None:
+    done = target.asked(line, stream)
+    assert done.returncode == DENIED
+    assert b"is a package or none at all" in done.stderr
+    assert [argv for argv in target.argvs if argv[0] == "zfs"] == []
+
+
+def test_a_package_behind_a_good_stream_does_not_reach_zfs_either(target: Target) -> None:
+    target.says("zfs", "receive", "-s", "-u", "--", DISK, take=len(STREAM))
+    done = target.asked(f"{RECEIVE} && zfs receive -s -u -- {OTHER}", STREAM + PACKAGE)
+    assert done.returncode == DENIED
+    assert [argv[-1] for argv in target.argvs] == [DISK]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_stream_that_comes_in_drops_is_looked_at_whole_and_not_taken(target: Target, kind: str) -> None:
+    """sshd gives a socket; a byte at a time is the worst a network can do."""
+    options = ["--root", ROOT, "--state", str(target.place / "state"), "--bin", str(target.place / "bin")]
+    argv = [sys.executable, "-I", str(RECEIVER), *options]
+    if kind == "socket":
+        ours, theirs = (end.detach() for end in socket.socketpair())
+    else:
+        theirs, ours = os.pipe()
+    with subprocess.Popen(argv, stdin=theirs, env={"SSH_ORIGINAL_COMMAND": RECEIVE}) as process:
+        os.close(theirs)
+        for byte in STREAM:
+            os.write(ours, bytes([byte]))
+            time.sleep(0.002)
+        os.close(ours)
+    assert process.returncode == 0
+    assert [started["stdin"].encode("latin-1") for started in target.started] == [STREAM]
+
+
+def test_input_that_cannot_be_looked_at_is_denied(target: Target) -> None:
+    options = ["--root", ROOT, "--state", str(target.place / "state"), "--bin", str(target.place / "bin")]
+    argv = [sys.executable, "-I", str(RECEIVER), *options]
+    with open(os.devnull, "rb") as nothing:
+        done = subprocess.run(argv, stdin=nothing, check=False, env={"SSH_ORIGINAL_COMMAND": RECEIVE})
+    assert (done.returncode, target.started) == (DENIED, [])
 
 
 # -- Set: once ------------------------------------------------------------------------------------------------------

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from pve_zfsbackup.host import listing, zfs
-from pve_zfsbackup.host.runner import Completed, Runner
-from pve_zfsbackup.host.ssh import Destination, Host
-from pve_zfsbackup.model import Dataset, Guid, PointDisk, PointId, Snapshot, encode_disks
+from pve_zfsbackup.app.target_check import Checked, check_target
+from pve_zfsbackup.config import Target
+from pve_zfsbackup.host import listing, pipeline, zfs
+from pve_zfsbackup.host.runner import Completed, Piped, Runner
+from pve_zfsbackup.host.ssh import Destination, Host, Link
+from pve_zfsbackup.model import Compress, Dataset, Guid, PointDisk, PointId, Resume, Send, Snapshot, encode_disks
 from pve_zfsbackup.receiver import DeniedError, parse
 from tests.receiver.conftest import ROOT
 
 STAMP = "20261123T180000Z-ab12"
+PLAIN = Link()
 DISK = Dataset(f"{ROOT}/local-zfs/vm-100-disk-0")
 PROPERTIES = {
     "pve-zfsbackup:point": f"100/{STAMP}",
@@ -46,17 +50,24 @@ class Recorder:
         self.argvs.append(tuple(argv))
         return Completed(argv=tuple(argv), returncode=0, stdout="", stderr="")
 
+    def pipe(self, producers: Iterable[Sequence[str]], consumers: Sequence[Sequence[str]], flow: object) -> Piped:
+        """Streams of no bytes."""
+        sent = tuple(Completed(argv=tuple(argv), returncode=0, stdout="", stderr="") for argv in producers)
+        self.argvs.append(tuple(consumers[-1]))
+        received = tuple(Completed(argv=tuple(argv), returncode=0, stdout="", stderr="") for argv in consumers)
+        return Piped(sent=sent, moved=(0,) * len(sent), received=received)
 
-def remote() -> tuple[Recorder, Host]:
+
+def remote(link: Link) -> tuple[Recorder, Host]:
     recorder = Recorder()
     paths = {"identity": Path("/id"), "known_hosts": Path("/known"), "control": Path("/run/x")}
     destination = Destination(host="backup1", user="pve-zfsbackup", port=22, **paths)
-    return recorder, Host(name="backup1", runner=cast(Runner, recorder), destination=destination)
+    return recorder, Host(name="backup1", runner=cast(Runner, recorder), destination=destination, link=link)
 
 
-def sent_lines(use: Callable[[Host], object]) -> list[str]:
+def sent_lines(use: Callable[[Host], object], link: Link = PLAIN) -> list[str]:
     """The command lines that reach the target's sshd: the last word of every ssh command."""
-    runner, host = remote()
+    runner, host = remote(link)
     use(host)
     assert all(argv[0] == "ssh" for argv in runner.argvs)
     assert runner.argvs
@@ -82,6 +93,57 @@ def sent_lines(use: Callable[[Host], object]) -> list[str]:
 )
 def test_what_the_source_writes_is_understood(use: Callable[[Host], object]) -> None:
     for line in sent_lines(use):
+        assert parse(line, ROOT).commands
+
+
+def _carried(host: Host) -> None:
+    """Streams of several disks in one session, one of them resumed, some with two streams in a row."""
+    here = Host(name="source", runner=host.runner)
+    snapshot = _ours()
+    names = [Dataset(f"{ROOT}/local-zfs/vm-100-disk-{n}") for n in range(40)]
+    sends = [Send(host="backup1", snapshot=snapshot, base=None, dataset=name, raw=False) for name in names]
+    resume = Resume(host="backup1", snapshot=snapshot, dataset=DISK, token="1-a", raw=False)
+    pipeline.carry(here, host, [pipeline.Chain(streams=(send,)) for send in sends], Silent())
+    pipeline.carry(here, host, [pipeline.Chain(streams=(resume, sends[0]), size=1 << 40)], Silent())
+
+
+class Silent:
+    """A meter that nobody reads."""
+
+    def begin(self, stream: object) -> None:
+        assert stream
+
+    moved = end = lambda self, *told: None
+
+
+@pytest.mark.parametrize("compress", list(Compress))
+@pytest.mark.parametrize("mbuffer", [0, 1 << 20, 64 << 20, 4 << 30])
+def test_every_way_streams_travel_is_understood(compress: Compress, mbuffer: int) -> None:
+    lines = sent_lines(_carried, Link(compress=compress, mbuffer=mbuffer))
+    requests = [parse(line, ROOT) for line in lines]
+    assert max(len(request.commands) for request in requests) == 40
+    assert all(bool(request.filters) >= bool(mbuffer) for request in requests)
+
+
+def test_what_setups_check_asks_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of `setup target --check` on a restricted account, whose receiver answers `hello`."""
+    recorder, host = remote(Link())
+    answered = recorder.run
+    hello = json.dumps({"receiver": "0", "protocol": 1, "root": ROOT, "allow": [], "time": 0, "maintained": 0})
+
+    def run(argv: Sequence[str], **_: object) -> Completed:
+        done = answered(argv)
+        replies = {"hello": hello, "zfs list": "\t".join(["-"] * 64)}
+        found = [text for words, text in replies.items() if argv[-1].startswith(words)]
+        return replace(done, stdout=found[0] if found else "")
+
+    monkeypatch.setattr(Recorder, "run", lambda self, argv, **more: run(argv, **more))
+    target = Target(name="backup1", host="backup1", root=Dataset(ROOT), append_only=True)
+    local = Host(name="source", runner=host.runner)
+    check_target(Checked(target=target, host=host, local=local, owner="pve1/x", now=0))
+    lines = [argv[-1] for argv in recorder.argvs if argv[0] == "ssh"]
+    assert {line.partition(" ")[0] for line in lines} == {"hello", "grep", "zpool", "zfs"}
+    for line in lines:
         assert parse(line, ROOT).commands
 
 
