@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from pve_zfsbackup.model import Conflict, Dataset, Listing, Send, Snapshot, Volume
 from pve_zfsbackup.plan.features import missing, read_only
-from pve_zfsbackup.plan.pairing import Sides
+from pve_zfsbackup.plan.pairing import Base, Sides
 from pve_zfsbackup.plan.route import ReplicationPolicy
 
 MARGIN = 10  # percent, for what the estimate does not know (reliability §1, "Full/quota")
@@ -42,15 +42,20 @@ def estimated(source: Volume, sends: Iterable[Send]) -> int:
     more than what was written since its base. Compressed data leaves as it lies on disk, so the figures are near."""
     total = 0
     for send in sends:
-        since = send.base.createtxg if send.base is not None else None
+        base = send.base
         for snapshot in (*send.through, send.snapshot):
-            total += snapshot.refer if since is None else min(snapshot.refer, _written(source, since, snapshot))
-            since = snapshot.createtxg
+            total += snapshot.refer if base is None else min(snapshot.refer, _written(source, base, snapshot))
+            base = snapshot
     return total
 
 
-def _written(source: Volume, since: int, snapshot: Snapshot) -> int:
-    return sum(s.written for s in source.snapshots if since < s.createtxg <= snapshot.createtxg)
+def _written(source: Volume, base: Base, snapshot: Snapshot) -> int:
+    """Since the base. Where only its bookmark is left, the first snapshot after it tells of a longer time: it is left
+    out, for nothing that would fit shall be refused."""
+    since = [s for s in source.snapshots if base.createtxg < s.createtxg <= snapshot.createtxg]
+    if all(s.guid != base.guid for s in source.snapshots):
+        since.remove(min(since, key=lambda s: s.createtxg))
+    return sum(s.written for s in since)
 
 
 def _no_room(source: Volume, sends: Sequence[Send], sides: Sides, policy: ReplicationPolicy) -> Conflict | None:

@@ -86,8 +86,9 @@ def same_ivset(one: Guid, other: Guid) -> bool:
 
 
 def first_time(source: Volume, sides: Sides) -> bool:
-    """Whether nothing on the target has anything in common with this volume, so that a full stream is due."""
-    return not any(base.guid in sides.holders for base in reversed(bases(source)))
+    """Whether a full stream is due: something is to be sent, and the target has nothing in common with it."""
+    wanted = any(snapshot.point in sides.complete for snapshot in source.snapshots)
+    return wanted and not any(base.guid in sides.holders for base in reversed(bases(source)))
 
 
 def find_replica(source: Volume, sides: Sides, root: Dataset, prefer: Dataset) -> Volume | None:

@@ -204,6 +204,12 @@ def test_pools_are_asked_only_where_a_full_stream_is_due(world: World) -> None:
     world.write()
     world.run()
     assert asked() == 0
+    world.node.define(300, "name: new\nscsi0: local-zfs:vm-300-disk-0,size=1G\n")
+    world.source.add("rpool/data/vm-300-disk-0", zvol=True)
+    world.run(Stage.REPLICATE)
+    assert asked() == 0, "it has no point yet"
+    world.run()
+    assert asked() == 2
 
 
 # What a restore needs, and disks that go elsewhere

@@ -100,6 +100,16 @@ def test_no_stream_is_larger_than_what_it_carries() -> None:
     assert estimated(world[SOURCE].volumes[ZVOL], sends) == 1000
 
 
+def test_a_base_that_is_a_bookmark_alone_makes_nobody_refuse_what_would_fit() -> None:
+    """The first snapshot after it was written since one that lies before the bookmark, or is the disk's first."""
+    world = sized(build(["bh", "o-", "o-"]), 1000, 400)
+    sends = [step for step in replicate(world).steps if isinstance(step, Send)]
+    assert sends[0].base is not None
+    assert sends[0].base.guid == guid(1)
+    assert estimated(world[SOURCE].volumes[ZVOL], sends) == 400
+    assert not replicate(change(sized(build(["bh", "o-"]), 1000, 1000), HOST, REPLICA, available=0)).conflicts
+
+
 def test_nothing_to_send_needs_no_room_and_the_nearest_place_that_exists_counts() -> None:
     assert not replicate(change(sized(build(["oh"]), 1000, 400), HOST, REPLICA, available=0)).conflicts
     world = sized(build(["o-"]), 1000, 400)
