@@ -92,7 +92,7 @@ def test_cron_file_is_one_cron_accepts(unpacked: Path) -> None:
     jobs = [re.fullmatch(r"(\d+) +(\*|\d+) \* \* \* root (.*)", line) for line in lines[2:]]
     stages = [re.findall(r"--stage (\w+)", job[3]) for job in jobs if job]
     assert [job[2] for job in jobs if job] == ["*", "3"]
-    assert stages == [["snapshot", "replicate"], ["prune"]]
+    assert stages == [["snapshot", "replicate", "archive"], ["prune"]]
     assert all(job and "%" not in job[3] for job in jobs)  # cron makes a new line of it
 
 
