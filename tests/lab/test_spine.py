@@ -318,7 +318,7 @@ def killer(product: Product) -> Iterator[Host]:
 def test_killed_between_any_two_steps_it_converges_and_the_guest_is_thawed(product: Product, killer: Host) -> None:
     """Every action around the freeze (a dozen reads of the API come before it), then one in six; PZB_LAB_KILLS=all
     takes every one. The unit tests kill at every command, too (tests/app/test_killed.py)."""
-    which = ("1", "1", "1") if os.environ.get("PZB_LAB_KILLS") == "all" else ("13", "25", "6")
+    which = ("1", "1", "1") if os.environ.get("PZB_LAB_KILLS") == "all" else ("13", "27", "6")
     command = ("python3", "/root/killer.py", *which, "100", "run", "100")
     done = killer.run(command, check=False, timeout=3000)
     rows = [json.loads(line) for line in done.lines]
