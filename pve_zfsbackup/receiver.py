@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -917,7 +918,7 @@ class Keeper:
     def root(self, root: Root) -> Report:
         report = Report(root.name)
         try:
-            self._collect(root)
+            self._collect(root, report)
             found = seen(self.site, root, LIST_TIMEOUT)
             self._abort(root, found, report)
             self._hold(found, report)
@@ -927,19 +928,27 @@ class Keeper:
             report.problems.append(str(error))
         return report
 
-    def _collect(self, root: Root) -> None:
-        """The requests of this root's account. Its directory is not trusted: only names are taken from it."""
-        uid = pwd.getpwnam(root.account).pw_uid if root.account in {user.pw_name for user in pwd.getpwall()} else None
-        path = f"{self.site.state}/spool/{uid}"
-        if uid is None or not os.path.lexists(path):
-            return
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        if os.fstat(directory).st_uid != uid:
-            raise TroubleError(f"{path} is not of account {root.account}: look who made it, then remove it")
-        for name in os.listdir(directory):
-            dataset = name.removeprefix("abort:").replace("%", "/")
-            if name.startswith("abort:") and _is_below(dataset, root.name):
-                self.requests[dataset] = partial(os.unlink, name, dir_fd=directory)
+    def _collect(self, root: Root, report: Report) -> None:
+        """The requests of this root's account. Its directory is not trusted: only names are taken from it.
+
+        Whatever is wrong with it is told, and stops nothing else: anybody on this host can put something there.
+        """
+        try:
+            uid = pwd.getpwnam(root.account).pw_uid
+            path = f"{self.site.state}/spool/{uid}"
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            if os.fstat(directory).st_uid != uid:
+                raise NotADirectoryError(errno.EPERM, f"not of account {root.account}", path)
+            for name in os.listdir(directory):
+                dataset = name.removeprefix("abort:").replace("%", "/")
+                if name.startswith("abort:") and _is_below(dataset, root.name):
+                    self.requests[dataset] = partial(os.unlink, name, dir_fd=directory)
+        except KeyError:
+            report.problems.append(f"account {shown(root.account)} does not exist on this host")
+        except FileNotFoundError:
+            return  # nothing was ever asked for
+        except OSError as error:
+            report.problems.append(f"{error.filename}: {error.strerror}; look who made it, then remove it")
 
     def _abort(self, root: Root, found: Seen, report: Report) -> None:
         """Throw away interrupted receives that a source asked to be rid of, or that nothing has gone on with."""

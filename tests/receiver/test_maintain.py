@@ -364,9 +364,11 @@ def test_requests_of_another_account_are_not_heard(world: World) -> None:
 def test_a_spool_directory_of_the_wrong_owner_is_an_alarm(world: World) -> None:
     dataset = world.interrupted(100)
     os.chown(request(world, dataset.name).parent, 12345, 12345)
+    world.days(101, 1)
     report = world.maintain()
-    assert f"is not of account {ACCOUNT}" in report.problems[0]
+    assert f"not of account {ACCOUNT}" in report.problems[0]
     assert dataset.partial is not None
+    assert report.held == 1, "who puts something into the spool must not keep the rest from being done"
 
 
 def test_a_spool_directory_that_is_a_link_is_not_followed(world: World, tmp_path: Path) -> None:
@@ -376,6 +378,13 @@ def test_a_spool_directory_that_is_a_link_is_not_followed(world: World, tmp_path
     path.parent.symlink_to(tmp_path / "elsewhere")
     assert world.maintain().problems
     assert dataset.partial is not None
+
+
+def test_an_account_that_does_not_exist_is_told_and_the_rest_is_done(world: World) -> None:
+    world.days(100, 1)
+    report = world.maintain(account="nobody-of-that-name")
+    assert "'nobody-of-that-name' does not exist" in report.problems[0]
+    assert report.held == 1
 
 
 def test_an_abort_that_meets_a_live_receive_waits_for_the_next_run(world: World) -> None:
