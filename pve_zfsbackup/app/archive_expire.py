@@ -107,10 +107,12 @@ def collect_orphans(vault: Vault, catalog: Catalog, own: Set[str], *, now: float
     path = vault.state / ORPHANS
     seen = _since(path)
     found = {place for place, files in catalog.strays.items() if place not in own and OUTER not in files}
-    since = {place: min(seen.get(place, now), now) for place in sorted(found)}
+    bare = {place for place, files in catalog.generations.items() if not any(e.directory for e in files.values())}
+    since = {place: min(seen.get(place, now), now) for place in sorted(found | bare)}
     old = [place for place, first in since.items() if now - first >= ORPHAN_SECONDS]
     for place in old:
-        _remove(vault, place, catalog.strays[place])
+        if place in found:
+            _remove(vault, place, catalog.strays[place])
         del since[place]
     _empty(vault, {place.split("/")[1] for place in old})
     if since != seen:
