@@ -40,9 +40,15 @@ def bold(text: str) -> str:
 
 
 def words(text: str) -> str:
-    """One line of usage: options and literal words bold, what stands for something else in italics."""
+    """One line of usage: options and literal words bold, what stands for something else in italics.
+
+    A long list of choices may break behind each `|`; groff complains about a word that is wider than the page.
+    """
 
     def shown(word: str) -> str:
+        return re.sub(r"(?<=.)\|(?=.)", r"|\\:", formed(word))
+
+    def formed(word: str) -> str:
         if re.search(r"[A-Z]{2}", word) or word == "...":
             return re.sub(r"([A-Z][A-Z_|-]*[A-Z])", lambda found: f"\\fI{escape(found[0])}\\fR", word)
         return word if word in {"/", "|"} else bold(word)
