@@ -14,7 +14,7 @@ from pve_zfsbackup.archive.chain import Head, Series, Signed, assemble
 from pve_zfsbackup.archive.inner import Inner
 from pve_zfsbackup.archive.names import INNER, INNER_SIGNATURE, OPAQUE, OUTER, OUTER_SIGNATURE, WRITER, segment_name
 from pve_zfsbackup.archive.outer import POINT, Outer, digest
-from pve_zfsbackup.errors import SealError, VerificationError
+from pve_zfsbackup.errors import BackupError, SealError, VerificationError
 from pve_zfsbackup.host.store import Entry
 from pve_zfsbackup.model import Archived
 
@@ -76,15 +76,21 @@ def read_catalog(
     """Read the box; with `own` only what this node wrote. `identity` opens the inner manifests, without it they stay
     closed. `unfinished` are directories of points this node is still at work on.
 
-    What is wrong is part of the catalog; raised is only what keeps it from being read.
+    What is wrong is part of the catalog; raised is only what keeps it from being read, and with `own` `BackupError`
+    where nothing is left of what was there: a share that is not mounted.
     """
     catalog = Catalog()
+    memory = Memory(directory=vault.state / "manifests") if own else None
     places = _places(vault, catalog, [vault.writer] if own else None)
+    if memory and memory.any() and not catalog.generations:
+        raise BackupError(
+            f"box {vault.box.name} is empty, although this node archived to it before",
+            hint=f"is the right thing mounted there? To begin anew, remove {memory.directory}",
+        )
     signed: dict[str, list[Signed]] = defaultdict(list)
     heads = vault.heads()
     wanted = [path for path, files in places.items() if OUTER in files]
     catalog.strays = {path: files for path, files in places.items() if OUTER not in files}
-    memory = Memory(directory=vault.state / "manifests") if own else None
     known = {path: found for path in wanted if memory and (found := memory.recall(path, places[path]))}
     with vault.scratch() as scratch:
         unknown = [path for path in wanted if path not in known]

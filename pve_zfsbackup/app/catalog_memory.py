@@ -44,6 +44,9 @@ class Memory:
         members: dict[str, Any] = {"path": path, "sizes": _sizes(files), "outer": signed.outer.encode().decode("ascii")}
         write_json(self._file(path), {**members, "inner": inner.encode().decode("ascii") if inner else ""})
 
+    def any(self) -> bool:
+        return next(self.directory.glob("*.json"), None) is not None
+
     def forget(self, paths: Mapping[str, object]) -> None:
         """Those that are not among these paths are gone from the box."""
         names = {self._file(path).name for path in paths}

@@ -216,6 +216,16 @@ def test_a_box_that_is_away_fails_alone(boxed: Boxed) -> None:
     assert len(boxed.world.complete("backup1", WEB)) == 1
 
 
+def test_a_share_that_is_not_mounted_is_not_filled_from_the_beginning(boxed: Boxed) -> None:
+    boxed.run()
+    shutil.rmtree(boxed.world.place / "mnt/root")  # the mount point alone is left
+    boxed.world.write()
+    (failed,) = [result for result in boxed.run().results if result.outcome is Outcome.FAILED]
+    assert "is empty, although this node archived to it before" in failed.message
+    assert list((boxed.world.place / "mnt").iterdir()) == []
+    assert len(boxed.world.source.datasets[DISKS[WEB][0]].marks) >= 1
+
+
 def test_keys_that_are_missing_are_told_with_the_way_to_make_them(boxed: Boxed) -> None:
     boxed.vault.box.recipients_file.unlink()
     report = boxed.run()
