@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Protocol
 
 from pve_zfsbackup.errors import (
     AgentError,
+    CommandError,
     CommandTimeoutError,
     GuestMissingError,
     PveError,
@@ -90,14 +91,25 @@ class QmAgent:
 
 
 class NodeAgent:
-    """The API, but `qm` where a command may take longer than the API lets it: that one is not cut."""
+    """The API, but `qm` where a command may take longer than the API lets it, and for a thaw that the API does not
+    answer: pveproxy may be gone with the guest still frozen."""
 
     def __init__(self, api: Agent, qm: Agent) -> None:
         self._api = api
         self._qm = qm
 
     def call(self, vmid: Vmid, command: str, timeout: float) -> Any:
-        return (self._qm if timeout > API_LIMIT else self._api).call(vmid, command, timeout)
+        if timeout > API_LIMIT:
+            return self._qm.call(vmid, command, timeout)
+        try:
+            return self._api.call(vmid, command, timeout)
+        except PveUnreachableError as error:
+            if command != "fsfreeze-thaw":
+                raise
+            try:
+                return self._qm.call(vmid, command, timeout)
+            except CommandError:
+                raise error from None  # there is no qm: this is not the node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

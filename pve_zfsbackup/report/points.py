@@ -142,6 +142,7 @@ def problems(found: History, entry: Coverage) -> list[str]:
             told.append(f"no point on {host}" if host != SOURCE else "no point")
     told += [f"{disk.key} not protected: {reason(entry, disk)}" for disk in entry.unprotected if worth_a_word(disk)]
     told += [f"Proxmox cannot roll back to {name} (unblock-rollback)" for name in entry.blocked]
+    told += [f"pvesr replicates it to {node} as well" for node in entry.replicated]
     return told
 
 

@@ -12,6 +12,7 @@ from pve_zfsbackup.errors import ExitCode, GuestMissingError, LockedError
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Vmid
 from pve_zfsbackup.report import unblock_json, unblock_lines
+from pve_zfsbackup.report.points import problems
 from tests.fakes.runner import HERE
 from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
 
@@ -203,6 +204,8 @@ def test_discover_and_status_tell_what_we_block_and_who_else_replicates(history_
         assert dict(entry.blocked) == ({"before-upgrade": 2} if blocked else {})
         assert entry.replicated == (("pve2",) if blocked else ())
         assert any("unblock-rollback 100 before-upgrade" in note for note in entry.notes) is blocked
+        told = "; ".join(problems(known, entry))
+        assert ("cannot roll back to before-upgrade" in told) is ("pvesr replicates it to pve2" in told) is blocked
 
 
 def test_pvesr_that_cannot_be_read_is_a_note(world: World) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from pve_zfsbackup.errors import AgentError, CommandTimeoutError, GuestMissingError, PveError, PveUnreachableError
+from pve_zfsbackup.errors import (
+    AgentError,
+    CommandError,
+    CommandTimeoutError,
+    GuestMissingError,
+    PveError,
+    PveUnreachableError,
+)
 from pve_zfsbackup.host import agent
 from pve_zfsbackup.host.agent import ApiAgent, QmAgent
 from pve_zfsbackup.host.pve import HttpsApi
@@ -273,6 +280,28 @@ def test_what_takes_longer_than_the_api_allows_goes_through_qm(limit: float, by:
     ways = {"api": Recorder(lambda _: 1), "qm": Recorder(lambda _: 1)}
     agent.freeze(agent.NodeAgent(ways["api"], ways["qm"]), VM, timeout=limit)
     assert [name for name, way in ways.items() if way.seen] == [by]
+
+
+def silent(_: str) -> Any:
+    raise PveUnreachableError("https://127.0.0.1:8006: connection refused")
+
+
+def nowhere(_: str) -> Any:
+    raise CommandError("qm: No such file or directory")
+
+
+def test_a_guest_is_thawed_by_qm_when_the_api_is_gone() -> None:
+    qm = Recorder(lambda _: 2)
+    node = agent.NodeAgent(Recorder(silent), qm)
+    assert agent.thaw(node, VM, within=1).count == 2
+    with pytest.raises(PveUnreachableError):
+        agent.freeze(node, VM, timeout=10)
+    assert [command for command, _ in qm.seen] == ["fsfreeze-thaw"], "a freeze of unknown fate is not tried twice"
+
+
+def test_without_qm_the_apis_error_is_told() -> None:
+    with pytest.raises(PveUnreachableError, match="connection refused"):
+        agent.thaw(agent.NodeAgent(Recorder(silent), Recorder(nowhere)), VM, within=0)
 
 
 # fakepve
