@@ -67,7 +67,7 @@ def hook() -> None:
 
 
 @hook.command("vzdump")
-@click.argument("phase", type=click.Choice(VZDUMP_PHASES))
+@click.argument("phase", type=click.Choice(VZDUMP_PHASES), metavar="PHASE")
 @click.argument("mode", default="")
 @click.argument("vmid", type=VMID, required=False)
 @_config
@@ -78,7 +78,7 @@ def vzdump_(phase: str, mode: str, vmid: int | None, config_path: Path) -> int:
 
 @hook.command("guest")
 @click.argument("vmid", type=VMID)
-@click.argument("phase", type=click.Choice(GUEST_PHASES))
+@click.argument("phase", type=click.Choice(GUEST_PHASES), metavar="PHASE")
 @_config
 def guest_(vmid: int, phase: str, config_path: Path) -> int:
     """A phase in a guest's life: before its start and after its stop it gets a point."""
