@@ -415,7 +415,12 @@ main() {
     fi
     APPLY=no
     told=$(steps)
-    if ! failed "$told" && [ "${1-}" != --dry-run ]; then
+    if [ "${1-}" = --dry-run ]; then
+        :
+    elif failed "$told"; then
+        # What was not done is not told as done.
+        told=$(printf '%s\n' "$told" | grep -v -e '^created' -e '^changed')
+    else
         APPLY=yes
         told=$(steps)
     fi

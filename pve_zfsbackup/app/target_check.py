@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 
 from pve_zfsbackup.app.setup_account import Action
-from pve_zfsbackup.app.target_judgement import COLUMNS, Heard, Hello, Side, judge
+from pve_zfsbackup.app.target_judgement import COLUMNS, Heard, Hello, Side, judge, prepare_again
 from pve_zfsbackup.config import Target
-from pve_zfsbackup.errors import BackupError, CommandError, ZfsError
+from pve_zfsbackup.errors import BackupError, CommandError, HostKeyError, ZfsError
 from pve_zfsbackup.host.health import pool_of, pool_properties, state_argv
 from pve_zfsbackup.host.runner import failure
 from pve_zfsbackup.host.ssh import Host
@@ -37,7 +37,7 @@ def check_target(checked: Checked) -> tuple[Action, ...]:
     try:
         hello, time = _hello(checked.host)
     except BackupError as error:
-        return (Action(object=name, state="failed", detail=error.message, command=error.hint),)
+        return (Action(object=name, state="failed", detail=error.message, command=_mend(error, target)),)
     right = Action(object=name, state="right", detail="answers, with the pinned host key")
     try:
         state = _pool_state(checked.host, target)
@@ -48,6 +48,13 @@ def check_target(checked: Checked) -> tuple[Action, ...]:
     except BackupError as error:
         return right, Action(object=f"target {target.name}", state="failed", detail=error.message, command=error.hint)
     return (right, *judge(target, checked.owner, heard))
+
+
+def _mend(error: BackupError, target: Target) -> str:
+    if isinstance(error, HostKeyError):
+        ours = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+        return f"pve-zfsbackup setup target {target.name} --accept-hostkey SHA256:…    # as `{ours}` says there"
+    return prepare_again(target) if "Permission denied" in error.message else error.hint
 
 
 def _heard(checked: Checked, hello: Hello | None, answer: dict[str, object], state: str) -> Heard:

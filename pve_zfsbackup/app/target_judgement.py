@@ -65,7 +65,7 @@ def judge(target: Target, owner: str, heard: Heard) -> tuple[Action, ...]:
     """Every finding; those that are `right` as well."""
     found = [_account(target, heard), _pool(target, heard.state)]
     if heard.root is None:
-        found.append(_failed(f"dataset {target.root}", "does not exist", _again(target)))
+        found.append(_failed(f"dataset {target.root}", "does not exist", prepare_again(target)))
     else:
         found += [_properties(target, heard.root), _owner(target, owner, heard.root), _space(target, heard)]
         found.append(_delegation(target, heard))
@@ -111,21 +111,21 @@ def _account(target: Target, heard: Heard) -> Action:
     if heard.hello is None:
         if target.append_only:
             return _failed(name, "is a plain one: its key can destroy, and the configuration says append-only",
-                           _again(target))  # fmt: skip
+                           prepare_again(target))  # fmt: skip
         return _right(name, "plain")
     if not target.append_only:
         return _failed(
             name,
             f"is append-only: put `append-only: true` under targets: {target.name}: in the configuration, "
             "or make it a plain one",
-            f"{_again(target)} --plain",
+            f"{prepare_again(target)} --plain",
         )
     told = heard.hello
     if told.protocol != PROTOCOL:
         return _failed(name, f"its receiver {told.version} speaks protocol {told.protocol}, this node {PROTOCOL}",
                        "install the same version of pve-zfsbackup-receiver there")  # fmt: skip
     if told.root != target.root:
-        return _failed(name, f"its key opens {told.root}, not {target.root}", _again(target))
+        return _failed(name, f"its key opens {told.root}, not {target.root}", prepare_again(target))
     if told.version != __version__:
         return _warning(name, f"append-only; its receiver is {told.version}, this is {__version__}",
                         "install the same version of pve-zfsbackup-receiver there")  # fmt: skip
@@ -251,7 +251,8 @@ def _there(target: Target, command: str) -> str:
     return f"ssh {port}root@{target.host} {command}"
 
 
-def _again(target: Target) -> str:
+def prepare_again(target: Target) -> str:
+    """What puts right whatever `setup target` made."""
     return f"pve-zfsbackup setup target {target.name} --admin root@{target.host}"
 
 

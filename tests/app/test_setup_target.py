@@ -193,6 +193,7 @@ def test_a_changed_host_key_is_never_taken_by_itself(preparation: Preparation, l
     assert failed.command == f"--accept-hostkey {OTHER_PRINT}"
     (unreachable,) = check(preparation)
     assert (unreachable.state, "host key" in unreachable.detail) == ("failed", True)
+    assert "--accept-hostkey" in unreachable.command
     done = setup_target(replace(preparation, accepted=OTHER_PRINT))
     assert wrong(done) == []
     known = (preparation.config_file.parent / "known_hosts").read_text()
@@ -373,7 +374,7 @@ APPEND = ("create", "mount", "receive:append", "userprop")
         (allowed(*APPEND[:3]), f"permissions of {USER}", "lacks userprop", f"zfs allow -u {USER} userprop {ROOT}"),
         (allowed(*APPEND, "destroy"), f"permissions of {USER}", "destroy", f"zfs unallow -u {USER} destroy"),
         (allowed(*APPEND, "receive"), "permissions of pve-zfsbackup", "more than add: receive", "zfs unallow"),
-        (lambda state: state["users"].clear(), "ssh pve-zfsbackup@backup1", "Permission denied", "authorized_keys"),
+        (lambda state: state["users"].clear(), f"ssh {USER}@backup1", "Permission denied", "--admin root@backup1"),
     ],
 )  # fmt: skip
 def test_check_finds_what_is_wrong(

@@ -51,7 +51,8 @@ def failure(host: TargetHost, wanted: Wanted = WANTED) -> Action:
     before = (host.state, sorted(host.place.rglob("*")), host.keys().exists() and host.keys().read_text())
     told = made(host, wanted)
     assert before == (host.state, sorted(host.place.rglob("*")), host.keys().exists() and host.keys().read_text())
-    (failed,) = [action for action in told.actions if action.state == "failed"]
+    (failed,) = [action for action in told.actions if action.state != "right"]
+    assert failed.state == "failed", "nothing was done, and nothing is told as done"
     return failed
 
 
