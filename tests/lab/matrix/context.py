@@ -245,13 +245,10 @@ class Context:
 
     # -- the product ------------------------------------------------------------------------------------------
 
-    def command(self, *arguments: str) -> tuple[str, ...]:
-        return ("pve-zfsbackup", *arguments, "--json", "--config", self.config)
-
     def watched(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
-        """With a secret in its environment; the shell around it tells its process id and stands in no argv of ours."""
-        text = 'export PZB_MATRIX="$(cat "$0")"; echo $$ > /run/matrix/product.pid; exec "$@"'
-        return ("sh", "-c", text, inject.SECRET, *self.command(*(arguments or ("run", *STAGES))))
+        """How the product is started: with a secret in its environment, and its process id told (fork.py)."""
+        fork = ("python3", "-IS", f"{inject.LIBRARY}/fork.py")
+        return (*fork, *(arguments or ("run", *STAGES)), "--json", "--config", self.config)
 
     def run(self, *arguments: str, timeout: float = 300) -> Done:
         """`pve-zfsbackup run` of snapshot and replicate, or another command, to its end."""

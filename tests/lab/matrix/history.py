@@ -53,8 +53,8 @@ def allowed_on_source(event: Event) -> bool:
         return bool(ours) and "pve-zfsbackup:" in event.text
     if event.verb in ("bookmark", "create bookmark", "remove bookmark"):
         return bool(re.search(MARK + r"\Z", event.object))
-    if event.verb in ("hold", "release"):
-        return False
+    if event.verb in ("hold", "release"):  # those of `zfs send` itself end with it
+        return bool(ours) and " tag=.send-" in event.text
     return event.verb in ("snapshot", "destroy") and bool(ours)
 
 

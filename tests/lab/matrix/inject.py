@@ -11,6 +11,7 @@ from tests.lab.host import Host
 from tests.lab.machine import LabError
 
 LAY = Path(__file__).with_name("lay.py")
+FORK = Path(__file__).with_name("fork.py")
 LIBRARY = "/usr/local/lib/matrix"
 RUN = "/run/matrix"
 SECRET = f"{RUN}/canary"
@@ -21,6 +22,13 @@ _WRAPPER = """#!/bin/sh
 case "$2" in -n*|-A) exec /usr/sbin/zfs "$@" ;; esac
 exec python3 -IS {library}/lay.py '{mode}' '{argument}' '{once}' "$@"
 """
+_SERVE = r"""
+systemctl stop matrix-fork 2> /dev/null || :
+rm -f /run/matrix/fork.sock
+systemd-run -q --collect --unit matrix-fork python3 "$1" serve
+for i in $(seq 300); do [ -S /run/matrix/fork.sock ] && exit 0; sleep 0.2; done
+systemctl status matrix-fork >&2; exit 1
+"""
 _LINK = ("OUTPUT -o eth1", "INPUT -i eth1")
 
 
@@ -30,6 +38,9 @@ def prepare(host: Host) -> None:
     host.put(LAY, f"{LIBRARY}/lay.py")
     host.run(("chmod", "755", LIBRARY, f"{LIBRARY}/lay.py"))
     host.write(SECRET, CANARY, mode=0o600)
+    if host.name == "pve1":
+        host.put(FORK, f"{LIBRARY}/fork.py")
+        host.script(_SERVE, f"{LIBRARY}/fork.py")
 
 
 def lay(host: Host, verb: str, mode: str, argument: object = "", *, once: bool = False) -> None:
