@@ -22,7 +22,7 @@ jobs:
     guests: [all]
     targets: [backup1]
 """
-# What README tells an administrator to run on a target by hand.
+# A plain account, as an administrator makes one by hand (`setup target` has tests of its own).
 ACCOUNT = r"""
 id pve-zfsbackup > /dev/null 2>&1 || useradd --create-home --shell /bin/sh pve-zfsbackup
 install -d -m 700 -o pve-zfsbackup ~pve-zfsbackup/.ssh
