@@ -55,7 +55,7 @@ def publish_manifests(vault: Vault, stamina: Stamina, outer: Outer, others: Mapp
 
 def put_texts(vault: Vault, stamina: Stamina, directory: str, texts: Mapping[str, bytes]) -> None:
     """Small files, in this order."""
-    uploads = Uploads(vault.store, stamina, 1)
+    uploads = Uploads(vault.store, stamina, 1, vault.programs.cancel)
     with vault.scratch() as spool, uploads.running():
         for name, data in texts.items():
             file = fresh(spool)

@@ -42,11 +42,12 @@ class Stamina:
 
 @dataclass(slots=True)
 class Uploads:
-    """`workers` connections; as many files and one more may wait in the spool."""
+    """`workers` connections; as many files and one more may wait in the spool. `abort` ends what is under way."""
 
     store: Store
     stamina: Stamina
     workers: int
+    abort: Callable[[], None]
     _stop: threading.Event = field(default_factory=threading.Event)
     _room: threading.Semaphore = field(init=False)
     _pool: ThreadPoolExecutor = field(init=False)
@@ -63,6 +64,11 @@ class Uploads:
             yield self
             for future in self._futures:
                 future.result()
+        except BaseException as error:
+            self._stop.set()
+            if not isinstance(error, Exception):
+                self.abort()  # we are being ended: a transfer may take long
+            raise
         finally:
             self._stop.set()
             self._pool.shutdown(wait=True, cancel_futures=True)

@@ -105,7 +105,8 @@ class Writer:
         ledger = pending(self.vault, order.task)
         place, known = self._resume(order, ledger)
         directory = f"{self.vault.writer}/{place.generation}/{place.point}"
-        uploads = Uploads(self.vault.store, self.stamina, self.vault.box.connections)
+        workers = self.vault.box.connections
+        uploads = Uploads(self.vault.store, self.stamina, workers, self.vault.programs.cancel)
         with self.vault.scratch() as spool:
             slicer = Slicer(
                 vault=self.vault, uploads=uploads, spool=spool, directory=directory, ledger=ledger, known=known

@@ -59,6 +59,11 @@ class FakeZfsPrograms(ProcessPrograms):
         super().__init__()
         self.place.mkdir(parents=True, exist_ok=True)
 
+    def cancel(self) -> None:
+        """The next attempt of a test is another process, with programs of its own."""
+        super().cancel()
+        self._cancelled = False
+
     def received(self, dataset: str) -> list[bytes]:
         found = sorted(self.place.glob(f"received-{dataset.replace('/', '_')}-*"))
         return [path.read_bytes() for path in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 from dataclasses import replace
 
 import pytest
@@ -185,6 +186,28 @@ def interrupted(bench: Bench, when: str, ending: str) -> None:
         bench.write(1, FULL)
     bench.store.before = lambda verb, path: None
     bench.store.puts.clear()
+
+
+def test_an_interrupt_ends_transfers_under_way_instead_of_waiting_for_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(bench.programs, "cancel", ended.set)
+    uploading = threading.Event()
+
+    def slow(verb: str, path: str) -> None:
+        if verb == "put":
+            uploading.set()
+            assert ended.wait(60), "the transfer was waited for"
+
+    def interrupt(stream: object, moved: int) -> None:
+        if uploading.is_set():
+            raise KeyboardInterrupt
+
+    bench.store.before = slow
+    with pytest.raises(KeyboardInterrupt):
+        bench.writer.write(bench.order(1, FULL), interrupt)
+    assert not any("manifest" in path for path in bench.files)
 
 
 @pytest.mark.parametrize("when", ["put", "after put"])

@@ -100,6 +100,11 @@ class WorldPrograms(ProcessPrograms):
     def __post_init__(self) -> None:
         super().__init__()
 
+    def cancel(self) -> None:
+        """The next attempt of a test is another process, with programs of its own."""
+        super().cancel()
+        self._cancelled = False
+
     @contextlib.contextmanager
     def opened(
         self, *argvs: Sequence[str], source: IO[bytes] | None = None, sink: IO[bytes] | None = None
