@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 from pve_zfsbackup.archive.chain import Head
@@ -22,6 +23,7 @@ from pve_zfsbackup.host.sftp import Server, Sftp
 from pve_zfsbackup.host.store import Store
 from pve_zfsbackup.host.store_dir import DirectoryStore
 from pve_zfsbackup.host.store_sftp import SftpStore
+from pve_zfsbackup.model import rate_at
 
 HEADS = "heads.json"
 PROVEN = "proven.json"
@@ -87,7 +89,7 @@ def open_box(config: Config, name: str, runner: Runner, programs: Programs) -> V
         raise ConfigError([f"no box named {name}"], hint=f"boxes: {known}")
     return Vault(
         box=box,
-        store=_store(box, programs),
+        store=_store(box, programs, config.timezone),
         seal=Seal(runner=runner, programs=programs, namespace=NAMESPACE),
         state=config.state_dir / "boxes" / name,
         writer=own_writer(box),
@@ -105,7 +107,7 @@ def public_key(box: Box) -> Path:
     return box.signing_key_file.with_name(f"{box.signing_key_file.name}.pub")
 
 
-def _store(box: Box, programs: Programs) -> Store:
+def _store(box: Box, programs: Programs, zone: tzinfo | None) -> Store:
     if box.directory is not None:
         return DirectoryStore(name=box.name, root=box.directory / box.path, mount=box.directory)
     server = Server(
@@ -117,7 +119,11 @@ def _store(box: Box, programs: Programs) -> Store:
         known_hosts=box.known_hosts_file,
         connect_timeout=int(box.connect_timeout),
     )
-    return SftpStore(client=Sftp(name=box.name, programs=programs, server=server))
+
+    def rate() -> int:
+        return rate_at(box.rate_schedule, box.rate, datetime.now(zone).astimezone(zone)) // box.connections
+
+    return SftpStore(client=Sftp(name=box.name, programs=programs, server=server, rate=rate))
 
 
 def fresh(place: Path) -> Path:

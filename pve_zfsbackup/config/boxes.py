@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pve_zfsbackup.config import kinds
 from pve_zfsbackup.config.option import DEFAULT_KEEP, KEEP_HELP, option
-from pve_zfsbackup.model import Keep
+from pve_zfsbackup.model import Keep, RateRule
 
 _MIB = 1 << 20
 
@@ -59,6 +59,19 @@ class Box:
     )
     connections: int = option("How many connections are used at the same time.", kinds.whole(1, 4), default=2)
     connect_timeout: float = option("How long to wait for the connection.", kinds.seconds(1, 300), default=15.0)
+    rate: int = option(
+        "Most bytes per second of all connections together (SFTP only).",
+        kinds.RATE,
+        default=0,
+        example="20M",
+    )
+    rate_schedule: tuple[RateRule, ...] = option(
+        "Other rates by time and day, as a list; the first that fits counts, otherwise 'rate'. It holds from the next "
+        "file on.",
+        kinds.RATE_RULE,
+        default=(),
+        example="['mon-fri 08:00-18:00: 5M']",
+    )
     segment_mib: int = option("MiB of a stream in one file.", kinds.whole(1, 1024), default=256)
     spool_dir: Path = option(
         "Where files wait for their upload: room for 'connections' + 1 of them.",

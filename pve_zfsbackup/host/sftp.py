@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,9 @@ class Server:
     known_hosts: Path
     connect_timeout: int = 15
 
-    def argv(self) -> tuple[str, ...]:
-        """The client: no user configuration, our own key and known_hosts, and it never asks (reliability S8)."""
+    def argv(self, rate: int = 0) -> tuple[str, ...]:
+        """The client, at so many bytes per second (0: as fast as it goes): no user configuration, our own key and
+        known_hosts, and it never asks (reliability S8)."""
         options = {
             "BatchMode": "yes",
             "StrictHostKeyChecking": "yes",
@@ -49,7 +50,8 @@ class Server:
         }
         flags = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return ("sftp", "-F", "none", *flags, "-P", str(self.port), "-b", "-", f"{self.user}@{host}")
+        limit = ("-l", str(max(1, rate * 8 // 1000))) if rate else ()  # kbit/s
+        return ("sftp", "-F", "none", *limit, *flags, "-P", str(self.port), "-b", "-", f"{self.user}@{host}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +74,26 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sftp:
-    """The client of one box."""
+    """The client of one box. `rate` tells the bytes per second one connection may use now, 0 for no limit."""
 
     name: str
     programs: Programs
     server: Server
+    rate: Callable[[], int] = lambda: 0
 
     def batch(self, lines: Sequence[str], size: int = 0) -> Session:
         """One connection, in which at most `size` bytes move. Raises when it could not be made or broke, or takes too
         long: `HostUnreachableError`, `HostKeyError`, `CommandTimeoutError`."""
         if not lines:
             return Session(0, (), "")
-        argv = self.server.argv()
+        rate = self.rate()
+        argv = self.server.argv(rate)
+        slowest = min(SLOWEST, rate // 2) if rate else SLOWEST
         with tempfile.TemporaryFile() as script:
             script.write(("\n".join(lines) + "\n").encode("utf-8"))
             script.seek(0)
             with self.programs.opened(argv, source=script) as chain:
-                timer = threading.Timer(PATIENCE + size / SLOWEST, chain.kill)
+                timer = threading.Timer(PATIENCE + size / slowest, chain.kill)
                 timer.daemon = True
                 timer.start()
                 output = b"".join(iter(lambda: chain.output.read(1 << 16), b"")).decode("utf-8", "replace")

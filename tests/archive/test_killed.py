@@ -69,7 +69,7 @@ def test_killed_at_every_step_of_a_removal(boxed: Boxed, monkeypatch: pytest.Mon
             if left["steps"] == 0:
                 raise Died
 
-    monkeypatch.setattr(box_module, "_store", lambda box, programs: FaultyStore(make(box, programs), count))
+    monkeypatch.setattr(box_module, "_store", lambda *given: FaultyStore(make(*given), count))
     for steps in itertools.count(1):
         for path in before:
             shutil.rmtree(path)

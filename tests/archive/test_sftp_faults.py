@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,10 @@ import pytest
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.archive_verify import Level, verify_box
 from pve_zfsbackup.app.archive_write import Writer, Written
+from pve_zfsbackup.archive.outer import digest
 from pve_zfsbackup.errors import HostKeyError
+from pve_zfsbackup.host.store import Upload
+from pve_zfsbackup.host.store_sftp import SftpStore
 from tests.archive.bench import Bench, FaultyStore, noise
 from tests.archive.sshd import Sshd, serving
 
@@ -94,6 +98,18 @@ def test_a_server_that_goes_away_for_a_while_is_waited_for(bench: Bench, sshd: S
     write(bench)
     assert bench.naps
     assert verify_box(bench.vault, Level.HASHED, note=print).good
+
+
+def test_a_rate_holds_the_uploads_back(bench: Bench, sshd: Sshd, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(noise(1, MIB))
+    upload = Upload(file=file, path="w/a", sha256=digest(file.read_bytes()))
+    store = sshd.store("archive")
+    slow = SftpStore(client=replace(store.client, rate=lambda: 300_000))
+    begun = time.monotonic()
+    slow.put([upload])
+    assert time.monotonic() - begun > 2.0
+    assert (sshd.files / "archive/w/a").read_bytes() == file.read_bytes()
 
 
 def test_a_limit_of_connections_is_waited_for(bench: Bench, tmp_path: Path) -> None:
