@@ -64,19 +64,20 @@ with open(f"/dev/zvol/{dataset}", "rb") as disk:
     disk.seek(int(at) << 20)
     block = disk.read(4096)
 with open(f"/dev/mapper/{pool}", "r+b", buffering=0) as device:
-    position = 0
-    while (data := device.read(1 << 20)):
+    position = place = 0
+    while not place and (data := device.read(1 << 20)):
         found = data.find(block)
-        if found >= 0:
-            break
+        while found >= 0:
+            if (position + found) % 4096 == 0:  # in the intent log it stands anywhere
+                place = position + found
+            found = data.find(block, found + 1)
         position += len(data)
-    else:
+    if not place:
         sys.exit("the block is not on the device")
-    assert (position + found) % 4096 == 0
-    device.seek(position + found)
+    device.seek(place)
     device.write(bytes(4096))
 open("/run/matrix/block", "wb").write(block)
-print((position + found) // 4096)
+print(place // 4096)
 CODE
 python3 -I /run/matrix/find.py "$@"
 sync
