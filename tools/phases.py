@@ -57,7 +57,7 @@ PHASES = {
         Phase("set-up", (("tools/need", *TOOLS), (sys.executable, "tools/venv.py", str(VENV)))),
         Phase("ruff", ((PYTHON, "-m", "ruff", "check", "."),)),
         Phase("mypy", ((PYTHON, "-m", "mypy", "-p", "pve_zfsbackup"),)),
-        tests("unit", "tests", "--ignore=tests/lab", "--ignore=tests/package", limit=600.0),
+        tests("unit", "tests", "--ignore=tests/lab", "--ignore=tests/package", limit=900.0),
         Phase("deb", (("tools/build-deb",),), 900.0),
         tests("package", "-v", "tests/package", limit=900.0),
         tests("lab", "-v", "tests/lab", limit=3600.0),
