@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab.host import Host
 from tests.lab.product import CONFIG_TEXT, Product, zfs
-from tests.lab.pve.provision import freeze_state, set_agent
+from tests.lab.pve.provision import freeze_state, set_agent, start_guest, stop_guest
 
 WINDOWS = int(os.environ.get("PZB_LAB_WINDOWS", "8"))  # issue 4 asks for 50
 DISKS = ("rpool/data/vm-100-disk-0", "fast/vm-100-disk-0")
@@ -147,7 +147,11 @@ def test_proxmox_rolls_back_after_we_made_way(product: Product) -> None:
     listing = ("list", "-H", "-o", "name", "-t", "snapshot,bookmark", "-s", "createtxg", "-r", disk)
     newer = [row[0] for row in zfs(product.pve1, *listing)]
     assert newer[-1].endswith("@before-upgrade"), "nothing of ours is newer, snapshot or bookmark"
-    product.pve1.run(("qm", "rollback", "101", "before-upgrade"))
+    stop_guest(product.pve1, 101)  # the simulated node rolls back stopped guests only
+    try:
+        product.pve1.run(("qm", "rollback", "101", "before-upgrade"))
+    finally:
+        start_guest(product.pve1, 101)
     product.pve1.run(("qm", "delsnapshot", "101", "before-upgrade"))
 
 
