@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.matrix import cycles, history, rows_link, rows_process, rows_source, rows_target, state
+from tests.lab.matrix import (
+    context,
+    criteria,
+    cycles,
+    history,
+    rows_link,
+    rows_process,
+    rows_source,
+    rows_target,
+    state,
+)
 from tests.lab.matrix.rows import REGISTRY
 from tests.lab.matrix.table import CRITERIA, Outcome, Registry, Row, summary, table
 
@@ -256,3 +266,31 @@ def test_a_line_that_is_no_row_of_the_list_is_not_overlooked() -> None:
 )
 def test_memory_is_flat_when_the_last_third_needs_no_more_than_the_first(sizes: list[int], expected: bool) -> None:
     assert cycles.flat(sizes) is expected
+
+
+class Said:
+    """A run that told this, on a target that now has these replicas (guid -> name)."""
+
+    def __init__(self, after: dict[str, str]) -> None:
+        rows = [entry(name, guid, "volume") for guid, name in after.items()]
+        self.root, self.lost, self.by_hand = "tank/r", set[str](), set[tuple[str, str]]()
+        self.states = lambda: ({}, state.parse(rows))
+
+
+@pytest.mark.parametrize(
+    ("after", "told", "complaints"),
+    [
+        ({"1": "tank/r/s/vm-7-disk-0"}, "", 0),
+        ({"1": "tank/r/s/vm-7-disk-0", "2": "tank/r/s/vm-7-disk-0-g00aa11bb"}, "nothing", 1),
+        ({"1": "tank/r/s/vm-7-disk-0", "2": "tank/r/f/vm-7-disk-0"}, "ok: 1 streams", 1),
+        ({"1": "tank/r/s/vm-7-disk-0", "2": "tank/r/s/vm-7-disk-0-g00aa11bb"}, "warning: new generation", 0),
+        ({"1": "tank/r/s/vm-7-disk-0", "2": "tank/r/s/vm-8-disk-0"}, "", 0),
+        ({"9": "tank/r/s/vm-7-disk-0"}, "it is sent in full", 1),
+    ],
+    ids=["same", "silent generation", "silently elsewhere", "told", "another guest's first", "overwritten"],
+)
+def test_nothing_is_sent_in_full_or_replaced_without_a_word(after: dict[str, str], told: str, complaints: int) -> None:
+    found: list[str] = []
+    done = context.Done(code=0, report={}, stderr=told, seconds=1.0)
+    criteria._not_silently(Said(after), {"1": "tank/r/s/vm-7-disk-0"}, done, found.append)  # type: ignore[arg-type]
+    assert len(found) == complaints, found

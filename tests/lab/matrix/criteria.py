@@ -282,6 +282,13 @@ def _not_silently(ctx: Context, before: dict[str, str], done: Done, say: Callabl
         if guid not in after and guid not in ctx.lost and ("rename", name) not in ctx.by_hand:
             say(f"{name} is no longer the dataset it was")
     parents = {name.rpartition("/")[0] for name in after.values()}
-    new = [name for guid, name in after.items() if guid not in before and name not in parents]
-    if new and before and not _SAYS_ANEW.search(done.told):
+    known = {_vmid(name) for name in before.values()}
+    new = [name for guid, name in after.items() if guid not in before and name not in parents and _vmid(name) in known]
+    if new and not _SAYS_ANEW.search(done.told):
         say(f"sent in full without a word: {new}")
+
+
+def _vmid(name: str) -> str:
+    """Of a replica's name; empty when it does not say."""
+    match = re.search(r"/(?:vm|subvol|base)-(\d+)-", name)
+    return match[1] if match else ""

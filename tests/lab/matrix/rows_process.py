@@ -27,7 +27,7 @@ def killed(ctx: Context) -> str:
     return f"killed before {len(killed_at)} of {steps[-1]['kill']} actions, each rerun ended with 0"
 
 
-@row("3", "SIGTERM while a stream is under way", "clean exit, token kept, the next run goes on from it", fast=True)
+@row("3", "SIGTERM while a stream is under way", "clean exit, token kept, the next run goes on from it")
 def terminated(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
@@ -75,7 +75,7 @@ def target_loses_power(ctx: Context) -> str:
     return f"{done.short} after {done.seconds:.0f} s; partial receive {'kept' if token else 'not kept (never synced)'}"
 
 
-@row("6", "receive done, its reply lost", "known by guid; nothing is sent again", fast=True)
+@row("6", "receive done, its reply lost", "known by guid; nothing is sent again")
 def reply_lost(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
@@ -99,7 +99,7 @@ def stage_fails(ctx: Context) -> str:
     stages = ((ctx.pve1, "send", "fail"), (ctx.backup1, "receive", "refuse"), (ctx.backup1, "receive", "swallow"))
     for host, verb, mode in stages:
         ctx.write(guest, 2, at=4 + 2 * len(seen))
-        inject.lay(host, verb, mode, 65536)
+        inject.lay(host, verb, mode, 1000)
         done = ctx.run()
         inject.unlay(host)
         ctx.expect(done.code != 0, f"{verb} {mode}: the run called it a success: {done.told[:200]}")
@@ -107,7 +107,7 @@ def stage_fails(ctx: Context) -> str:
     return "; ".join(seen)
 
 
-@row("11", "two runs at once", "one defers with its own exit status, nothing is done twice")
+@row("11", "two runs at once", "one defers with its own exit status, nothing is done twice", fast=True)
 def two_at_once(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()

@@ -69,7 +69,7 @@ def written(ctx: Context) -> str:
     return done.short
 
 
-@row("27", "an administrator's snapshot on the replica", "a conflict; the snapshot stays", conflict=True, fast=True)
+@row("27", "an administrator's snapshot on the replica", "a conflict; the snapshot stays", conflict=True)
 def foreign_snapshot(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()
@@ -153,7 +153,7 @@ def token_of_other_mode(ctx: Context) -> str:
     return "a partial receive that is not raw stands where the raw one belongs"
 
 
-@row("32", "pool of the target suspended", "told, nothing hangs")
+@row("32", "pool of the target suspended", "told, nothing hangs", fast=True)
 def suspended(ctx: Context) -> str:
     ctx.on_pool("small", 512)
     guest = ctx.guest()
