@@ -11,7 +11,7 @@ IN_VENV := $(abspath $(PZB_VENV))/bin/python
 # tests/package runs the unit tests with the libraries of both releases: the build need not as well.
 test test-package test-lab lab demo bench: export DEB_BUILD_OPTIONS ?= nocheck
 
-.PHONY: help deb test check test-package test-lab lab matrix demo setup clean distclean
+.PHONY: help deb test check test-package test-lab lab matrix demo bench setup clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
