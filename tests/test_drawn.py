@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pve_zfsbackup import terminal
 from pve_zfsbackup.events import Outcome, Progress, Result
+
+HOME = Path(terminal.__file__).parents[1]  # another test may have left this process in another directory
 
 
 class Terminal(io.StringIO):
@@ -51,5 +54,5 @@ def test_with_json_on_standard_output_nothing_is_drawn(monkeypatch: pytest.Monke
 @pytest.mark.processes
 def test_a_run_without_a_terminal_does_not_import_rich() -> None:
     code = "import sys, pve_zfsbackup.cli; print([name for name in sys.modules if name.split('.')[0] == 'rich'])"
-    done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
+    done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True, cwd=HOME)
     assert done.stdout.strip() == "[]"

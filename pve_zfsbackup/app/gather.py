@@ -78,9 +78,7 @@ def inventory(session: Session, *, only: Vmid | None = None) -> Inventory:
     return inventory_of(session.api, session.node, session.hosts[SOURCE], session.kstat, only=only)
 
 
-def inventory_of(
-    api: Api, node: str, host: Host, kstat: Path = KSTAT, *, only: Vmid | None = None
-) -> Inventory:
+def inventory_of(api: Api, node: str, host: Host, kstat: Path = KSTAT, *, only: Vmid | None = None) -> Inventory:
     """The same without a session, which `setup` cannot have yet."""
     notes: list[str] = []
     raw = pve_guests.read_guests(api, node, only=only, note=notes.append)

@@ -12,7 +12,7 @@ from pve_zfsbackup.cli.options import cli, common
 from pve_zfsbackup.errors import ExitCode
 
 
-@cli.group(invoke_without_command=True)
+@cli.group(invoke_without_command=True, subcommand_metavar="[COMMAND] [ARGS]...")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and the commands that would do it.")
 @click.option("--remove", is_flag=True, help="Take back the token, and with the last one the user and the role.")
 @common

@@ -103,3 +103,9 @@ def target(tmp_path: Path) -> Iterator[Target]:
     umask = os.umask(0o022)
     yield Target(tmp_path)
     os.umask(umask)
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The receiver goes to `/`; the tests after these do not."""
+    monkeypatch.chdir(".")
