@@ -79,7 +79,8 @@ def test_every_guest_has_a_complete_point_here_and_there(first_run: Product) -> 
         assert point["consistency"].split(":")[0] == expected.get(point["vmid"], "crash-consistent")
     status = first_run.json("status")
     problems = {guest["vmid"]: guest["problems"] for guest in status["guests"] if guest["problems"]}
-    assert set(problems) == {106, 200}
+    assert set(problems) == {104, 106, 200}
+    assert problems[104] == ["Proxmox cannot roll back to foo (unblock-rollback)"]
 
 
 def test_all_disks_of_a_guest_carry_the_point_at_one_instant(first_run: Product) -> None:
