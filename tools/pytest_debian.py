@@ -1,8 +1,8 @@
 """A pytest plugin for runs with nothing but Debian's packages: `pytest -p tools.pytest_debian tests`.
 
-Leaves out what belongs elsewhere: virtual machines (tests/lab), what builds this very package (tests/package), and
-what needs fakepve, a library only PyPI has (the lab's simulated node, tests/pvesim, and single tests, told by the
-fixture they ask for and counted as deselected). All of it runs in `make test`.
+Leaves out what belongs elsewhere: virtual machines (tests/lab, tests/bench), what builds this very package
+(tests/package), and what needs fakepve, a library only PyPI has (the lab's simulated node, tests/pvesim, and single
+tests, told by the fixture they ask for and counted as deselected). All of it runs in `make test`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
-ELSEWHERE = {TESTS / "lab", TESTS / "package", TESTS / "pvesim"}
+ELSEWHERE = {TESTS / "lab", TESTS / "package", TESTS / "pvesim", TESTS / "bench"}
 FIXTURES = {"fakepve"}
 
 if importlib.util.find_spec("fakepve") is None:
