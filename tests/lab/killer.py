@@ -75,7 +75,7 @@ def arm(kill_at: int, pipe: int) -> None:
 
     process, https = runner.ProcessRunner, pve.HttpsApi
     process.run = watched(process.run, lambda argv: " ".join(argv)[-120:])  # type: ignore[method-assign]
-    pipe = process.pipe
+    poured = process.pipe
 
     def streams(self: Any, producers: Any, consumers: Any, flow: Any) -> Any:
         """Each stream of a session is an action, and so is what is done right before it."""
@@ -85,7 +85,7 @@ def arm(kill_at: int, pipe: int) -> None:
                 before(" ".join(argv)[-120:])
                 yield argv
 
-        return pipe(self, counted(), consumers, flow)
+        return poured(self, counted(), consumers, flow)
 
     process.pipe = streams  # type: ignore[method-assign]
     https.request = watched(https.request, lambda method, path, *rest: f"{method} {path}")  # type: ignore[method-assign]

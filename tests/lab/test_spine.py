@@ -325,6 +325,7 @@ def test_killed_between_any_two_steps_it_converges_and_the_guest_is_thawed(produ
     rows = [json.loads(line) for line in done.lines]
     assert done.returncode == 0, done.stdout + done.stderr
     assert rows[-1].get("unreached"), "every step was reached"
+    assert rows[-1]["code"] == 0, "and the last run was whole"
     killed = rows[:-1]
     assert len(killed) > 16
     frozen = [row for row in killed if row["thawed"] > 1.0]
