@@ -18,6 +18,7 @@ from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.archive.inner import StreamFacts
 from pve_zfsbackup.archive.names import OUTER, segment_name
+from pve_zfsbackup.config import Box
 from pve_zfsbackup.errors import BackupError, ConfigError, VerificationError
 from pve_zfsbackup.events import Outcome, Progress, Result
 from pve_zfsbackup.host import zfs
@@ -115,15 +116,18 @@ def _to_box(session: Session, found: Inventory, guests: Sequence[Guest], vault: 
 
 def plan_guest(vault: Vault, found: Inventory, guest: Guest, shelf: Shelf | None) -> ArchivePlan:
     """What is due of one guest."""
-    box = vault.box
-    policy = ArchivePolicy(
+    there = shelf.archived if shelf else ()
+    return plan_archive(guest, found.listing, there, archive_policy(vault.box), unusable=unusable(shelf))
+
+
+def archive_policy(box: Box) -> ArchivePolicy:
+    """When something is due for a box, and when in full, by its configuration."""
+    return ArchivePolicy(
         every=box.every_hours * 3600,
         full_days=box.full_days,
         full_increments=box.full_increments,
         full_percent=box.full_percent,
     )
-    there = shelf.archived if shelf else ()
-    return plan_archive(guest, found.listing, there, policy, unusable=unusable(shelf))
 
 
 def unusable(shelf: Shelf | None) -> frozenset[str]:

@@ -75,7 +75,7 @@ class Session:
     @property
     def timezone(self) -> tzinfo:
         """Where days and weeks begin: with its rules for summer time, which an offset of today would not have."""
-        return self.config.timezone or _system_zone()
+        return timezone(self.config)
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -100,13 +100,18 @@ def open_session(config: Config, emit: Emit, runner: Runner | None = None) -> It
 
 def link(config: Config, target: Target) -> Link:
     """How streams travel to a target: its limits hold for all of them together."""
-    zone = config.timezone or _system_zone()
+    zone = timezone(config)
 
     def rate() -> int:
         return rate_at(target.rate_schedule, target.rate, datetime.now(zone))
 
     pace = Pace(rate) if target.rate or target.rate_schedule else None
     return Link(stall=target.stall, pace=pace, mbuffer=target.mbuffer, compress=target.compress)
+
+
+def timezone(config: Config) -> tzinfo:
+    """The zone the configuration names, or the system's."""
+    return config.timezone or _system_zone()
 
 
 def _system_zone() -> tzinfo:

@@ -52,7 +52,7 @@ def plan_archive(
     newest = max(there, key=lambda archived: archived.sequence, default=None)
     if reason := _not_due(wanted, newest, policy):
         return ArchivePlan(task=None, reasons=(reason,))
-    parent, why = newest, _full_because(wanted, newest, there, policy, unusable)
+    parent, why = newest, full_because(wanted.creation, newest, there, policy, unusable)
     streams = tuple(_streams(guest, source, wanted, None if why else parent))
     if not streams:
         return ArchivePlan(task=None, reasons=(f"no protected disk is part of {wanted.id}",))
@@ -110,9 +110,10 @@ def _not_due(wanted: Point, newest: Archived | None, policy: ArchivePolicy) -> s
     return ""
 
 
-def _full_because(
-    wanted: Point, newest: Archived | None, there: Sequence[Archived], policy: ArchivePolicy, unusable: Set[str]
+def full_because(
+    creation: int, newest: Archived | None, there: Sequence[Archived], policy: ArchivePolicy, unusable: Set[str]
 ) -> str:
+    """Why a point of this time goes in full; empty where an increment to `newest` will do."""
     if newest is None:
         return "the first one"
     if newest.generation in unusable:
@@ -120,7 +121,7 @@ def _full_because(
     chain = [archived for archived in there if archived.generation == newest.generation]
     first = min(chain, key=lambda archived: archived.sequence)
     grown = sum(archived.bytes for archived in chain if not archived.full)
-    if wanted.creation - first.creation >= policy.full_days * DAY:
+    if creation - first.creation >= policy.full_days * DAY:
         return f"the last full one is {policy.full_days} days old"
     if len(chain) - 1 >= policy.full_increments:
         return f"the chain has {policy.full_increments} increments"

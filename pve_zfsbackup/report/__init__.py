@@ -7,6 +7,7 @@ from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json, 
 from pve_zfsbackup.report.points import points_json, points_table, status_json, status_table
 from pve_zfsbackup.report.runs import report_json, results_table, verdicts_json, verdicts_table
 from pve_zfsbackup.report.setup import actions_json, actions_table, findings_table, next_steps, script_json
+from pve_zfsbackup.report.simulate import simulated_json, simulated_points, simulated_table
 from pve_zfsbackup.report.steps import preview_json, preview_table
 from pve_zfsbackup.report.unblock import unblock_json, unblock_lines
 from pve_zfsbackup.report.why import why_json, why_table
@@ -31,6 +32,9 @@ __all__ = [
     "report_json",
     "results_table",
     "script_json",
+    "simulated_json",
+    "simulated_points",
+    "simulated_table",
     "size",
     "status_json",
     "status_table",
