@@ -138,6 +138,10 @@ class FeatureMissingError(ZfsError):
     """The target's ZFS or pool lacks a feature the stream needs."""
 
 
+class KeyRefusedError(ZfsError):
+    """A key or passphrase does not open the dataset, or has a form that ZFS does not take."""
+
+
 class StoreError(CommandError):
     """A storage box refused or failed, for a reason that may pass."""
 

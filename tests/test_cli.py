@@ -176,7 +176,7 @@ def test_golden_output_of_a_run(world: World, call: Call, golden: Compare, form:
     golden(f"run-v.{form}", done.stdout + "".join(f"stderr: {line}\n" for line in told))
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "setup", "why"])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "setup", "why", "key"])
 def test_golden_help(call: Call, golden: Compare, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [])
     monkeypatch.setenv("COLUMNS", "80")

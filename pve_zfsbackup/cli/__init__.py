@@ -15,11 +15,35 @@ from typing import NoReturn
 import click
 
 from pve_zfsbackup import terminal
-from pve_zfsbackup.cli import archive, hooks, look, prepare, prepare_target, simulate, watch, why, work
+from pve_zfsbackup.cli import (
+    archive,
+    hooks,
+    keys,
+    look,
+    prepare,
+    prepare_target,
+    simulate,
+    watch,
+    why,
+    work,
+)
 from pve_zfsbackup.cli.options import cli
 from pve_zfsbackup.errors import BackupError, ExitCode
 
-__all__ = ["archive", "cli", "hooks", "look", "main", "prepare", "prepare_target", "simulate", "watch", "why", "work"]
+__all__ = [
+    "archive",
+    "cli",
+    "hooks",
+    "keys",
+    "look",
+    "main",
+    "prepare",
+    "prepare_target",
+    "simulate",
+    "watch",
+    "why",
+    "work",
+]
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Boxes: archive, check, restore, and the keys."""
+"""Boxes: archive, check, restore."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pve_zfsbackup.app.archive_read import Reader
 from pve_zfsbackup.app.archive_restore import Restorer, choose, write_config
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.archive_verify import Level, Verification, verify_box
-from pve_zfsbackup.app.archive_verify import drill as drill_box
 from pve_zfsbackup.app.box import Vault, open_box
 from pve_zfsbackup.app.catalog import read_catalog
 from pve_zfsbackup.app.run import Stage
-from pve_zfsbackup.app.setup_box import BoxSetup, escrow, try_out
+from pve_zfsbackup.app.setup_box import BoxSetup, try_out
 from pve_zfsbackup.cli.options import cli, common, scoped
 from pve_zfsbackup.cli.prepare import setup
 from pve_zfsbackup.cli.work import do_stages
@@ -60,9 +59,9 @@ def verify_archive(
     box: str, level: str, identity: Path | None, parts: int, config_path: Path, as_json: bool, verbose: bool
 ) -> int:
     """Check everything in a storage box, and name what is wrong."""
-    vault = _vault(config_path, box)
-    found = verify_box(vault, Level(level), identity=identity, parts=parts, note=_noting(verbose))
-    return _show(found, as_json=as_json)
+    vault = vault_of(config_path, box)
+    found = verify_box(vault, Level(level), identity=identity, parts=parts, note=noting(verbose))
+    return show_verification(found, as_json=as_json)
 
 
 @cli.command()
@@ -86,7 +85,7 @@ def restore(
     Works on any host with OpenZFS: all it needs is the box, the age identity and the file with the signers. Run again,
     it goes on where it was. Nothing that exists is overwritten.
     """
-    vault = _vault(config_path, box)
+    vault = vault_of(config_path, box)
     catalog = read_catalog(vault, identity=identity)
     for problem in catalog.all_problems:
         terminal.note(problem)
@@ -98,7 +97,7 @@ def restore(
             host=Host(name=SOURCE, runner=vault.seal.runner),
             root=Dataset(root),
             identity=identity,
-            note=_noting(verbose),
+            note=noting(verbose),
         )
         disks = restorer.restore(choice)
     files = [str(path) for path in write_config(choice, config_dir)]
@@ -124,7 +123,7 @@ def setup_box(name: str, accepted: str, config_path: Path, as_json: bool, verbos
     A new age identity is shown once and kept nowhere: print it and put it in a safe. Without it no archive can ever
     be opened.
     """
-    vault = _vault(config_path, name)
+    vault = vault_of(config_path, name)
     work = BoxSetup(box=vault.box, seal=vault.seal, accepted=accepted)
     try:
         work.keys()
@@ -141,36 +140,7 @@ def setup_box(name: str, accepted: str, config_path: Path, as_json: bool, verbos
     return ExitCode.OK
 
 
-@cli.group()
-def key() -> None:
-    """Keys of the archives."""
-
-
-@key.command("escrow")
-@click.argument("box")
-@common
-def key_escrow(box: str, config_path: Path, as_json: bool, verbose: bool) -> int:
-    """Print what to put in the safe beside the age identity. Nothing of it is secret."""
-    lines = list(escrow(_vault(config_path, box)))
-    if as_json:
-        terminal.print_json({"format": 1, "lines": lines})
-    else:
-        for line in lines:
-            terminal.say(line)
-    return ExitCode.OK
-
-
-@key.command("drill")
-@click.argument("box")
-@click.option("--identity", type=IDENTITY, required=True, help="File with the age identity from the safe.")
-@common
-def key_drill(box: str, identity: Path, config_path: Path, as_json: bool, verbose: bool) -> int:
-    """Prove that the identity from the safe opens the newest archive of each guest."""
-    points = tuple(drill_box(_vault(config_path, box), identity, note=_noting(verbose)))
-    return _show(Verification(points=points, problems=()), as_json=as_json)
-
-
-def _show(found: Verification, *, as_json: bool) -> int:
+def show_verification(found: Verification, *, as_json: bool) -> int:
     if as_json:
         terminal.print_json(verification_json(found))
     else:
@@ -184,12 +154,12 @@ def _show(found: Verification, *, as_json: bool) -> int:
     return ExitCode.OK if found.good else ExitCode.FAILED
 
 
-def _vault(config_path: Path, name: str) -> Vault:
+def vault_of(config_path: Path, name: str) -> Vault:
     config = load_config(config_path)
     if not config.boxes:
         raise ConfigError([f"{config_path} names no box"], hint="add one to `boxes`")
     return open_box(config, name, ProcessRunner(), ProcessPrograms())
 
 
-def _noting(verbose: bool) -> Any:
+def noting(verbose: bool) -> Any:
     return terminal.note if verbose else lambda _: None

@@ -9,6 +9,7 @@ from typing import Any
 
 from pve_zfsbackup.host.pump import Flow
 from pve_zfsbackup.host.runner import Completed
+from tests.conformance.cases import KEY
 from tests.fakes.node import FakeNode
 from tests.fakes.pools import KIB, Clock, Pools
 from tests.fakes.runner import HERE, FakeRunner, Fault
@@ -22,6 +23,7 @@ def play(name: str, steps: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
     """The fake's answers to one case, in remote.py's form."""
     pools = Pools("pve1", Clock())
     pools.pool("rpool")
+    pools.key_files[KEY] = bytes(range(32))
     pools.add(ROOT)
     pools.add(f"{ROOT}/{name}")
     return [answer for step in steps if (answer := _one(pools, _filled(pools, step, f"{ROOT}/{name}"))) is not None]

@@ -46,6 +46,14 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """How the master key of a dataset is wrapped: `secret` is what opens it."""
+
+    keyformat: str
+    secret: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
     """One snapshot on its way: a full stream without `base`. A stream has one or, of `-I`, several."""
 
@@ -59,6 +67,7 @@ class Package:
     raw: bool = False
     zvol: bool = False
     ivset: int = 0
+    keys: Keys | None = None  # of a raw one: how it is wrapped
 
     @property
     def name(self) -> str:
@@ -103,6 +112,8 @@ class Ds:
     dirty: int = 0  # bytes written since the newest snapshot
     crypt: str = "off"
     key: bool = True
+    keys: Keys | None = None  # of an encryption root
+    keylocation: str = "prompt"
     origin: str = ""
     partial: Partial | None = None
 
@@ -121,6 +132,7 @@ class Pools:
     txgs: dict[str, int] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)  # of pools that are not ONLINE
     features: dict[str, str] = field(default_factory=lambda: dict(FEATURES))
+    key_files: dict[str, bytes] = field(default_factory=dict)  # beside those of this machine
     kstat: bool = True  # whether the states can be read
     room: int = 1 << 40  # what is available everywhere, quotas apart
     _made: int = 0
@@ -241,6 +253,15 @@ class Pools:
                 left = min(left, int(dataset.props["quota"]) - sum(ds.refer for ds in self.below(name)))
             name = name.rpartition("/")[0]
         return max(0, left)
+
+    def encryption_root(self, dataset: Ds) -> Ds | None:
+        """Whose key opens it: the nearest that has one of its own, or whose parent is not encrypted."""
+        while dataset.crypt != "off":
+            parent = self.datasets.get(dataset.name.rpartition("/")[0])
+            if dataset.keys or parent is None or parent.crypt == "off":
+                return dataset
+            dataset = parent
+        return None
 
     def encryption(self, name: str) -> Ds | None:
         dataset = self.datasets.get(name)

@@ -30,6 +30,8 @@ class Reading:
                 columns = words.pop(0)
             elif word != "-Hp":
                 roots.append(word)
+        if not roots:  # everything there is
+            roots, depth = list(self.pools.txgs), None
         lines: list[str] = []
         errors = []
         for root in sorted(roots, key=lambda name: name.split("/")):
@@ -68,9 +70,13 @@ class Reading:
                 return "-"
             own = part.props.get(column) if part else None
             return own or self.pools.inherited(dataset.name, column) or "-"
+        root = self.pools.encryption_root(dataset)
         crypt = {
             "encryption": dataset.crypt,
             "keystatus": "-" if dataset.crypt == "off" else "available" if dataset.key else "unavailable",
+            "encryptionroot": root.name if root else "-",
+            "keyformat": (root.keys.keyformat if root.keys else "passphrase") if root else "none",
+            "keylocation": dataset.keylocation if root is dataset else "none",
         }
         if isinstance(part, Snap):
             full = f"{dataset.name}@{part.name}"

@@ -18,7 +18,8 @@ from tests.fakes.zfs import FakeZfs
 
 HERE = "pve1"
 BUFFERED = 64 << 10
-CHANGING = {"set", "create", "clone", "snapshot", "bookmark", "hold", "release", "destroy", "receive", "rename"}
+CHANGING = {"set", "create", "clone", "snapshot", "bookmark", "hold", "release", "destroy", "receive", "rename",
+            "change-key"}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -122,7 +123,7 @@ class FakeRunner:
     ) -> Completed:
         with self._lock:
             host, command, unreachable = self._place(tuple(argv))
-            done = unreachable or self._all(host, command)
+            done = unreachable or self._all(host, command, input)
         done = Completed(argv=tuple(argv), returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
         if check and done.returncode:
             raise failure(done)
@@ -195,13 +196,13 @@ class FakeRunner:
 
     # -- inside
 
-    def _all(self, host: str, command: tuple[str, ...]) -> Completed:
+    def _all(self, host: str, command: tuple[str, ...], input: bytes | None) -> Completed:
         """The commands of a line that are joined by `&&`: up to the first that fails."""
         done, said = ok(command), ""
         for words in joined(command):
             ran = Ran(host, words)
             self._begin(ran)
-            done = self._faulty(ran) or self._do(ran)
+            done = self._faulty(ran) or self._do(ran, input)
             self._end()
             said += done.stdout
             if done.returncode:
@@ -265,10 +266,10 @@ class FakeRunner:
         assert fault.lie, f"{fault} is for streams"
         return ok(ran.argv)
 
-    def _do(self, ran: Ran) -> Completed:
+    def _do(self, ran: Ran, input: bytes | None) -> Completed:
         program = ran.argv[0]
         if program == "zfs":
-            return self._zfs(ran)
+            return self._zfs(ran, input)
         if program == "grep":
             return self.pools[ran.host].state(ran.argv)
         if program == "zpool":
@@ -292,7 +293,7 @@ class FakeRunner:
                 del self.timers[unit]
         return ok(ran.argv)
 
-    def _zfs(self, ran: Ran) -> Completed:
+    def _zfs(self, ran: Ran, input: bytes | None) -> Completed:
         pools = self.pools[ran.host]
         if ran.argv[1] == "send":
             done, stream = self._sender(ran.host).run(ran.argv)
@@ -306,7 +307,7 @@ class FakeRunner:
             self.frozen_at.append((ran.argv[-1], frozen))
             for guest in self.node.guests.values():
                 guest.frozen = guest.frozen and not guest.thawed_meanwhile
-        return FakeZfs(pools).run(ran.argv)
+        return FakeZfs(pools).run(ran.argv, input)
 
     def _sender(self, host: str) -> Sender:
         return Sender(self.pools[host], list(self.pools.values()))

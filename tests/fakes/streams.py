@@ -47,7 +47,7 @@ class Sender:
             return no(argv, f"cannot open '{names[-1]}': dataset does not exist"), None
         assert raw == (dataset.crypt != "off"), f"encrypted data leaves raw, plain data not: {argv}"
         if len(names) == 1:
-            packages = [_package(dataset, goal, None, raw=raw)]
+            packages = [self._package(dataset, goal, None, raw=raw)]
             return self._told(argv, Stream(tuple(packages)), dry=dry, head="full")
         base = self._base(names[0])
         if base is None:
@@ -62,10 +62,28 @@ class Sender:
         packages = []
         last: Snap | Mark = base
         for step in steps:
-            packages.append(_package(dataset, step, last, raw=raw))
+            packages.append(self._package(dataset, step, last, raw=raw))
             last = step
         told = base.name if "-I" in flags else names[0]
         return self._told(argv, Stream(tuple(packages)), dry=dry, head=f"incremental\t{told}")
+
+    def _package(self, dataset: Ds, snap: Snap, base: Snap | Mark | None, *, raw: bool) -> Package:
+        between = [s for s in dataset.snaps.values() if s.createtxg <= snap.createtxg]
+        if base is not None:
+            between = [s for s in between if s.createtxg > base.createtxg]
+        return Package(
+            origin=f"{dataset.name}@{snap.name}",
+            guid=snap.guid,
+            creation=snap.creation,
+            content=snap.content,
+            refer=snap.refer,
+            base=base.guid if base else 0,
+            size=OVERHEAD + (sum(s.written for s in between) if base else snap.refer),
+            raw=raw,
+            zvol=dataset.zvol,
+            ivset=snap.ivset,
+            keys=root.keys if raw and (root := self.pools.encryption_root(dataset)) else None,
+        )
 
     def _base(self, name: str) -> Snap | Mark | None:
         if "#" in name:
@@ -117,24 +135,6 @@ class Sender:
         snaps = (f"{owner.name}@{snap.name}" for snap in owner.snaps.values() if snap.guid == guid)
         marks = (f"{owner.name}#{mark.name}" for mark in owner.marks.values() if mark.guid == guid)
         return next(iter((*snaps, *marks)))
-
-
-def _package(dataset: Ds, snap: Snap, base: Snap | Mark | None, *, raw: bool) -> Package:
-    between = [s for s in dataset.snaps.values() if s.createtxg <= snap.createtxg]
-    if base is not None:
-        between = [s for s in between if s.createtxg > base.createtxg]
-    return Package(
-        origin=f"{dataset.name}@{snap.name}",
-        guid=snap.guid,
-        creation=snap.creation,
-        content=snap.content,
-        refer=snap.refer,
-        base=base.guid if base else 0,
-        size=OVERHEAD + (sum(s.written for s in between) if base else snap.refer),
-        raw=raw,
-        zvol=dataset.zvol,
-        ivset=snap.ivset,
-    )
 
 
 class Receiver:
@@ -253,4 +253,5 @@ class Receiver:
         made.guid, made.creation = package.guid, package.creation
         if package.raw:
             made.ivset = package.ivset
+            dataset.keys = package.keys  # the wrapping of the stream takes the place of the old one
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pve_zfsbackup.host.runner import Completed
-from tests.fakes.pools import Ds, Mark, Pools, Snap, no, ok
+from tests.fakes.pools import Ds, Keys, Mark, Pools, Snap, no, ok
 from tests.fakes.reading import Reading
 
 
@@ -16,7 +17,9 @@ class FakeZfs:
         self.pools = pools
         self.reading = Reading(pools)
 
-    def run(self, argv: Sequence[str]) -> Completed:
+    def run(self, argv: Sequence[str], input: bytes | None = None) -> Completed:
+        if argv[1] in ("load-key", "change-key") or any(word.startswith("keyformat=") for word in argv):
+            return FakeKeys(self, input or b"").run(argv)
         verb, words = argv[1], [word for word in argv[2:] if word != "--"]
         commands: dict[str, Callable[[Sequence[str], list[str]], Completed]] = {
             "list": self.reading.list,
@@ -55,9 +58,7 @@ class FakeZfs:
         made = self.pools.add(name, zvol="-V" in words, crypt=encryption.crypt if encryption else "off")
         if made.zvol:
             made.props["volsize"] = str(int(words[words.index("-V") + 1].rstrip("M")) << 20)
-        if "encryption" in options:
-            made.crypt = options.pop("encryption")
-        made.props.update({key: value for key, value in options.items() if key != "keyformat"})
+        made.props.update(options)
         return ok(argv)
 
     def refuses(self, verb: str, name: str) -> str:
@@ -187,6 +188,86 @@ class FakeZfs:
             return no(argv, f"bookmark '{name}' does not exist.")
         del marks[label]
         return ok(argv)
+
+
+class FakeKeys:
+    """The commands that take a key, from the file it lies in or from standard input."""
+
+    def __init__(self, zfs: FakeZfs, input: bytes) -> None:
+        self.pools = zfs.pools
+        self.zfs = zfs
+        self.input = input
+
+    def run(self, argv: Sequence[str]) -> Completed:
+        options, location, at = {}, "", 2
+        while argv[at].startswith("-"):
+            if argv[at] == "-o":
+                key, _, options[key] = argv[at + 1].partition("=")
+            elif argv[at] == "-L":
+                location = argv[at + 1]
+            at += 1 if argv[at] in ("-n", "--") else 2
+            if argv[at - 1] == "--":
+                break
+        (name,) = argv[at:]
+        if argv[1] == "create":
+            return self.create(argv, name, options)
+        dataset = self.pools.datasets.get(name)
+        if dataset is None:
+            return no(argv, f"cannot open '{name}': dataset does not exist")
+        if self.pools.encryption_root(dataset) is not dataset:
+            root = self.pools.encryption_root(dataset)
+            what = f"Keys must be loaded for encryption root of '{name}' ({root.name})." if root else ""
+            what = what or f"'{name}' is not encrypted."
+            return no(argv, f"Key load error: {what}", status=255)
+        if argv[1] == "change-key":
+            return self.change(argv, dataset, options)
+        assert "-n" in argv, f"the product loads no key: {argv}"
+        return self.load(argv, dataset, location or dataset.keylocation)
+
+    def create(self, argv: Sequence[str], name: str, options: dict[str, str]) -> Completed:
+        fault, secret = self.secret(options["keyformat"], options["keylocation"])
+        if fault := self.zfs.refuses("create", name) or (fault and f"cannot create '{name}': {fault}"):
+            return no(argv, fault)
+        made = self.pools.add(name, crypt=options["encryption"])
+        made.keys, made.keylocation = Keys(keyformat=options["keyformat"], secret=secret), options["keylocation"]
+        return ok(argv)
+
+    def change(self, argv: Sequence[str], dataset: Ds, options: dict[str, str]) -> Completed:
+        fault, secret = self.secret(options["keyformat"], options["keylocation"])
+        if not dataset.key:
+            fault = "Key must be loaded."
+        if dataset.origin:
+            fault = "Keys cannot be changed on clones."
+        if fault:
+            return no(argv, f"Key change error: {fault}", status=255)
+        dataset.keys = Keys(keyformat=options["keyformat"], secret=secret)
+        dataset.keylocation = options["keylocation"]
+        return ok(argv)
+
+    def load(self, argv: Sequence[str], dataset: Ds, location: str) -> Completed:
+        assert dataset.keys, f"a test that tries keys gives {dataset.name} one"
+        fault, secret = self.secret(dataset.keys.keyformat, location)
+        if not fault and secret != dataset.keys.secret:
+            fault = f"Incorrect key provided for '{dataset.name}'."
+        return no(argv, f"Key load error: {fault}", status=255) if fault else ok(argv)
+
+    def secret(self, keyformat: str, location: str) -> tuple[str, bytes]:
+        """What is wrong with the key, and the key."""
+        material = self.input
+        if location != "prompt":
+            path = location.removeprefix("file://")
+            try:
+                material = self.pools.key_files.get(path) or Path(path).read_bytes()
+            except OSError:
+                return "Failed to open key material file", b""
+        if keyformat == "raw":
+            size = len(material)
+            fault = f"Raw key too {'short' if size < 32 else 'long'} (expected 32)."
+            return ("" if size == 32 else fault), material
+        material = material.partition(b"\n")[0]
+        if len(material) < 8:
+            return "Passphrase too short (min 8).", b""
+        return "", material
 
 
 def usage(argv: Sequence[str], fault: str) -> Completed:
