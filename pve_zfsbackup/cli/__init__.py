@@ -17,6 +17,7 @@ import click
 from pve_zfsbackup import terminal
 from pve_zfsbackup.cli import (
     archive,
+    foreign,
     hooks,
     keys,
     look,
@@ -33,6 +34,7 @@ from pve_zfsbackup.errors import BackupError, ExitCode
 __all__ = [
     "archive",
     "cli",
+    "foreign",
     "hooks",
     "keys",
     "look",

@@ -11,7 +11,7 @@ import click
 
 from pve_zfsbackup import __version__, terminal
 from pve_zfsbackup.app.session import Session, open_session
-from pve_zfsbackup.config import load_config
+from pve_zfsbackup.config import Config, load_config
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Emit, Event
 from pve_zfsbackup.model import Selector, parse_selector
@@ -68,6 +68,12 @@ def silent(_: Event) -> None:
 def session_of(path: Path, emit: Emit = silent) -> AbstractContextManager[Session]:
     """The session of a configuration file. Raises `ConfigError` at once."""
     return open_session(load_config(chosen(path)), emit)
+
+
+def session_without_config(path: Path) -> AbstractContextManager[Session]:
+    """A session also before there is a configuration; one that is there counts."""
+    path = chosen(path)
+    return open_session(load_config(path) if path.exists() else Config(), silent)
 
 
 def chosen(path: Path) -> Path:
