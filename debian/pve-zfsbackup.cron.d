@@ -9,3 +9,6 @@ PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 # m h dom mon dow user command
 7  * * * * root [ ! -x /usr/bin/pve-zfsbackup ] || { [ ! -e /etc/pve-zfsbackup/config.yaml ] && [ ! -e /etc/pve/pve-zfsbackup.yaml ] && [ ! -e /var/log/pve-zfsbackup/journal.jsonl ]; } || pve-zfsbackup run --stage snapshot --stage replicate --stage archive
 37 3 * * * root [ ! -x /usr/bin/pve-zfsbackup ] || { [ ! -e /etc/pve-zfsbackup/config.yaml ] && [ ! -e /etc/pve/pve-zfsbackup.yaml ] && [ ! -e /var/log/pve-zfsbackup/journal.jsonl ]; } || pve-zfsbackup run --stage prune
+
+# For Prometheus (docs/monitoring.md), where it is wanted:
+# */10 * * * * root [ ! -x /usr/bin/pve-zfsbackup ] || pve-zfsbackup metrics --output /var/lib/prometheus/node-exporter/pve-zfsbackup.prom

@@ -71,6 +71,7 @@ PURE = frozenset(
 )
 LIBRARIES = {  # not of the standard library, and who may know them
     "proxmoxer": {"host/pve.py"},
+    "prometheus_client": {"report/metrics.py"},  # a recommendation: only `metrics` needs it
     "requests": {"host/pve.py", "host/notify.py"},
     "urllib3": {"host/pve.py", "host/notify.py"},
     "yaml": {"config/"},

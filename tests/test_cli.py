@@ -29,7 +29,9 @@ from tests.fakes.runner import HERE, Fault
 from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
 
 GOLDEN = Path(__file__).parent / "golden/cli"
-COMMANDS = ("thaw", "discover", "list", "status", "snapshot", "replicate", "prune", "run", "check", "alert-test")
+COMMANDS = (
+    "thaw", "discover", "list", "status", "snapshot", "replicate", "prune", "run", "check", "metrics", "alert-test",
+)  # fmt: skip
 GROUPED = (("why", "replicate"), ("why", "prune"))
 Compare = Callable[[str, str], None]
 
@@ -201,6 +203,54 @@ def test_a_plugin_answers_with_one_line_and_its_exit_code(old: World, call: Call
         failed = call("check", config=config)
         assert (failed.code, failed.stdout[:10], failed.stderr) == (3, "UNKNOWN - ", ""), config
     assert call("check", "--checkmk").stdout.startswith('3 "pve-zfsbackup" - ')
+
+
+def test_metrics_replace_a_file_that_others_may_read(world: World, call: Call, tmp_path: Path) -> None:
+    world.run()
+    file = tmp_path / "pve-zfsbackup.prom"
+    file.write_text("old")
+    file.chmod(0o600)
+    assert call("metrics", "--output", str(file)) == Ended(0, "", "")
+    assert file.read_text() == call("metrics").stdout
+    assert "\npve_zfsbackup_up 1.0\n" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert json.loads(call("metrics", "--json").stdout)["format"] == 1
+    assert [path.name for path in tmp_path.glob(".*")] == [], "nothing half written stays"
+
+
+def test_metrics_tell_that_nothing_is_known(world: World, call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "pve-zfsbackup.prom"
+    world.node.api = "ipcc_send_rec[1] failed: Connection refused"
+    for config in (None, Path("/none.yaml")):
+        done = call("metrics", "--output", str(file), config=config)
+        assert (done.code, done.stdout) == (2, "")
+        assert "error: " in done.stderr
+        assert "\npve_zfsbackup_up 0.0\n" in file.read_text(), "and not what was good an hour ago"
+
+
+def test_metrics_go_to_no_device_link_or_missing_place(world: World, call: Call, tmp_path: Path) -> None:
+    link = tmp_path / "link.prom"
+    link.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "directory").mkdir()
+    for path, said in (
+        ("/dev/null", "not a regular file"), (str(link), "not a regular file"),
+        (str(tmp_path / "directory"), "not a regular file"), (str(tmp_path / "none/x.prom"), "No such file"),
+    ):  # fmt: skip
+        done = call("metrics", "--output", path)
+        assert done.code == 2, path
+        assert said in done.stderr
+    assert Path("/dev/null").is_char_device()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_metrics_without_their_library_say_what_to_install(
+    world: World, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "pve_zfsbackup.report.metrics", raising=False)
+    done = call("metrics")
+    assert (done.code, done.stdout) == (3, "")
+    assert "hint: apt install python3-prometheus-client" in done.stderr
 
 
 def test_cron_hears_nothing_when_all_is_well(world: World, call: Call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import notify
 from pve_zfsbackup.host.memory import recall, remember
 from pve_zfsbackup.host.runner import Runner
-from pve_zfsbackup.model.alerts import Known, Problem
+from pve_zfsbackup.model.alerts import HeldBack, Known, Problem
 from pve_zfsbackup.plan.alerting import tidings
 
 FILE: Final = "alerts.json"
@@ -44,6 +45,14 @@ def alerted_run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_ST
     troubles += _tell(session, problems, report.results)
     troubles += _ping(session.config, "" if report.exit_code is ExitCode.OK else "/fail")
     return report, tuple(troubles)
+
+
+def held_back(session: Session) -> HeldBack:
+    """What is still to be told, and which problems last. Raises `BackupError` when it cannot be read."""
+    memory = _Memory.read(session.config.state_dir / FILE)
+    counts = Counter(str(entry["service"]) for entry in memory.waiting)
+    names = _services(session.config, session.runner)
+    return HeldBack(waiting={name: counts[name] for name in names}, lasting=len(memory.known))
 
 
 def send_test(config: Config, runner: Runner, node: str) -> dict[str, str]:

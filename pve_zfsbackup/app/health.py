@@ -11,7 +11,7 @@ from pve_zfsbackup.config import Job
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.pools import read_pools
 from pve_zfsbackup.model import SOURCE, Disk
-from pve_zfsbackup.model.health import Age, Finding, Health, Level, Pool
+from pve_zfsbackup.model.health import Age, Disks, Finding, Health, Level, Pool
 
 FULL_WARN, FULL_CRITICAL = 0.85, 0.95  # ZFS slows down from about 90 % on, and a full pool stops its guests
 
@@ -40,7 +40,17 @@ def judge(found: History, jobs: Mapping[str, Job], pools: Sequence[Pool], before
         findings=tuple(findings),
         ages=ages,
         pools=tuple(pools),
-        unprotected={entry.guest.vmid: len(_unexplained(entry)) for entry in found.coverage},
+        disks={entry.guest.vmid: _disks(entry) for entry in found.coverage if not entry.guest.template},
+        answers={**dict.fromkeys(found.points, True), **dict.fromkeys(found.errors, False)},
+        now=found.now,
+    )
+
+
+def _disks(entry: Coverage) -> Disks:
+    protected = len(entry.guest.disks) - len(entry.unprotected)
+    open_ = len(_unexplained(entry))
+    return Disks(
+        guest=entry.guest.name, protected=protected, open=open_, left_out=len(entry.unprotected) - open_
     )
 
 
@@ -61,6 +71,8 @@ def _ages(found: History, entry: Coverage, jobs: Mapping[str, Job]) -> Iterator[
             warn=min(job.warn_age for job in own) * 3600,
             critical=min(job.critical_age for job in own) * 3600,
             consistency=complete[-1].consistency if complete else "",
+            points=len(complete),
+            bytes=sum(snapshot.refer for snapshot in complete[-1].snapshots.values()) if complete else 0,
         )
 
 

@@ -98,6 +98,7 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
                     locks.take(_LOCKS[stage])
                 except LockedError as error:
                     written.result(_deferred(stages[number:], error))
+                    written.add("deferred", {"stages": [left.value for left in stages[number:]]})
                     break
                 if stage is Stage.REPLICATE and (kept := _kept_from(hooks, stage)):
                     written.result(kept)

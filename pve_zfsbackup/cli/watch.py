@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +13,10 @@ from pve_zfsbackup import report, terminal
 from pve_zfsbackup.app.alerts import send_test
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health
-from pve_zfsbackup.cli.options import cli, common, scoped, session_of
-from pve_zfsbackup.errors import BackupError, ExitCode
+from pve_zfsbackup.app.measure import measure, nothing_measured
+from pve_zfsbackup.cli.options import cli, common, scoped, session_of, tell_errors
+from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode
+from pve_zfsbackup.host.private import write_output
 from pve_zfsbackup.model import Selector
 from pve_zfsbackup.model.health import Level
 
@@ -43,6 +47,36 @@ def check(
         for line in report.check_lines(found):
             terminal.say(line)
     return int(found.level)
+
+
+@cli.command()
+@click.option(
+    "--output", type=click.Path(path_type=Path),
+    help="Replace this file, mode 0644, instead of printing: FILE.prom in the directory of node exporter's textfile "
+    "collector.",
+)  # fmt: skip
+@common
+def metrics(output: Path | None, config_path: Path, as_json: bool, verbose: bool) -> int:
+    """Write what `check` finds, and what the last runs did, for Prometheus.
+
+    Also when nothing can be asked: pve_zfsbackup_up is 0 then, and the exit code 2.
+    """
+    try:
+        from pve_zfsbackup.report.metrics import metrics_json, metrics_text  # noqa: PLC0415 - its library is optional
+    except ModuleNotFoundError as error:
+        raise ConfigError([f"Python cannot find {error.name}"], hint="apt install python3-prometheus-client") from None
+    try:
+        with session_of(config_path) as session:
+            found = measure(session)
+    except BackupError as error:
+        found = nothing_measured(error, time.time())
+    text = json.dumps(metrics_json(found), indent=2) + "\n" if as_json else metrics_text(found)
+    if output:
+        write_output(output, text, mode=0o644)
+    else:
+        terminal.say(text.rstrip("\n"))
+    tell_errors(found.errors)
+    return ExitCode.FAILED if found.errors else ExitCode.OK
 
 
 @cli.command("alert-test")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import os
+import re
 import syslog
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pve_zfsbackup.errors import BackupError, ConfigError
 
 NAME = "journal.jsonl"
+_AGED: Final = re.compile(re.escape(NAME) + r"\.(\d+)(?:\.gz)?")
 
 
 class Journal:
@@ -47,3 +52,33 @@ def log_line(text: str, *, failed: bool) -> None:
     clean = "".join(c if c.isprintable() else "?" for c in text)
     syslog.openlog("pve-zfsbackup", syslog.LOG_PID, syslog.LOG_DAEMON)
     syslog.syslog(syslog.LOG_ERR if failed else syslog.LOG_INFO, clean)
+
+
+def read_journal(directory: Path, since: float) -> Iterator[dict[str, Any]]:
+    """The lines that were written since then (seconds since the epoch), with those that logrotate put aside.
+
+    Only whole files that are older are left out, so a few older lines may come as well. A damaged line, or the rest
+    of a damaged file, is skipped. Raises `BackupError` when the journal is there and cannot be read.
+    """
+    for path in _rotated(directory):
+        try:
+            if path.stat().st_mtime < since:
+                continue
+            with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+                for line in file:
+                    with contextlib.suppress(ValueError):
+                        found = json.loads(line)
+                        if isinstance(found, dict):
+                            yield found
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            continue  # what could be read of it was
+        except FileNotFoundError:
+            continue  # rotated away meanwhile
+        except OSError as error:
+            raise BackupError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _rotated(directory: Path) -> list[Path]:
+    """Oldest first: journal.jsonl.2.gz, journal.jsonl.1, journal.jsonl."""
+    aged = [(int(found[1]), path) for path in directory.glob(f"{NAME}.*") if (found := _AGED.fullmatch(path.name))]
+    return [*(path for _, path in sorted(aged, reverse=True)), directory / NAME]

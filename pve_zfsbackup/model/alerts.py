@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -27,3 +28,11 @@ class Known:
     seen: int
     told: int = 0  # when, last
     tellings: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldBack:
+    """Messages that wait, by service, because it did not take them; and how many problems last."""
+
+    waiting: Mapping[str, int]
+    lasting: int

@@ -53,6 +53,18 @@ class Age:
     warn: float
     critical: float
     consistency: str = ""
+    points: int = 0  # complete ones
+    bytes: int = 0  # what the newest refers to: as much is written when it is restored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disks:
+    """How many disks of a guest are protected, how many are not though nobody decided so, how many are left out."""
+
+    guest: str
+    protected: int
+    open: int
+    left_out: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +74,9 @@ class Health:
     findings: tuple[Finding, ...]
     ages: tuple[Age, ...]
     pools: tuple[Pool, ...]
-    unprotected: Mapping[Vmid, int]  # disks that should be thought about, by guest
+    disks: Mapping[Vmid, Disks]
+    answers: Mapping[str, bool]  # whether this node and each target could be asked
+    now: int  # when it was judged, in seconds since the epoch
 
     @property
     def level(self) -> Level:

@@ -1,6 +1,6 @@
-"""Health for monitoring: a plugin's line with performance data, Checkmk's local check, Prometheus' text format.
+"""Health for monitoring: a plugin's line with performance data, Checkmk's local check.
 
-Formats: monitoring-plugins.org guidelines; Checkmk "local checks"; Prometheus exposition through prometheus-client.
+Formats: monitoring-plugins.org guidelines; Checkmk "local checks".
 Plugin output must not have `|`, which begins the performance data, nor line breaks.
 """
 

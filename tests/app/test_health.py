@@ -145,7 +145,7 @@ def test_what_cannot_be_asked_is_unknown_and_never_ok(world: World) -> None:
 
 def hostile() -> Health:
     finding = Finding(level=Level.CRITICAL, about="guest 1 a|b\nOK - fine", text="x | y=1;;\x1b[2J")
-    return Health(findings=(finding,) * 9, ages=(), pools=GOOD, unprotected={})
+    return Health(findings=(finding,) * 9, ages=(), pools=GOOD, disks={}, answers={}, now=0)
 
 
 def test_hostile_names_forge_neither_lines_nor_performance_data() -> None:

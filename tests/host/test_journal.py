@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import syslog
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode
-from pve_zfsbackup.host.journal import NAME, Journal, log_line
+from pve_zfsbackup.host.journal import NAME, Journal, log_line, read_journal
 
 
 def lines(place: Path) -> list[dict[str, object]]:
@@ -70,3 +71,48 @@ def test_syslog_gets_one_line(monkeypatch: pytest.MonkeyPatch, failed: bool, pri
     monkeypatch.setattr(syslog, "syslog", lambda level, text: got.append((level, text)))
     log_line("run a\nforged: line\x1b[2J", failed=failed)
     assert got == [(priority, "run a?forged: line?[2J")]
+
+
+# -- reading
+
+
+def written(place: Path, name: str, *runs: str) -> Path:
+    text = "".join(json.dumps({"run": run}) + "\n" for run in runs).encode()
+    path = place / name
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    return path
+
+
+def runs_read(place: Path, since: float = 0.0) -> list[str]:
+    return [line["run"] for line in read_journal(place, since)]
+
+
+def test_rotated_files_are_read_oldest_first(tmp_path: Path) -> None:
+    assert runs_read(tmp_path) == [], "there is none before the first run"
+    written(tmp_path, NAME, "e")
+    written(tmp_path, f"{NAME}.1", "c", "d")
+    written(tmp_path, f"{NAME}.2.gz", "b")
+    written(tmp_path, f"{NAME}.10.gz", "a")
+    written(tmp_path, f"{NAME}.bak", "x")
+    assert runs_read(tmp_path) == ["a", "b", "c", "d", "e"]
+
+
+def test_files_that_are_older_are_left_alone(tmp_path: Path) -> None:
+    old = written(tmp_path, f"{NAME}.1", "a")
+    written(tmp_path, NAME, "b")
+    os.utime(old, (1000, 1000))
+    assert runs_read(tmp_path, 2000) == ["b"]
+
+
+def test_what_is_damaged_is_skipped(tmp_path: Path) -> None:
+    written(tmp_path, f"{NAME}.3.gz", "a").write_bytes(b"no gzip")
+    cut = written(tmp_path, f"{NAME}.2.gz", *"bcdefgh")
+    cut.write_bytes(cut.read_bytes()[:-12])
+    (tmp_path / NAME).write_bytes(b'{"run": "i"}\n[]\n{"run": "x"\n\xff\xfe\n{"run": "j"}\n{"run": "cu')
+    assert runs_read(tmp_path)[-2:] == ["i", "j"]
+
+
+def test_a_journal_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(BackupError, match="cannot be read"):
+        runs_read(tmp_path)

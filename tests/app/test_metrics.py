@@ -1,0 +1,199 @@
+"""`metrics`: the judgement of `check` and the last runs, as Prometheus reads them; and what we ship for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.health import health
+from pve_zfsbackup.app.measure import Measured, measure, nothing_measured
+from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.host.memory import remember
+from pve_zfsbackup.report.metrics import METRICS, PREFIX, metrics_json, metrics_text
+from tests.fakes.runner import Fault
+from tests.fakes.world import TARGET, World
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+RULES, DASHBOARD = DOCS / "examples/prometheus-rules.yaml", DOCS / "examples/grafana-dashboard.json"
+Values = dict[tuple[str, ...], float]
+
+
+def measured(world: World) -> Measured:
+    with world.session() as session:
+        return measure(session)
+
+
+def read(found: Measured) -> dict[str, Values]:
+    """By Prometheus' own parser: name without the prefix -> label values in the order of METRICS -> value."""
+    told: dict[str, Values] = {}
+    for family in text_string_to_metric_families(metrics_text(found)):
+        for sample in family.samples:
+            name = sample.name.removeprefix(PREFIX)
+            labels, _ = METRICS[name]
+            assert set(labels) == set(sample.labels), name
+            told.setdefault(name, {})[tuple(sample.labels[label] for label in labels)] = sample.value
+    return told
+
+
+def test_everything_that_is_well(world: World) -> None:
+    world.run()
+    found = measured(world)
+    told = read(found)
+    web = ("100", "web")
+    newest = world.points(TARGET, 100)[-1]
+    assert told["up"] == {(): 1}
+    assert told["host_up"] == {("source",): 1, (TARGET,): 1}
+    assert told["points"][(*web, TARGET)] == 1
+    assert told["newest_point_timestamp_seconds"][(*web, TARGET)] == newest.creation
+    assert told["newest_point_bytes"][(*web, TARGET)] == sum(s.refer for s in newest.snapshots.values()) > 0
+    assert told["newest_point_consistency"][(*web, "source", "quiesced")] == 1
+    assert told["newest_point_consistency"][("200", "files", TARGET, "crash-consistent")] == 1, "the why is no label"
+    assert told["warn_age_seconds"][(*web, "source")] == 3 * 3600
+    assert told["critical_age_seconds"][(*web, "source")] == 26 * 3600
+    assert {key[-1]: value for key, value in told["disks"].items() if key[0] == "100"} == {
+        "protected": 2, "unprotected": 0, "left-out": 0,
+    }  # fmt: skip
+    assert told["last_run_failed"] == {("snapshot",): 0, ("replicate",): 0, ("prune",): 0}
+    assert told["last_run_bytes"][("replicate",)] > 4 << 20
+    assert told["last_run_results"][("snapshot", "ok")] == 3
+    assert told["last_success_timestamp_seconds"] == told["last_run_timestamp_seconds"]
+    assert told["problems_lasting"] == {(): 0}
+    assert found.errors == ()
+
+
+def test_it_is_the_judgement_of_check(world: World) -> None:
+    world.run()
+    world.clock.now += 4 * 3600
+    world.node.define(103, "cores: 1\nname: alone\nscsi0: local:103/vm-103-disk-0.qcow2,size=1G\n", running=False)
+    with world.session() as session:
+        judged = health(session, Scope())
+    told = read(measured(world))
+    assert told["level"] == {(): int(judged.level)} == {(): 1}
+    assert sum(told["findings"].values()) == len(judged.findings)
+    assert told["disks"][("103", "alone", "unprotected")] == 1
+    assert told["pool_free_bytes"] == {(pool.name,): pool.free for pool in judged.pools}
+
+
+def test_an_instant_does_not_stand_still_when_nothing_is_written_any_more(world: World) -> None:
+    """The same point an hour later is the same value: Prometheus itself makes an age of it."""
+    world.run()
+    before = read(measured(world))["newest_point_timestamp_seconds"]
+    world.clock.now += 3600
+    assert read(measured(world))["newest_point_timestamp_seconds"] == before
+
+
+def test_a_guest_without_a_point_and_a_silent_target(world: World) -> None:
+    world.runner.down[TARGET] = "no route to host"
+    world.run(Stage.SNAPSHOT)
+    told = read(measured(world))
+    assert told["host_up"] == {("source",): 1, (TARGET,): 0}
+    assert {key[2] for key in told["points"]} == {"source"}, "of what did not answer nothing is claimed"
+    world.runner.down.clear()
+    told = read(measured(world))
+    assert told["points"][("100", "web", TARGET)] == 0
+    assert ("100", "web", TARGET) not in told["newest_point_timestamp_seconds"]
+
+
+def test_a_failing_stage_keeps_the_time_of_its_last_success(world: World) -> None:
+    world.run()
+    good = measured(world)
+    world.runner.faults.append(Fault(words=("receive",), answer=(1, "out of space")))
+    world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    bad = measured(world)
+    told = read(bad)
+    assert told["last_run_failed"] == {("snapshot",): 0, ("replicate",): 1, ("prune",): 0}
+    assert bad.good["replicate"] == good.good["replicate"]
+    assert bad.good["snapshot"] == bad.last["snapshot"] != good.last["snapshot"]
+
+
+def test_alerts_that_wait_are_counted_by_service(world: World) -> None:
+    world.configure(world.config.read_text().replace("{", "{{").replace("}", "}}") + "alerts: {{mail: [root]}}\n")
+    entry = {"service": "mail", "since": 0, "alert": {}}
+    remember(world.place / "state/alerts.json", {"known": {}, "good": {}, "waiting": [entry, entry]})
+    assert read(measured(world))["alerts_held_back"] == {("mail",): 2}
+
+
+def test_where_nothing_can_be_asked_the_runs_are_still_told(world: World) -> None:
+    world.run()
+    world.node.api = "ipcc_send_rec[1] failed"
+    found = measured(world)
+    told = read(found)
+    assert told["up"] == {(): 0}
+    assert "points" not in told
+    assert "level" not in told
+    assert told["last_run_failed"][("snapshot",)] == 0
+    assert [error.message for error in found.errors] != []
+    assert read(nothing_measured(BackupError("no configuration"), 12.5))["collected_timestamp_seconds"] == {(): 12}
+
+
+def test_hostile_names_forge_no_metric(world: World) -> None:
+    world.run()
+    evil = 'a"} 1\npve_zfsbackup_up{x="\\\x1b[2J\udcff'
+    found = measured(world)
+    assert found.health
+    ages = tuple(dataclasses.replace(age, guest=evil) for age in found.health.ages)
+    forged = dataclasses.replace(found, node=evil, health=dataclasses.replace(found.health, ages=ages))
+    told = read(forged)
+    assert told["up"] == {(): 1}
+    text = metrics_text(forged)
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "a\\\"} 1\\\\npve_zfsbackup_up" in text
+
+
+def test_json_has_the_same_values(world: World) -> None:
+    world.run()
+    found = measured(world)
+    listed = metrics_json(found)
+    text = read(found)
+    assert listed["format"] == 1
+    assert len(listed["metrics"]) == sum(len(values) for values in text.values())
+    json.dumps(listed)
+
+
+# -- what is shipped beside it
+
+
+def expressions() -> Iterator[str]:
+    for group in yaml.safe_load(RULES.read_text())["groups"]:
+        yield from (rule["expr"] for rule in group["rules"])
+    dashboard = json.loads(DASHBOARD.read_text())
+    for panel in dashboard["panels"]:
+        yield from (target["expr"] for target in panel["targets"])
+    yield from (variable["definition"] for variable in dashboard["templating"]["list"] if "definition" in variable)
+
+
+def test_every_metric_of_the_rules_and_the_dashboard_exists() -> None:
+    used = 0
+    for text in expressions():
+        for name, selector in re.findall(rf"{PREFIX}(\w+)(?:{{([^}}]*)}})?", text):
+            labels = set(re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\"", selector))
+            assert name in METRICS, f"{name} in {text}"
+            assert labels <= {"instance", *METRICS[name][0]}, text
+            used += 1
+    assert used > 20
+
+
+def test_labels_named_in_texts_of_rules_come_from_their_metrics() -> None:
+    rules: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"][0]["rules"]
+    for rule in rules:
+        names = re.findall(rf"{PREFIX}(\w+)", rule["expr"])
+        known = {"instance"}.union(*(METRICS[name][0] for name in names))
+        summary = rule["annotations"]["summary"]
+        assert set(re.findall(r"\$labels\.(\w+)", summary)) <= known, rule["alert"]
+        assert summary.count("{{") == summary.count("}}")
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+
+
+def test_every_metric_is_in_the_manual_and_no_other() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\w, ]*) \| (.+) \|$", (DOCS / "monitoring.md").read_text(), re.MULTILINE)
+    listed = {name: (tuple(filter(None, labels.split(", "))), text) for name, labels, text in rows}
+    assert listed == METRICS
