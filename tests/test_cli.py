@@ -119,13 +119,14 @@ def call(
 Call = Callable[..., Ended]
 READING = (
     ("discover",), ("list",), ("list", "--disks", "100"), ("list", "--where", "source", "101"), ("status",),
+    ("list", "--cost", "100", "101"), ("list", "--cost", "--where", "backup1", "--since", "2026-11-18 13:30", "100"),
     ("prune", "--dry-run"), ("replicate", "--dry-run"), ("snapshot", "--dry-run"), ("run", "--dry-run"),
     ("why", "replicate", "100"), ("why", "prune", "100"),
 )  # fmt: skip
 
 
 def slug(words: tuple[str, ...]) -> str:
-    return "-".join(word.strip("-") for word in words)
+    return "-".join(re.sub("[ :]", "", word.strip("-")) for word in words)
 
 
 @pytest.mark.parametrize("words", READING, ids=slug)

@@ -9,7 +9,7 @@ from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inven
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError, PveError
 from pve_zfsbackup.host.guests import read_replications
-from pve_zfsbackup.model import SOURCE, Disk, Guest, Listing, Point, Vmid
+from pve_zfsbackup.model import SOURCE, Disk, Guest, Listing, Point, Vmid, World
 from pve_zfsbackup.plan.foreign import blocked_rollbacks
 from pve_zfsbackup.plan.points import by_guest, points
 
@@ -63,6 +63,12 @@ class History:
     notes: tuple[str, ...]
     now: int
     orphans: tuple[Vmid, ...] = ()
+    listings: World = field(default_factory=dict)
+
+    @property
+    def vmids(self) -> tuple[Vmid, ...]:
+        """The guests in scope, those that are gone last."""
+        return (*(entry.guest.vmid for entry in self.coverage), *self.orphans)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -108,7 +114,17 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
         notes=(*found.notes, *notes, *doubts, *_self_pruning(session, names)),
         now=int(session.now().timestamp()),
         orphans=orphans,
+        listings=listings,
     )
+
+
+def between(found: History, since: float, until: float) -> History:
+    """The same with only the points created from `since` to `until`, in seconds since the epoch."""
+    points = {
+        host: {vmid: tuple(p for p in own if since <= p.creation <= until) for vmid, own in guests.items()}
+        for host, guests in found.points.items()
+    }
+    return replace(found, points=points)
 
 
 def _self_pruning(session: Session, names: Sequence[str]) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from pve_zfsbackup.app.cost import costs
 from pve_zfsbackup.app.gather import Assignment, Inventory, target_listings
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.host import zfs
 from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Snapshot, World
 from pve_zfsbackup.plan.prune import PrunePlan, PrunePolicy, plan_prune, survey
 
@@ -21,7 +21,7 @@ STAGE = "prune"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruning:
-    """What prune decided about one guest. `freed` are bytes by host, empty unless they were asked for."""
+    """What prune decided about one guest."""
 
     item: Assignment
     plan: PrunePlan
@@ -29,18 +29,21 @@ class Pruning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneWork:
-    """All guests, and the targets that could not be asked."""
+    """All guests, the targets that could not be asked, and the listings it was decided by."""
 
     guests: tuple[Pruning, ...]
     silent: tuple[Result, ...]
+    world: World
 
 
 def plan_all(session: Session, found: Inventory, items: Sequence[Assignment]) -> PruneWork:
     """Decide for every guest, with one listing per target."""
     names = [name for name in session.config.targets if any(name in item.targets for item in items)]
     listings, errors = target_listings(session, names)
-    guests = decide(session, {SOURCE: found.listing, **listings}, items, silent=frozenset(errors))
-    return PruneWork(guests=guests, silent=tuple(failed(STAGE, error, host=name) for name, error in errors.items()))
+    world = {SOURCE: found.listing, **listings}
+    guests = decide(session, world, items, silent=frozenset(errors))
+    silent = tuple(failed(STAGE, error, host=name) for name, error in errors.items())
+    return PruneWork(guests=guests, silent=silent, world=world)
 
 
 def decide(
@@ -98,13 +101,15 @@ def _one(session: Session, pruning: Pruning) -> Generator[Result, None, None]:
     )
 
 
-def freed(session: Session, pruning: Pruning) -> dict[str, int]:
-    """Bytes that pruning this guest would free, by host: exact for each dataset (`zfs destroy -nvp`)."""
-    groups: dict[tuple[str, Dataset], list[Snapshot]] = defaultdict(list)
-    for step in pruning.plan.plan.steps:
+def freed(session: Session, work: PruneWork) -> dict[str, int | None]:
+    """Bytes that pruning would free, by host; None where a host does not say. Exact for each dataset."""
+    sets: dict[tuple[str, Dataset], list[Snapshot]] = defaultdict(list)
+    for step in (step for pruning in work.guests for step in pruning.plan.plan.steps):
         if isinstance(step, Destroy):
-            groups[step.host, step.snapshot.dataset].append(step.snapshot)
-    bytes_by_host: dict[str, int] = defaultdict(int)
-    for (host, _), snapshots in groups.items():
-        bytes_by_host[host] += zfs.freed(session.hosts[host], snapshots)
-    return dict(bytes_by_host)
+            sets[step.host, step.snapshot.dataset].append(step.snapshot)
+    counts = costs(session, work.world, sets)
+    totals: dict[str, int | None] = {}
+    for (host, _), count in counts.items():
+        before = totals.get(host, 0)
+        totals[host] = None if count is None or before is None else before + count
+    return totals

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import click
 
 from pve_zfsbackup import report, terminal
 from pve_zfsbackup.app.audit import audit
+from pve_zfsbackup.app.cost import history_costs
 from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.history import between, history
 from pve_zfsbackup.app.history import discover as find_all
-from pve_zfsbackup.app.history import history
 from pve_zfsbackup.cli.options import cli, common, scoped, session_of, tell_errors, tell_notes
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.model import Selector
+
+WHEN = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"])
 
 
 @cli.command()
@@ -50,19 +55,30 @@ def _audited(config_path: Path, *, as_json: bool) -> int:
 @scoped
 @click.option("--where", default="", help="Only this host: source, or the name of a target.")
 @click.option("--disks", is_flag=True, help="Also the snapshot of each disk.")
+@click.option("--cost", is_flag=True, help="Also what destroying all listed points of a guest would free.")
+@click.option("--since", type=WHEN, metavar="TIME", help="Only points created then or later.")
+@click.option("--until", type=WHEN, metavar="TIME", help="Only points created then or earlier.")
 @common
 def list_(
-    guests: Sequence[Selector], jobs: Sequence[str], where: str, disks: bool, config_path: Path, as_json: bool,
-    verbose: bool,
+    guests: Sequence[Selector], jobs: Sequence[str], where: str, disks: bool, cost: bool, since: datetime | None,
+    until: datetime | None, config_path: Path, as_json: bool, verbose: bool,
 ) -> int:  # fmt: skip
-    """List recovery points: here and on every target, with creation, used and refer."""
+    """List recovery points: here and on every target, with creation, used and refer.
+
+    `used` is what destroying that point alone would free. Together it is more: what several share is in none of them.
+    --cost asks ZFS for all points of a guest that are listed, which --since and --until narrow down to any range. It
+    is exact (zfs destroy -nvp), and nothing is destroyed. TIME is 2026-11-20 or "2026-11-20 13:30".
+    """
     with session_of(config_path) as session:
         found = history(session, Scope(jobs=tuple(jobs), guests=tuple(guests)), only=where)
         zone = session.timezone
+        first, last = (when.replace(tzinfo=zone).timestamp() if when else None for when in (since, until))
+        found = between(found, first or 0, math.inf if last is None else last)
+        costs = history_costs(session, found) if cost else None
     if as_json:
-        terminal.print_json(report.points_json(found))
+        terminal.print_json(report.points_json(found, costs))
     else:
-        terminal.print_table(report.points_table(found, zone, disks=disks))
+        terminal.print_table(report.points_table(found, zone, disks=disks, costs=costs or ()))
         tell_errors(found.errors.values())
     return ExitCode.PARTIAL if found.errors else ExitCode.OK
 

@@ -57,17 +57,14 @@ def prune(
         found = inventory(session)
         items, _ = assign(session, found, Scope(jobs=tuple(jobs), guests=tuple(guests)))
         work = plan_all(session, found, items)
-        total: dict[str, int] = {}
-        for pruning in work.guests:
-            for host, count in freed(session, pruning).items():
-                total[host] = total.get(host, 0) + count
+        total = freed(session, work)
         zone = session.timezone
     if as_json:
         terminal.print_json(report.verdicts_json(work, total))
     else:
         terminal.print_table(report.verdicts_table(work, zone))
         for host, count in sorted(total.items()):
-            terminal.say(f"{host}: {report.size(count)} would be freed")
+            terminal.say(f"{host}: {report.cost(count)} would be freed")
         for result in work.silent:
             terminal.note(terminal.result_line(result))
     return ExitCode.PARTIAL if work.silent else ExitCode.OK

@@ -186,15 +186,5 @@ def _destroy_batch(host: Host, batch: Sequence[Snapshot]) -> list[tuple[Snapshot
     return failed
 
 
-def freed(host: Host, snapshots: Sequence[Snapshot]) -> int:
-    """Bytes that destroying these snapshots of one dataset together would free (`zfs destroy -nvp`)."""
-    total = 0
-    for part in _batches(snapshots):
-        batch = f"{part[0].dataset}@{','.join(snap.name for snap in part)}"
-        done = zfs(host, "destroy", "-nvp", batch)
-        total += sum(int(line.split("\t")[-1]) for line in done.stdout.splitlines() if line.startswith("reclaim"))
-    return total
-
-
 def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
     return (items[start : start + BATCH] for start in range(0, len(items), BATCH))

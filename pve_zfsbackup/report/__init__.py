@@ -2,7 +2,7 @@
 
 from pve_zfsbackup.report.audit import audit_json, audit_table
 from pve_zfsbackup.report.coverage import discovery_json, discovery_table
-from pve_zfsbackup.report.format import Table, size
+from pve_zfsbackup.report.format import Table, cost, size
 from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json, unknown_line
 from pve_zfsbackup.report.points import points_json, points_table, status_json, status_table
 from pve_zfsbackup.report.runs import report_json, results_table, verdicts_json, verdicts_table
@@ -20,6 +20,7 @@ __all__ = [
     "audit_table",
     "check_lines",
     "checkmk_line",
+    "cost",
     "discovery_json",
     "discovery_table",
     "findings_table",

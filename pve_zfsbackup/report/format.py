@@ -30,6 +30,11 @@ def size(count: int) -> str:
     raise AssertionError("unreachable")
 
 
+def cost(count: int | None) -> str:
+    """Bytes that would be freed, where that is known."""
+    return "unknown" if count is None else size(count)
+
+
 def age(seconds: int) -> str:
     """A span for people: 42 s, 7 min, 5 h, 3 d."""
     for limit, unit, divisor in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import tzinfo
 from typing import Any
 
+from pve_zfsbackup.app.cost import Cost
 from pve_zfsbackup.app.health import worth_a_word
 from pve_zfsbackup.app.history import Coverage, History
 from pve_zfsbackup.model import SOURCE, Point, Snapshot, Vmid
 from pve_zfsbackup.report.coverage import reason
-from pve_zfsbackup.report.format import FORMAT, Table, age, clean, moment, size
+from pve_zfsbackup.report.format import FORMAT, Table, age, clean, cost, moment, size
 
 
-def points_table(found: History, tz: tzinfo, *, disks: bool = False) -> Table:
+def points_table(found: History, tz: tzinfo, *, disks: bool = False, costs: Sequence[Cost] = ()) -> Table:
     rows: list[tuple[str, ...]] = []
     for vmid, name in _guests(found):
         for host, point in _points_of(found, vmid):
@@ -24,6 +26,7 @@ def points_table(found: History, tz: tzinfo, *, disks: bool = False) -> Table:
             )  # fmt: skip
             if disks:
                 rows += (_disk_row(key, snapshot, tz) for key, snapshot in sorted(point.snapshots.items()))
+        rows += (_cost_row(own, name) for own in costs if own.vmid == vmid)
     columns = ("vmid", "guest", "where", "point", "creation", "used", "refer", "consistency")
     return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid", "used", "refer"}))
 
@@ -33,13 +36,31 @@ def _disk_row(key: str, snapshot: Snapshot, tz: tzinfo) -> tuple[str, ...]:
     return ("", "", "", f"  {key} {snapshot.full_name}", when, size(snapshot.used), size(snapshot.refer), "")
 
 
-def points_json(found: History) -> dict[str, Any]:
+def _cost_row(own: Cost, name: str) -> tuple[str, ...]:
+    what = f"all {len(own.points)} of these" if len(own.points) > 1 else "this one"
+    return (str(own.vmid), name, own.host, what, "would free", cost(own.freed), "", own.reason)
+
+
+def _cost_json(own: Cost) -> dict[str, Any]:
+    return {
+        "vmid": own.vmid,
+        "host": own.host,
+        "first": own.points[0].id,
+        "last": own.points[-1].id,
+        "points": len(own.points),
+        "freed": own.freed,
+        "reason": own.reason,
+    }
+
+
+def points_json(found: History, costs: Sequence[Cost] | None = None) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "points": [
             _point_json(host, name, point) for vmid, name in _guests(found) for host, point in _points_of(found, vmid)
         ],
         "unreachable": {host: error.message for host, error in found.errors.items()},
+        **({} if costs is None else {"costs": [_cost_json(own) for own in costs]}),
     }
 
 

@@ -65,7 +65,7 @@ def verdicts_table(work: PruneWork, tz: tzinfo) -> Table:
     return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid"}))
 
 
-def verdicts_json(work: PruneWork, freed: Mapping[str, int]) -> dict[str, Any]:
+def verdicts_json(work: PruneWork, freed: Mapping[str, int | None]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "verdicts": [

@@ -150,7 +150,7 @@ class FakeZfs:
         assert labels, f"the product never destroys a dataset: {argv}"
         if dataset not in self.pools.datasets:
             return no(argv, f"cannot open '{dataset}': dataset does not exist")
-        names = [f"{dataset}@{label}" for label in labels.split(",")]
+        names = [f"{dataset}@{label}" for label in self._spec(dataset, labels)]
         there = [name for name in names if self.pools.find(name)]
         if not there:
             return no(argv, "could not find any snapshots to destroy; check snapshot names.")
@@ -163,6 +163,19 @@ class FakeZfs:
         for name in there:
             del self.pools.datasets[dataset].snaps[name.partition("@")[2]]
         return ok(argv)
+
+    def _spec(self, dataset: str, labels: str) -> list[str]:
+        """`a,b%d`: names, and ranges of whatever lies between, both ends included."""
+        snaps = self.pools.datasets[dataset].snaps
+        known = sorted(snaps, key=lambda label: snaps[label].createtxg)
+        found: list[str] = []
+        for part in labels.split(","):
+            first, ranged, last = part.partition("%")
+            if ranged and first in known and last in known:
+                found += known[known.index(first) : known.index(last) + 1]
+            elif not ranged:
+                found.append(part)
+        return found
 
     def _pinned(self, name: str) -> str:
         dataset = name.partition("@")[0]

@@ -221,18 +221,6 @@ def test_thousands_of_snapshots_fit_into_arguments(target: Host, runner: FakeRun
     zfs.hold(counted, "t", snaps)
     zfs.release(counted, "t", snaps)
     zfs.set_properties(counted, [snap.full_name for snap in snaps], {"pve-zfsbackup:conf": "c" * 8000})
-    assert zfs.freed(counted, snaps) == 0
     assert zfs.destroy(counted, snaps) == []
     assert not pools.datasets["tank/dst"].snaps
     assert max(sizes) < 1 << 17, "Linux takes 128 KiB in one argument (MAX_ARG_STRLEN)"
-
-
-def test_what_would_be_freed(source: Host, runner: FakeRunner) -> None:
-    snaps = []
-    for number in (1, 2):
-        runner.pools[HERE].write(SRC, 4096)
-        snaps.append(taken(source, number))
-    assert zfs.freed(source, snaps) == (1 << 20) + 8192
-    assert len(names(runner)) == 2
-    with pytest.raises(DatasetNotFoundError):
-        zfs.freed(source, [replace(snaps[0], name="pzb:gone")])
