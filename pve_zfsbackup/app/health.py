@@ -34,6 +34,7 @@ def judge(found: History, jobs: Mapping[str, Job], pools: Sequence[Pool], before
     findings = [*before, *_of_targets(found), *(finding for age in ages for finding in _of_age(age))]
     for entry in found.coverage:
         findings += _of_coverage(entry)
+        findings += _of_takeover(found, entry)
     findings += (finding for pool in pools for finding in _of_pool(pool))
     findings.sort(key=lambda finding: (-(finding.level % 3), finding.about))  # unknown last
     return Health(
@@ -99,6 +100,13 @@ def _of_coverage(entry: Coverage) -> Iterator[Finding]:
         return
     for disk in _unexplained(entry):
         yield Finding(level=Level.WARNING, about=about, text=f"{disk.key} not protected: {disk.reason}")
+
+
+def _of_takeover(found: History, entry: Coverage) -> Iterator[Finding]:
+    """Critical for as long as it lasts: the guest here is not the one that counts, and is not replicated."""
+    for conflict in found.taken.get(entry.guest.vmid, ()):
+        about = f"guest {entry.guest.vmid} {entry.guest.name}".rstrip()
+        yield Finding(level=Level.CRITICAL, about=about, text=conflict.message)
 
 
 def _unexplained(entry: Coverage) -> list[Disk]:

@@ -9,9 +9,10 @@ from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inven
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError, PveError
 from pve_zfsbackup.host.guests import read_replications
-from pve_zfsbackup.model import SOURCE, Disk, Guest, Listing, Point, Vmid, World
+from pve_zfsbackup.model import SOURCE, Conflict, Disk, Guest, Listing, Point, Vmid, World
 from pve_zfsbackup.plan.foreign import blocked_rollbacks
 from pve_zfsbackup.plan.points import by_guest, points
+from pve_zfsbackup.plan.takeover import conflict_of, takeovers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ class History:
     notes: tuple[str, ...]
     now: int
     orphans: tuple[Vmid, ...] = ()
+    taken: Mapping[Vmid, tuple[Conflict, ...]] = field(default_factory=dict)  # guests whose role another host has
     listings: World = field(default_factory=dict)
 
     @property
@@ -115,7 +117,18 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
         now=int(session.now().timestamp()),
         orphans=orphans,
         listings=listings,
+        taken=_taken(found, listings),
     )
+
+
+def _taken(found: Inventory, listings: Mapping[str, Listing]) -> Mapping[Vmid, tuple[Conflict, ...]]:
+    guests = {guest.vmid: guest for guest in found.guests}
+    told: dict[Vmid, tuple[Conflict, ...]] = {}
+    for host, listing in sorted(listings.items()):
+        for vmid, taken in takeovers(listing).items() if host != SOURCE else ():
+            if vmid in guests:
+                told[vmid] = (*told.get(vmid, ()), conflict_of(taken, guests[vmid], host))
+    return told
 
 
 def between(found: History, since: float, until: float) -> History:

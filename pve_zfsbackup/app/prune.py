@@ -15,6 +15,7 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Snapshot, World
 from pve_zfsbackup.plan.prune import PrunePlan, PrunePolicy, plan_prune, survey
+from pve_zfsbackup.plan.takeover import takeovers
 
 STAGE = "prune"
 
@@ -54,12 +55,20 @@ def decide(
     now = int(session.now().timestamp())
     append_only = frozenset(name for name, target in session.config.targets.items() if target.append_only)
     boxes = frozenset(session.config.boxes)
+    elsewhere = {host: takeovers(world[host]) for host in sorted(world.keys() - {SOURCE})}
     guests = []
     for item in items:
+        vmid = item.guest.vmid
+        taken = [f"taken over by {found[vmid].host}" for found in elsewhere.values() if vmid in found]
         keep: dict[str, Sequence[Keep]] = {SOURCE: [job.keep for job in item.jobs]}
         keep |= {name: [session.config.targets[name].keep] for name in item.targets if name in world}
         policy = PrunePolicy(
-            keep=keep, silent=silent & item.targets.keys(), unasked=item.unasked, boxes=boxes, append_only=append_only
+            keep=keep,
+            silent=silent & item.targets.keys(),
+            unasked=item.unasked,
+            boxes=boxes,
+            append_only=append_only,
+            taken="; ".join(taken),
         )
         decided = plan_prune(item.guest.vmid, seen, policy, tz=session.timezone, now=now)
         guests.append(Pruning(item=item, plan=decided))

@@ -14,6 +14,7 @@ from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.model import Dataset, Disk, Guest, Listing, Mark, Plan
 from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides, plan_replication
+from pve_zfsbackup.plan.takeover import conflict_of, takeovers
 
 STAGE = "replicate"
 
@@ -103,8 +104,13 @@ def plan_target(session: Session, found: Inventory, guests: Sequence[Guest], lis
 def plan_works(session: Session, found: Inventory, works: Sequence[Work], listing: Listing) -> None:
     """Plan these guests, again or for the first time, on what the target has now. Disks given up stay so."""
     sides, policy = comparison(session, found, [work.guest for work in works], listing)
+    elsewhere = takeovers(listing)
     for work in works:
         work.plans, work.broken, work.error, work.pending = {}, {}, None, 0
+        if taken := elsewhere.get(work.guest.vmid):
+            conflict = conflict_of(taken, work.guest, listing.host)
+            work.say(blocked(STAGE, conflict, guest=work.guest, host=listing.host))
+            continue
         for disk in work.guest.protected_disks:
             if _dataset(disk) not in work.given_up:
                 _plan(work, disk, sides, policy)

@@ -28,7 +28,9 @@ _NATIVE: Final = (
     "type", "name", "guid", "createtxg", "creation", "used", "referenced", "written", "userrefs", "clones",
     "encryption", "keystatus", "origin", "receive_resume_token", "available", "ivsetguid",
 )  # fmt: skip
-_OURS: Final = tuple(PROPERTY + name for name in ("point", "disks", "consistency", "window", "volume", "owner"))
+_OURS: Final = tuple(
+    PROPERTY + name for name in ("point", "disks", "consistency", "window", "volume", "owner", "failover")
+)
 # What a restore needs is asked for where new points are made: on the source.
 TARGET_COLUMNS: Final = _NATIVE + _OURS
 SOURCE_COLUMNS: Final = TARGET_COLUMNS + RESTORE_PROPS
@@ -107,6 +109,7 @@ def _volume(row: Mapping[str, str]) -> Volume:
         resume=ResumeToken(token=token) if token else None,
         available=int(available) if available else None,
         owner=row[PROPERTY + "owner"],
+        failover=row.get(PROPERTY + "failover", ""),
         props={name: row[name] for name in RESTORE_PROPS if row.get(name)},
     )
 

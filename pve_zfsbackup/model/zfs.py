@@ -85,6 +85,7 @@ class Volume:
     snapshots: tuple[Snapshot, ...] = ()
     bookmarks: tuple[Bookmark, ...] = ()
     available: int | None = None  # bytes, quotas counted in
+    failover: str = ""  # on a target: where the guest runs now, see `plan.takeover`
     owner: str = ""  # on a target: whose replicas these are, see `plan.standing`
     props: Mapping[str, str] = field(default_factory=dict)  # on the source: what a restore needs, see RESTORE_PROPS
 

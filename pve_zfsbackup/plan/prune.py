@@ -43,6 +43,7 @@ class PrunePolicy:
     unasked: frozenset[str] = frozenset()
     boxes: frozenset[str] = frozenset()
     append_only: frozenset[str] = frozenset()
+    taken: str = ""  # why nothing of the guest goes anywhere: its role was taken over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +93,10 @@ def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now
     verdicts: list[Verdict] = []
     steps: list[Step] = []
     for host in sorted(seen.world, key=lambda host: (host != SOURCE, host)):
+        if policy.taken:  # what it runs from, and what it comes back to, is not ours to choose
+            everything = seen.points[host].of(vmid)
+            verdicts += (Verdict(host=host, point=point, keep=True, reasons=(policy.taken,)) for point in everything)
+            continue
         own = seen.points[host].of(vmid)
         volumes = _volumes(own, seen.world[SOURCE]) if host == SOURCE else []
         protections = _of_guest(own, volumes, seen.protections[host])

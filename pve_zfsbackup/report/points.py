@@ -164,7 +164,7 @@ def problems(found: History, entry: Coverage) -> list[str]:
     told += [f"{disk.key} not protected: {reason(entry, disk)}" for disk in entry.unprotected if worth_a_word(disk)]
     told += [f"Proxmox cannot roll back to {name} (unblock-rollback)" for name in entry.blocked]
     told += [f"pvesr replicates it to {node} as well" for node in entry.replicated]
-    return told
+    return [conflict.message for conflict in found.taken.get(entry.guest.vmid, ())] + told
 
 
 def _newest(found: History, host: str, entry: Coverage) -> Point | None:
