@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.model.room import Room
 
 
 class Outcome(StrEnum):
@@ -45,5 +46,12 @@ class Progress:
     done: bool = False
 
 
-Event = Result | Progress
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A root was listed: how much room there is, for the journal."""
+
+    room: Room
+
+
+Event = Result | Progress | Seen
 Emit = Callable[[Event], None]

@@ -104,7 +104,7 @@ class Reporter:
         with self._lock, contextlib.suppress(OSError):
             if isinstance(event, Progress):
                 self._progress(event)
-            else:
+            elif isinstance(event, Result):
                 self._result(event)
 
     def _progress(self, event: Progress) -> None:

@@ -62,6 +62,7 @@ PURE = frozenset(
         "operator",
         "re",
         "shlex",
+        "statistics",
         "string",
         "textwrap",
         "types",

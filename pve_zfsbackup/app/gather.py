@@ -9,6 +9,7 @@ from pathlib import Path
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Job
 from pve_zfsbackup.errors import BackupError, ConfigError, ForeignRootError
+from pve_zfsbackup.events import Seen
 from pve_zfsbackup.host import guests as pve_guests
 from pve_zfsbackup.host.api import Api
 from pve_zfsbackup.host.health import KSTAT, pool_of, told
@@ -17,6 +18,7 @@ from pve_zfsbackup.host.listing import list_source, list_target, with_tokens
 from pve_zfsbackup.host.quiesce import FreezeRules
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, SUSPENDED, Dataset, Disk, Guest, Listing, Quiesce, Selector, Storage, Vmid
+from pve_zfsbackup.model.room import rooms
 from pve_zfsbackup.plan.discovery import discover
 from pve_zfsbackup.plan.selection import select
 from pve_zfsbackup.plan.standing import foreign_root
@@ -108,6 +110,12 @@ def target_listing(session: Session, name: str) -> Listing:
     if conflict := foreign_root(listing, session.config.targets[name].root, owner_id(session.pve_root)):
         raise ForeignRootError(f"{conflict.message}: {'; '.join(conflict.evidence)}", hint=conflict.resolve)
     return with_tokens(listing, session.hosts[SOURCE])
+
+
+def show_rooms(session: Session, listing: Listing) -> None:
+    """Tell what room there is at the roots of a listing: forecasts are made from it, weeks later."""
+    for room in rooms(listing, at=session.now().timestamp()):
+        session.emit(Seen(room=room))
 
 
 Look = Callable[[Session, str], Listing]

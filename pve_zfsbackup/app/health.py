@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.history import Coverage, History, history
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Job
 from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.host.health import pool_of
+from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.host.pools import read_pools
 from pve_zfsbackup.model import SOURCE, Disk
 from pve_zfsbackup.model.health import Age, Disks, Finding, Health, Level, Pool
+from pve_zfsbackup.model.room import Outlook, rooms
+from pve_zfsbackup.plan.forecast import outlook
+from pve_zfsbackup.plan.past import past_rooms
 
 FULL_WARN, FULL_CRITICAL = 0.85, 0.95  # ZFS slows down from about 90 % on, and a full pool stops its guests
+SOON_WARN, SOON_CRITICAL = 14.0, 3.0  # days until a root is full
+LOOK_BACK = 30 * 86_400  # seconds of history a forecast is made from
 
 
 def health(session: Session, scope: Scope) -> Health:
@@ -25,10 +32,26 @@ def health(session: Session, scope: Scope) -> Health:
         pools = read_pools(session.hosts[SOURCE])
     except BackupError as error:
         problems.append(Finding(level=Level.UNKNOWN, about="pools", text=error.message))
-    return judge(found, session.config.jobs, pools, problems)
+    outlooks: tuple[Outlook, ...] = ()
+    try:
+        outlooks = forecasts(session, found)
+    except BackupError as error:
+        problems.append(Finding(level=Level.UNKNOWN, about="forecast", text=error.message))
+    return judge(found, session.config.jobs, pools, problems, outlooks=outlooks)
 
 
-def judge(found: History, jobs: Mapping[str, Job], pools: Sequence[Pool], before: Sequence[Finding] = ()) -> Health:
+def forecasts(session: Session, found: History) -> tuple[Outlook, ...]:
+    """When each root is full, by what the runs of the last weeks saw. Raises `BackupError` for the journal."""
+    since = found.now - LOOK_BACK
+    seen = past_rooms(read_journal(session.config.journal_dir, since, event="room"))
+    recent = [room for room in seen if room.at >= since]
+    return tuple(outlook(room, recent) for listing in found.listings.values() for room in rooms(listing, at=found.now))
+
+
+def judge(
+    found: History, jobs: Mapping[str, Job], pools: Sequence[Pool], before: Sequence[Finding] = (), *,
+    outlooks: Sequence[Outlook] = (),
+) -> Health:  # fmt: skip
     """What is wrong, worst first."""
     ages = tuple(age for entry in found.coverage if entry.jobs for age in _ages(found, entry, jobs))
     findings = [*before, *_of_targets(found), *(finding for age in ages for finding in _of_age(age))]
@@ -36,6 +59,7 @@ def judge(found: History, jobs: Mapping[str, Job], pools: Sequence[Pool], before
         findings += _of_coverage(entry)
         findings += _of_takeover(found, entry)
     findings += (finding for pool in pools for finding in _of_pool(pool))
+    findings += _of_outlooks(outlooks)
     findings.sort(key=lambda finding: (-(finding.level % 3), finding.about))  # unknown last
     return Health(
         findings=tuple(findings),
@@ -43,6 +67,7 @@ def judge(found: History, jobs: Mapping[str, Job], pools: Sequence[Pool], before
         pools=tuple(pools),
         disks={entry.guest.vmid: _disks(entry) for entry in found.coverage if not entry.guest.template},
         answers={**dict.fromkeys(found.points, True), **dict.fromkeys(found.errors, False)},
+        outlooks=tuple(outlooks),
         now=found.now,
     )
 
@@ -126,3 +151,17 @@ def _of_pool(pool: Pool) -> Iterator[Finding]:
     if pool.size and pool.used_share >= FULL_WARN:
         level = Level.CRITICAL if pool.used_share >= FULL_CRITICAL else Level.WARNING
         yield Finding(level=level, about=f"pool {pool.name}", text=f"{pool.used_share:.0%} full")
+
+
+def _of_outlooks(outlooks: Iterable[Outlook]) -> Iterator[Finding]:
+    """One for each pool: its roots draw on the same space."""
+    soonest: dict[tuple[str, str], tuple[float, Outlook]] = {}
+    for one in outlooks:
+        if one.days is not None and one.days < SOON_WARN:
+            pool = (one.room.host, pool_of(one.room.dataset))
+            soonest[pool] = min(soonest.get(pool, (one.days, one)), (one.days, one), key=lambda pair: pair[0])
+    for days, one in soonest.values():
+        where = "here" if one.room.host == SOURCE else f"on {one.room.host}"
+        text = f"full in about {days:.0f} days, if it goes on as in the last weeks"
+        level = Level.CRITICAL if days < SOON_CRITICAL else Level.WARNING
+        yield Finding(level=level, about=f"space of {one.room.dataset} {where}", text=text)

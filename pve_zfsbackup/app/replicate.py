@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
 
-from pve_zfsbackup.app.gather import Assignment, Inventory, target_listing
+from pve_zfsbackup.app.gather import Assignment, Inventory, show_rooms, target_listing
 from pve_zfsbackup.app.lanes import Course, attempt
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.patience import Patience
@@ -75,6 +75,7 @@ def _to_target(session: Session, found: Inventory, guests: Sequence[Guest], cour
             listing = target_listing(session, course.target)
             if not remarked:
                 yield from remarks(session, found, listing, STAGE)
+                show_rooms(session, listing)
                 remarked = True
             if progress.made(listing, waiting):
                 patience.renew()

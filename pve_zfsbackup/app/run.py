@@ -8,13 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import assert_never
 
 from pve_zfsbackup.app.archive import archive
-from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory
+from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, show_rooms
 from pve_zfsbackup.app.hooks import Hooks
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.prune import plan_all, prune
@@ -23,7 +23,7 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.snapshot import snapshot
 from pve_zfsbackup.config import Config
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, LockedError
-from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.events import Event, Outcome, Result, Seen
 from pve_zfsbackup.host.journal import Journal, log_line
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Vmid
@@ -91,6 +91,7 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
         with _journal(session, name, stages) as journal:
             hooks = Hooks(session=session, run=name)
             written = _Written(session, journal, hooks, [])
+            session = replace(session, emit=written.told)
             notes = _sweep(session, written, locks)
             hooks.before("before-run")
             for number, stage in enumerate(stages):
@@ -104,6 +105,8 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
                     written.result(kept)
                     continue
                 found = inventory(session)
+                if not number:
+                    show_rooms(session, found.listing)
                 items, remarks = assign(session, found, scope)
                 notes += [note for note in (*found.notes, *remarks) if note not in notes]
                 # Closed while the lock is ours, whatever ends the loop: its streams end then.
@@ -206,6 +209,13 @@ class _Written:
         self.add("result", _fields(result))
         for told in self.hooks.after(result):
             self.result(told)
+
+    def told(self, event: Event) -> None:
+        """What the stages tell by themselves, from several threads: for whoever watches, and what is worth keeping."""
+        if isinstance(event, Seen):
+            self.add("room", {key: value for key, value in asdict(event.room).items() if key != "at"})
+        else:
+            self.session.emit(event)
 
     def add(self, event: str, fields: Mapping[str, object]) -> None:
         if self.broken:

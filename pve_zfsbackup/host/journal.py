@@ -54,18 +54,22 @@ def log_line(text: str, *, failed: bool) -> None:
     syslog.syslog(syslog.LOG_ERR if failed else syslog.LOG_INFO, clean)
 
 
-def read_journal(directory: Path, since: float) -> Iterator[dict[str, Any]]:
-    """The lines that were written since then (seconds since the epoch), with those that logrotate put aside.
+def read_journal(directory: Path, since: float, *, event: str = "") -> Iterator[dict[str, Any]]:
+    """The lines that were written since then (seconds since the epoch), with those that logrotate put aside; only those
+    of one event where that is named.
 
     Only whole files that are older are left out, so a few older lines may come as well. A damaged line, or the rest
     of a damaged file, is skipped. Raises `BackupError` when the journal is there and cannot be read.
     """
+    wanted = b'"event": "%s"' % event.encode("ascii") if event else b""
     for path in _rotated(directory):
         try:
             if path.stat().st_mtime < since:
                 continue
             with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
                 for line in file:
+                    if wanted not in line:
+                        continue  # before it is parsed: there are many
                     with contextlib.suppress(ValueError):
                         found = json.loads(line)
                         if isinstance(found, dict):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from pve_zfsbackup.model.names import Vmid
+from pve_zfsbackup.model.room import Outlook
 
 
 class Level(IntEnum):
@@ -76,6 +77,7 @@ class Health:
     pools: tuple[Pool, ...]
     disks: Mapping[Vmid, Disks]
     answers: Mapping[str, bool]  # whether this node and each target could be asked
+    outlooks: tuple[Outlook, ...]
     now: int  # when it was judged, in seconds since the epoch
 
     @property

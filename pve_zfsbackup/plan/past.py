@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pve_zfsbackup.model import Dataset
+from pve_zfsbackup.model.room import Room
 from pve_zfsbackup.model.runs import PastRun, StageTold, Trouble
 
 WORTH_TELLING = ("failed", "warning")
@@ -82,6 +84,20 @@ def past_runs(lines: Iterable[Mapping[str, Any]]) -> tuple[PastRun, ...]:
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             continue
     return tuple(run.closed(name) for name, run in found.items())
+
+
+def past_rooms(lines: Iterable[Mapping[str, Any]]) -> tuple[Room, ...]:
+    """The room there was at each root as runs saw it."""
+    found = []
+    for line in lines:
+        try:
+            at = datetime.fromisoformat(line["time"]).timestamp()
+            used, available = int(line["used"]), int(line["available"])
+            host, dataset = str(line["host"]), Dataset(str(line["dataset"]))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            continue
+        found.append(Room(host=host, dataset=dataset, used=used, available=available, at=at))
+    return tuple(found)
 
 
 def last_of_each_stage(runs: Iterable[PastRun], *, good: bool = False) -> dict[str, PastRun]:

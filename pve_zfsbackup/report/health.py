@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from pve_zfsbackup.app.health import SOON_CRITICAL, SOON_WARN
 from pve_zfsbackup.model import printable
 from pve_zfsbackup.model.health import Health, Level
 from pve_zfsbackup.report.format import FORMAT
@@ -55,6 +56,18 @@ def health_json(found: Health) -> dict[str, Any]:
         "pools": [
             {"name": pool.name, "health": pool.health, "size": pool.size, "free": pool.free} for pool in found.pools
         ],
+        "space": [
+            {
+                "host": one.room.host,
+                "dataset": one.room.dataset,
+                "used": one.room.used,
+                "available": one.room.available,
+                "known": one.known,
+                "per_day": round(one.per_day),
+                "days_to_full": None if one.days is None else round(one.days, 1),
+            }
+            for one in found.outlooks
+        ],
     }
 
 
@@ -86,6 +99,10 @@ def _perfdata(found: Health) -> Iterator[str]:
         yield f"without_point_{_label(host)}={len(ages) - len(known)};;;0"
     for pool in found.pools:
         yield f"used_{_label(pool.name)}={pool.used_share * 100:.1f}%;;;0;100"
+    for one in found.outlooks:
+        if one.days is not None:
+            name = f"{_label(one.room.host)}_{_label(one.room.dataset)}"
+            yield f"days_to_full_{name}={one.days:.1f};{SOON_WARN:.0f}:;{SOON_CRITICAL:.0f}:;0"
 
 
 def _label(text: str) -> str:

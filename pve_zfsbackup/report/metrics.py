@@ -19,6 +19,7 @@ from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import printable
 from pve_zfsbackup.model.alerts import HeldBack
 from pve_zfsbackup.model.health import Health, Level
+from pve_zfsbackup.model.room import Outlook
 from pve_zfsbackup.report.format import FORMAT
 
 PREFIX: Final = "pve_zfsbackup_"
@@ -42,6 +43,9 @@ METRICS: Final[dict[str, tuple[tuple[str, ...], str]]] = {  # name -> labels, me
     "pool_state": (("pool", "state"), "always 1; the state zpool tells"),
     "pool_size_bytes": (("pool",), "size of the pool"),
     "pool_free_bytes": (("pool",), "free space of the pool"),
+    "available_bytes": (("where", "dataset"), "what is available to the points there, quotas counted in"),
+    "used_bytes": (("where", "dataset"), "what is used below that root"),
+    "days_to_full": (("where", "dataset"), "until it is full, going on as in the last weeks; none where it does not"),
     "last_run_timestamp_seconds": (("stage",), "end of the last run that had this stage"),
     "last_run_seconds": (("stage",), "how long that run took, with all its stages"),
     "last_run_failed": (("stage",), "1 when the stage failed for a guest or target in it, or the run broke off"),
@@ -121,6 +125,16 @@ def _of_health(health: Health) -> Iterator[Sample]:
         yield "pool_state", (pool.name, pool.health), 1
         yield "pool_size_bytes", (pool.name,), pool.size
         yield "pool_free_bytes", (pool.name,), pool.free
+    for one in health.outlooks:
+        yield from _of_outlook(one)
+
+
+def _of_outlook(one: Outlook) -> Iterator[Sample]:
+    place = (one.room.host, one.room.dataset)
+    yield "available_bytes", place, one.room.available
+    yield "used_bytes", place, one.room.used
+    if one.days is not None:
+        yield "days_to_full", place, one.days
 
 
 def _of_runs(found: Measured) -> Iterator[Sample]:

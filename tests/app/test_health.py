@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import parse_selector
 from pve_zfsbackup.model.health import Finding, Health, Level, Pool
+from pve_zfsbackup.model.room import Room
 from pve_zfsbackup.report import check_lines, checkmk_line, health_json, unknown_line
 from tests.fakes.runner import Fault
 from tests.fakes.world import TARGET, WEB, World
@@ -124,6 +127,57 @@ def test_pools_are_judged(world: World, pool: Pool, told: list[str]) -> None:
     assert texts(found(world, pool)) == told
 
 
+def filling(world: World, days: int, per_day: int) -> None:
+    """The journal of as many days in which the target filled up like that, a run a day."""
+    room = next(room for room in measured_rooms(world) if room.host == TARGET)
+    lines = []
+    for ago in range(days, 0, -1):
+        when = datetime.fromtimestamp(world.clock.now - ago * 86_400, UTC).isoformat()
+        free = room.available + ago * per_day
+        line = {"time": when, "run": "x", "event": "room", "host": TARGET, "dataset": room.dataset, "used": 1}
+        lines.append(json.dumps({**line, "available": free}))
+    file = world.place / "log/journal.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+
+
+def measured_rooms(world: World) -> tuple[Room, ...]:
+    with world.session() as session:
+        return tuple(one.room for one in health(session, Scope()).outlooks)
+
+
+def test_a_run_notes_the_room_it_saw(world: World) -> None:
+    world.run()  # it makes the root of the target
+    world.run()
+    lines = [json.loads(line) for line in (world.place / "log/journal.jsonl").read_text().splitlines()]
+    noted = {(line["host"], line["dataset"]) for line in lines if line["event"] == "room"}
+    assert noted == {(room.host, room.dataset) for room in measured_rooms(world)}
+    assert {("source", "rpool/data"), (TARGET, "tank/backups")} <= noted
+    assert all(line["available"] > 0 for line in lines if line["event"] == "room")
+
+
+@pytest.mark.parametrize(("left", "level"), [(30, Level.OK), (10, Level.WARNING), (2, Level.CRITICAL)])
+def test_a_target_that_will_be_full_is_told_before_it_is(world: World, left: int, level: Level) -> None:
+    world.run()
+    room = next(room for room in measured_rooms(world) if room.host == TARGET)
+    filling(world, 10, room.available // left)
+    with world.session() as session:
+        judged = health(session, Scope())
+    assert judged.level is level
+    told = [text for text in texts(judged) if "space" in text]
+    said = f"space of tank/backups on backup1: full in about {left} days, if it goes on as in the last weeks"
+    assert told == ([f"{level.name} {said}"] if level else [])
+    assert f"days_to_full_backup1_tank_backups={left}.0;14:;3:;0" in check_lines(judged)[0]
+
+
+def test_a_journal_that_cannot_be_read_is_unknown(world: World) -> None:
+    world.run()
+    file = world.place / "log/journal.jsonl"
+    file.unlink()
+    file.mkdir()
+    with world.session() as session:
+        assert health(session, Scope()).level is Level.UNKNOWN
+
+
 def test_the_worst_comes_first_and_decides(world: World) -> None:
     world.run()
     world.clock.now += 4 * 3600
@@ -145,7 +199,7 @@ def test_what_cannot_be_asked_is_unknown_and_never_ok(world: World) -> None:
 
 def hostile() -> Health:
     finding = Finding(level=Level.CRITICAL, about="guest 1 a|b\nOK - fine", text="x | y=1;;\x1b[2J")
-    return Health(findings=(finding,) * 9, ages=(), pools=GOOD, disks={}, answers={}, now=0)
+    return Health(findings=(finding,) * 9, ages=(), pools=GOOD, disks={}, answers={}, outlooks=(), now=0)
 
 
 def test_hostile_names_forge_neither_lines_nor_performance_data() -> None:
