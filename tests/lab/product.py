@@ -33,6 +33,21 @@ zfs list "$2" > /dev/null 2>&1 ||
 zfs allow pve-zfsbackup \
   create,mount,receive,destroy,hold,release,userprop,readonly,mountpoint,canmount,volmode,snapdir "$2"
 """
+# Both sides as they were before the first run: nothing of ours on any dataset, an empty root there.
+_FORGET_SOURCE = r"""
+zfs list -H -o name -t snapshot,bookmark -r rpool fast | grep -e '@pzb:' -e '#pzb' | while read -r name; do
+  zfs destroy "$name"
+done
+rm -rf /var/lib/pve-zfsbackup/* /run/pve-zfsbackup/*
+"""
+_FORGET_TARGET = r"""
+if zfs list "$1" > /dev/null 2>&1; then
+  zfs list -H -o name -t snapshot -r "$1" | xargs -r zfs holds -H | cut -f1,2 | while read -r name tag; do
+    zfs release "$tag" "$name"
+  done
+  zfs destroy -r "$1"
+fi
+"""
 # The content of snapshots, by clones that are destroyed again: a zvol's bytes, a file system's files with their owners,
 # modes and times.
 _HASH = r"""
@@ -101,12 +116,25 @@ def connect(lab: Lab) -> Product:
     product = Product(lab=lab)
     lab.pve1.run(("systemctl", "stop", "cron"))  # the package's own hourly run would come in between
     product.run("setup")
+    restore(product)
+    return product
+
+
+def forget(product: Product) -> None:
+    """Set both sides back to before the first run, whatever the tests before left: modules share the hosts."""
+    product.pve1.script(_FORGET_SOURCE, timeout=900)
+    product.backup1.script(_FORGET_TARGET, ROOT, timeout=900)
+    restore(product)
+
+
+def restore(product: Product) -> None:
+    """The account on the target, its host key, and the configuration, as they should be."""
+    lab = product.lab
     public = lab.pve1.read("/etc/pve-zfsbackup/id_ed25519.pub").strip()
     lab.backup1.script(ACCOUNT, public, ROOT)
     setup.know(lab.pve1, lab.backup1)
     lab.pve1.run(("cp", "/root/.ssh/known_hosts", "/etc/pve-zfsbackup/known_hosts"))
     product.configure()
-    return product
 
 
 def hashes(host: Host, snapshots: list[str], tool: str = "b2sum") -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import Host
-from tests.lab.product import CONFIG_TEXT, ROOT, Product, hashes, zfs
+from tests.lab.product import CONFIG_TEXT, ROOT, Product, forget, hashes, zfs
 from tests.lab.pve.make_guests import MARKER
 from tests.lab.pve.provision import freeze_state, guest_write, recreate_disk, set_agent, thaw
 
@@ -31,7 +31,8 @@ PROTECTED = {
 
 @pytest.fixture(scope="module")
 def first_run(product: Product) -> Product:
-    """One complete run over all guests."""
+    """One complete run over all guests, the first there ever was."""
+    forget(product)
     done = product.run("run")
     assert (done.stdout, done.stderr) == ("", ""), "cron must not send mail when all is well"
     return product
