@@ -1,4 +1,4 @@
-"""Boxes: archive, check, restore."""
+"""Boxes: archive and check."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ from typing import Any
 import click
 
 from pve_zfsbackup import terminal
-from pve_zfsbackup.app.archive_read import Reader
-from pve_zfsbackup.app.archive_restore import Restorer, choose, write_config
-from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.archive_verify import Level, Verification, verify_box
 from pve_zfsbackup.app.box import Vault, open_box
-from pve_zfsbackup.app.catalog import read_catalog
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.app.setup_box import BoxSetup, try_out
 from pve_zfsbackup.cli.options import cli, common, scoped
@@ -23,9 +19,7 @@ from pve_zfsbackup.config import load_config
 from pve_zfsbackup.errors import ConfigError, ExitCode
 from pve_zfsbackup.host.programs import ProcessPrograms
 from pve_zfsbackup.host.runner import ProcessRunner
-from pve_zfsbackup.host.ssh import Host
-from pve_zfsbackup.model import SOURCE, Dataset, Vmid
-from pve_zfsbackup.report.archive import restored_json, restored_table, verification_json, verified_table
+from pve_zfsbackup.report.archive import verification_json, verified_table
 from pve_zfsbackup.report.setup import actions_json, actions_table
 
 IDENTITY = click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=True)
@@ -62,53 +56,6 @@ def verify_archive(
     vault = vault_of(config_path, box)
     found = verify_box(vault, Level(level), identity=identity, parts=parts, note=noting(verbose))
     return show_verification(found, as_json=as_json)
-
-
-@cli.command()
-@click.argument("vmid", type=click.IntRange(100, 999_999_999))
-@click.option("--from", "box", required=True, metavar="BOX", help="The storage box to restore from.")
-@click.option("--to", "root", required=True, metavar="DATASET", help="Below which the disks are received.")
-@click.option("--identity", type=IDENTITY, required=True, help="File with the age identity from the safe.")
-@click.option("--point", default="", help="Which one, such as 20261123T180000Z-ab12. Without: the newest.")
-@click.option("--older", is_flag=True, help="Take what there is, although newer points were seen, which are gone.")
-@click.option(
-    "--config-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path(),
-    help="Where the guest's configuration is written to. Without: here.",
-)  # fmt: skip
-@common
-def restore(
-    vmid: int, box: str, root: str, identity: Path, point: str, older: bool, config_dir: Path, config_path: Path,
-    as_json: bool, verbose: bool,
-) -> int:  # fmt: skip
-    """Receive all disks of a guest from a storage box, and write its configuration to a file.
-
-    Works on any host with OpenZFS: all it needs is the box, the age identity and the file with the signers. Run again,
-    it goes on where it was. Nothing that exists is overwritten.
-    """
-    vault = vault_of(config_path, box)
-    catalog = read_catalog(vault, identity=identity)
-    for problem in catalog.all_problems:
-        terminal.note(problem)
-    choice = choose(catalog, Vmid(vmid), point, older=older)
-    with vault.scratch() as spool:
-        reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
-        restorer = Restorer(
-            reader=reader,
-            host=Host(name=SOURCE, runner=vault.seal.runner),
-            root=Dataset(root),
-            identity=identity,
-            note=noting(verbose),
-        )
-        disks = restorer.restore(choice)
-    files = [str(path) for path in write_config(choice, config_dir)]
-    archived = choice.content.archived
-    name = archived.point if archived else ""
-    if as_json:
-        terminal.print_json(restored_json(name, disks, files))
-    else:
-        terminal.print_table(restored_table(disks))
-        terminal.say(f"{name} is restored; its configuration: {', '.join(files) or 'none'}")
-    return ExitCode.PARTIAL if catalog.all_problems else ExitCode.OK
 
 
 @setup.command("box")

@@ -33,7 +33,7 @@ _OURS: Final = tuple(
 )
 # What a restore needs is asked for where new points are made: on the source.
 TARGET_COLUMNS: Final = _NATIVE + _OURS
-SOURCE_COLUMNS: Final = TARGET_COLUMNS + RESTORE_PROPS
+SOURCE_COLUMNS: Final = TARGET_COLUMNS + RESTORE_PROPS + (PROPERTY + "restore", PROPERTY + "restored")
 
 
 _SNAPSHOT: Final = (
@@ -111,7 +111,15 @@ def _volume(row: Mapping[str, str]) -> Volume:
         owner=row[PROPERTY + "owner"],
         failover=row.get(PROPERTY + "failover", ""),
         props={name: row[name] for name in RESTORE_PROPS if row.get(name)},
+        work=row.get(PROPERTY + "restore", ""),
+        restored=_restored(row),
     )
+
+
+def _restored(row: Mapping[str, str]) -> str:
+    """`point,key` of `point,key,guid`, where the guid is this dataset's: the property travels with `send -R`."""
+    origin, _, guid = row.get(PROPERTY + "restored", "").rpartition(",")
+    return origin if guid == row["guid"] else ""
 
 
 def _snapshot(cells: tuple[str, ...]) -> Snapshot:

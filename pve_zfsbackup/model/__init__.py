@@ -33,6 +33,7 @@ from pve_zfsbackup.model.rates import (
     rate_at,
 )
 from pve_zfsbackup.model.reasons import Candidate, Fate, Reasoning
+from pve_zfsbackup.model.restore import ASIDE, STAGING, Aside, DiskRestore, NodeState, Origin, Restore, Wish
 from pve_zfsbackup.model.selectors import (
     DISK_FORMS,
     SELECTOR_FORMS,
@@ -72,6 +73,7 @@ from pve_zfsbackup.model.zfs import (
 )
 
 __all__ = [
+    "ASIDE",
     "DISK_FORMS",
     "ONLINE",
     "PREFIX",
@@ -82,6 +84,7 @@ __all__ = [
     "SELECTOR_FORMS",
     "SNAPSHOT_NAME",
     "SOURCE",
+    "STAGING",
     "SUSPENDED",
     "AbortReceive",
     "Adopt",
@@ -92,6 +95,7 @@ __all__ = [
     "ArchiveVerdict",
     "Archived",
     "ArchivedDisk",
+    "Aside",
     "Bookmark",
     "Candidate",
     "Compress",
@@ -104,6 +108,7 @@ __all__ = [
     "DestroyBookmark",
     "Disk",
     "DiskPattern",
+    "DiskRestore",
     "Fate",
     "Guest",
     "GuestKind",
@@ -112,6 +117,8 @@ __all__ = [
     "Keep",
     "Listing",
     "Mark",
+    "NodeState",
+    "Origin",
     "Plan",
     "Point",
     "PointDisk",
@@ -121,6 +128,7 @@ __all__ = [
     "RawGuest",
     "Reasoning",
     "Release",
+    "Restore",
     "Resume",
     "ResumeToken",
     "Selector",
@@ -133,6 +141,7 @@ __all__ = [
     "Verdict",
     "Vmid",
     "Volume",
+    "Wish",
     "World",
     "decode_disks",
     "decode_props",

@@ -88,6 +88,8 @@ class Volume:
     failover: str = ""  # on a target: where the guest runs now, see `plan.takeover`
     owner: str = ""  # on a target: whose replicas these are, see `plan.standing`
     props: Mapping[str, str] = field(default_factory=dict)  # on the source: what a restore needs, see RESTORE_PROPS
+    work: str = ""  # of which restore this is the unfinished work; inherited from the dataset it lies in
+    restored: str = ""  # "point,key": made of that point's disk by a restore; only where it names this very dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,6 +76,9 @@ def route(disk: Disk, source: Volume, sides: Sides, policy: ReplicationPolicy) -
     replica = find_replica(source, sides, policy.root, usual)
     if replica is None:
         return _settle(usual, source, sides, policy)
+    if _turned_back(source, replica):
+        why = "has points newer than the one {} was restored or rolled back to"
+        return _settle(usual, source, sides, policy, why)
     return _follow(replica, source, sides, policy)
 
 
@@ -101,11 +104,30 @@ def _follow(replica: Volume, source: Volume, sides: Sides, policy: ReplicationPo
     return _resume(way, replica.resume, source, policy)
 
 
-def _settle(usual: Dataset, source: Volume, sides: Sides, policy: ReplicationPolicy) -> Route | Conflict:
-    """No replica: go on with an interrupted full stream, or find a path for a new one."""
+def _turned_back(source: Volume, replica: Volume) -> bool:
+    """Whether the source was put back by us to an older state than the replica's: what is newer there is history to be
+    kept, and no conflict. It goes on in a new generation."""
+    base = common_base(source, replica)
+    if base is None or not source.restored:
+        return False
+    newer = _newer(replica, base)
+    return bool(newer) and all(stamp_of(snapshot) for snapshot in newer)
+
+
+def _newer(replica: Volume, base: Base) -> list[Snapshot]:
+    start = next(snapshot for snapshot in replica.snapshots if snapshot.guid == base.guid)
+    return sorted((s for s in replica.snapshots if s.createtxg > start.createtxg), key=lambda s: s.createtxg)
+
+
+def _settle(
+    usual: Dataset, source: Volume, sides: Sides, policy: ReplicationPolicy, because: str = ""
+) -> Route | Conflict:
+    """No replica to go on with: go on with an interrupted full stream, or find a path for a new one. `because` says why
+    what there is in common does not count."""
     paths = (usual, generation_path(usual, source))
     volumes = [volume for path in paths if (volume := sides.target.volumes.get(path))]
-    way = Route(path=usual, reasons=(f"no dataset under {policy.root} has anything in common with {source.name}",))
+    nothing = f"no dataset under {policy.root} has anything in common with {source.name}"
+    way = Route(path=usual, reasons=(f"the replica {because.format(source.name)}" if because else nothing,))
     freed = set()
     for volume in (volume for volume in volumes if volume.resume and not foreign_owner(source, volume, sides)):
         assert volume.resume is not None
@@ -133,8 +155,8 @@ def _settle(usual: Dataset, source: Volume, sides: Sides, policy: ReplicationPol
     if free[0] == usual:
         gone = f"{policy.host} has no replica of {source.name} although one was sent there: it is sent in full"
         return replace(way, path=usual, warnings=(*way.warnings, gone), reasons=(*way.reasons, gone))
-    why = "has nothing in common with {} (guest recreated, disk moved, or every common base lost)"
-    if _recrypted(source, volumes):
+    why = because or "has nothing in common with {} (guest recreated, disk moved, or every common base lost)"
+    if not because and _recrypted(source, volumes):
         why = "has snapshots of {} that were not received raw (same guid, another IV set): nothing goes on from them"
     warning = f"new generation {free[0]} on {policy.host}: {usual} {why.format(source.name)}; the old one stays"
     return replace(way, path=free[0], warnings=(*way.warnings, warning), reasons=(*way.reasons, warning))
@@ -188,7 +210,7 @@ def _abort(way: Route, replica: Volume, policy: ReplicationPolicy, fault: str) -
 def _divergence(replica: Volume, base: Base, policy: ReplicationPolicy) -> Conflict | None:
     """A receive needs the base to be the newest snapshot there; what is newer is never rolled back from here."""
     start = next(snapshot for snapshot in replica.snapshots if snapshot.guid == base.guid)
-    newer = sorted((s for s in replica.snapshots if s.createtxg > start.createtxg), key=lambda s: s.createtxg)
+    newer = _newer(replica, base)
     if not newer:
         return None
     foreign = [snapshot for snapshot in newer if stamp_of(snapshot) is None]

@@ -14,6 +14,12 @@ _VOLUME: Final = re.compile(r"(vm|base|subvol|basevol)-([1-9][0-9]{2,8})-([A-Za-
 _ZVOLS: Final = frozenset({"vm", "base"})
 
 
+def owner_of_volume(volid: str) -> Vmid | None:
+    """The guest a volume belongs to by its name; None for what is no volume of a guest (a path, an ISO image)."""
+    parts = _VOLUME.match(volid.rpartition("/")[2].rpartition(":")[2])
+    return Vmid(int(parts[2])) if parts and ":" in volid else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volumes:
     """What is known about storages and datasets of one node."""

@@ -43,6 +43,8 @@ class FakeNode:
     guests: dict[int, GuestState] = field(default_factory=dict)
     replications: list[dict[str, Any]] = field(default_factory=list)
     snapshots: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    pools: list[tuple[str, str]] = field(default_factory=list)  # guests that were put into one
+    rescanned: list[str] = field(default_factory=list)
     api: str = "ok"  # or the stderr of a pvesh that fails
 
     def __post_init__(self) -> None:
@@ -62,6 +64,10 @@ class FakeNode:
         self._file(vmid).unlink()
         del self.guests[vmid]
 
+    def _state(self, vmid: int) -> GuestState:
+        """A guest whose configuration somebody wrote is there, and stopped."""
+        return self.guests.setdefault(vmid, GuestState(running=False))
+
     def _file(self, vmid: int) -> Path:
         return next(self.etc.glob(f"*/{vmid}.conf"))
 
@@ -73,7 +79,7 @@ class FakeNode:
         found = []
         for path in sorted((self.etc / ("lxc" if kind == "lxc" else "qemu-server")).glob("*.conf")):
             config = self._config(int(path.stem))
-            status = "running" if self.guests[int(path.stem)].running else "stopped"
+            status = "running" if self._state(int(path.stem)).running else "stopped"
             entry: dict[str, Any] = {"vmid": int(path.stem), "status": status}
             entry["name"] = config.get("name") or config.get("hostname", "")
             entry.update({key: config[key] for key in ("lock", "tags") if key in config})
@@ -83,6 +89,9 @@ class FakeNode:
         return found
 
     def pvesh(self, argv: Sequence[str]) -> Completed:
+        if argv[1] == "set" and argv[2].startswith("/pools/"):
+            self.pools.append((argv[2].removeprefix("/pools/"), argv[argv.index("--vms") + 1]))
+            return ok(argv, "")
         assert argv[1] == "get", f"a backup never changes Proxmox's configuration: {argv}"
         if self.api == "hang":
             raise CommandTimeoutError("pvesh: no end after 120 s")
@@ -126,6 +135,18 @@ class FakeNode:
         if not guest.running or guest.agent == "refuse":
             return no(argv, f"{argv[0]}: {argv[2]}: Failed to freeze {argv[2]}")
         guest.frozen = argv[0] == "lxc-freeze"
+        return ok(argv)
+
+    def tool(self, argv: Sequence[str]) -> Completed:
+        """What `qm` and `pct` do to a guest."""
+        if "rescan" in argv:
+            self.rescanned.append(argv[-1])
+            return ok(argv)
+        assert argv[1] == "start", argv
+        guest = self._state(int(argv[2]))
+        if "lock" in self._config(int(argv[2])):
+            return no(argv, f"VM is locked ({self._config(int(argv[2]))['lock']})", status=255)
+        guest.running = True
         return ok(argv)
 
     def qm(self, argv: Sequence[str]) -> Completed:

@@ -68,6 +68,7 @@ class Package:
     zvol: bool = False
     ivset: int = 0
     keys: Keys | None = None  # of a raw one: how it is wrapped
+    volsize: str = ""  # what a stream carries of the properties
 
     @property
     def name(self) -> str:

@@ -145,7 +145,7 @@ class Reading:
                 native = sorted(key for key in own if ":" not in key)
                 pairs = [(key, own[key]) for key in (*native, *sorted(set(own) - set(native)))]
             else:
-                pairs = [(prop, self.cell(dataset, snap, prop))]
+                pairs = [(name, self.cell(dataset, snap, name)) for name in prop.split(",")]
             for key, value in pairs:
                 cells = {"name": name, "property": key, "value": value, "source": "local"}
                 lines.append("\t".join(cells[column] for column in columns))

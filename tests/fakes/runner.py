@@ -140,7 +140,13 @@ class FakeRunner:
             received = unreachable or ok(line)
             begun = 0
             for number, producer in enumerate(producers):
-                source, send, _ = self._place(tuple(producer))
+                source, send, unsent = self._place(tuple(producer))
+                if unsent:
+                    self._nothing(receives[number])
+                    ends.append(unsent)
+                    moved.append(0)
+                    received = no(receives[number], "cannot receive: failed to read from stream")
+                    break
                 sending = Ran(source, send)
                 self._begin(sending)
                 if received.returncode:  # nobody reads any more
@@ -162,6 +168,11 @@ class FakeRunner:
                 received = no(receives[begun], "cannot receive: failed to read from stream")
             filters = [ok(words) for words in consumers[:-1]]
             return Piped(sent=tuple(ends), moved=tuple(moved), received=(*filters, received))
+
+    def _nothing(self, receive: tuple[str, ...]) -> None:
+        """A receive that is given no byte."""
+        self._alive()
+        assert receive[1] == "receive", receive
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -277,6 +288,8 @@ class FakeRunner:
         assert ran.host == HERE, f"only zfs runs on a target: {ran.argv}"
         if program == "pvesh":
             return self.node.pvesh(ran.argv)
+        if program in ("qm", "pct") and ran.argv[1] != "guest":
+            return self.node.tool(ran.argv)
         if program == "qm":
             return self.node.qm(ran.argv)
         if program.startswith("lxc-"):

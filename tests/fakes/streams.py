@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pve_zfsbackup.host.runner import Completed
-from tests.fakes.pools import Ds, Mark, Package, Partial, Pools, Snap, no, ok
+from tests.fakes.pools import Ds, Keys, Mark, Package, Partial, Pools, Snap, no, ok
 from tests.fakes.zfs import usage
 
+UNTOLD = Keys(keyformat="passphrase")  # of an encryption root that a test gave no key
 OVERHEAD = 624  # bytes of a stream without data
 
 
@@ -82,7 +83,8 @@ class Sender:
             raw=raw,
             zvol=dataset.zvol,
             ivset=snap.ivset,
-            keys=root.keys if raw and (root := self.pools.encryption_root(dataset)) else None,
+            keys=(root.keys or UNTOLD) if raw and (root := self.pools.encryption_root(dataset)) else None,
+            volsize=dataset.props.get("volsize", ""),
         )
 
     def _base(self, name: str) -> Snap | Mark | None:
@@ -224,8 +226,12 @@ class Receiver:
     def _place(self, name: str, package: Package) -> Ds:
         dataset = self.pools.datasets.get(name)
         if dataset is None:
-            dataset = self.pools.add(name, zvol=package.zvol, crypt="aes-256-gcm" if package.raw else "off")
-            dataset.key = not package.raw
+            above = self.pools.encryption(name.rpartition("/")[0])
+            crypt = "aes-256-gcm" if package.raw else above.crypt if above else "off"
+            dataset = self.pools.add(name, zvol=package.zvol, crypt=crypt)
+            dataset.key, dataset.keys = not package.raw, package.keys  # raw: an encryption root of its own
+        if package.volsize:
+            dataset.props["volsize"] = package.volsize
         return dataset
 
     def _has(self, name: str, package: Package) -> bool:

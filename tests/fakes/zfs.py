@@ -32,6 +32,8 @@ class FakeZfs:
             "hold": self.hold,
             "release": self.release,
             "destroy": self.destroy,
+            "rename": self.rename,
+            "promote": self.promote,
         }
         assert verb in commands, f"the product never issues {argv}"
         return commands[verb](argv, words)
@@ -45,7 +47,8 @@ class FakeZfs:
             found: Ds | Snap | None = self.pools.find(name) if "@" in name else self.pools.datasets.get(name)
             if found is None:
                 return no(argv, f"cannot open '{name}': dataset does not exist")
-            found.props.update(pair.split("=", 1) for pair in pairs)
+            pairs_of = dict(pair.split("=", 1) for pair in pairs)
+            found.props.update({k: "0" if v == "none" and k in SIZES else v for k, v in pairs_of.items()})
         return ok(argv)
 
     def create(self, argv: Sequence[str], words: list[str]) -> Completed:
@@ -72,9 +75,49 @@ class FakeZfs:
 
     def clone(self, argv: Sequence[str], words: list[str]) -> Completed:
         origin, name = words
-        snap = self.pools.get(origin)
-        made = self.pools.add(name, zvol=self.pools.datasets[origin.partition("@")[0]].zvol)
+        snap = self.pools.find(origin)
+        if snap is None:
+            return no(argv, f"cannot open '{origin}': dataset does not exist")
+        if fault := self.refuses("create", name):
+            return no(argv, fault)
+        mother = self.pools.datasets[origin.partition("@")[0]]
+        made = self.pools.add(name, zvol=mother.zvol, crypt=mother.crypt)
         made.origin, made.content, made.refer = origin, snap.content, snap.refer
+        if made.zvol:
+            made.props["volsize"] = mother.props["volsize"]
+        return ok(argv)
+
+    def promote(self, argv: Sequence[str], words: list[str]) -> Completed:
+        """The clone takes its origin's snapshot and all before it; bookmarks stay where they are."""
+        (name,) = words
+        clone = self.pools.datasets[name]
+        if not clone.origin:
+            return no(argv, f"cannot promote '{name}': not a cloned filesystem")
+        old_name, _, label = clone.origin.partition("@")
+        old = self.pools.datasets[old_name]
+        limit = old.snaps[label].createtxg
+        moving = [snap for snap in old.snaps.values() if snap.createtxg <= limit]
+        for snap in moving:
+            clone.snaps[snap.name] = old.snaps.pop(snap.name)
+            for other in self.pools.datasets.values():
+                if other.origin == f"{old_name}@{snap.name}":
+                    other.origin = f"{name}@{snap.name}"
+        clone.origin, old.origin = old.origin, f"{name}@{label}"
+        clone.keys, old.keys = old.keys, None
+        return ok(argv)
+
+    def rename(self, argv: Sequence[str], words: list[str]) -> Completed:
+        old, new = words
+        if old not in self.pools.datasets:
+            return no(argv, f"cannot open '{old}': dataset does not exist")
+        if fault := self.refuses("rename", new).replace(f"cannot rename '{new}'", f"cannot rename '{old}'"):
+            return no(argv, fault)
+        for dataset in list(self.pools.below(old)):
+            was, now = dataset.name, new + dataset.name.removeprefix(old)
+            self.pools.rename(was, now)
+            for other in self.pools.datasets.values():
+                if other.origin.partition("@")[0] == was:
+                    other.origin = f"{now}@{other.origin.partition('@')[2]}"
         return ok(argv)
 
     def snapshot(self, argv: Sequence[str], words: list[str]) -> Completed:
@@ -147,7 +190,8 @@ class FakeZfs:
         if "#" in name:
             return self._destroy_bookmark(argv, name)
         dataset, _, labels = name.partition("@")
-        assert labels, f"the product never destroys a dataset: {argv}"
+        if not labels:
+            return self._destroy_place(argv, name)
         if dataset not in self.pools.datasets:
             return no(argv, f"cannot open '{dataset}': dataset does not exist")
         names = [f"{dataset}@{label}" for label in self._spec(dataset, labels)]
@@ -194,6 +238,24 @@ class FakeZfs:
             f"use '-R' to destroy the following datasets:\n{told}"
         )
 
+    def _destroy_place(self, argv: Sequence[str], name: str) -> Completed:
+        """Of datasets the product destroys only its own empty places."""
+        dataset = self.pools.datasets.get(name)
+        assert dataset is None or "pve-zfsbackup:restore" in dataset.props, f"the product never destroys {argv}"
+        if dataset is None:
+            return no(argv, f"cannot open '{name}': dataset does not exist")
+        below = [f"{ds.name}" for ds in self.pools.below(name) if ds is not dataset]
+        below += [f"{name}@{label}" for label in dataset.snaps]
+        if below:
+            told = "\n".join(below)
+            return no(
+                argv,
+                f"cannot destroy '{name}': filesystem has children\n"
+                f"use '-r' to destroy the following datasets:\n{told}",
+            )
+        del self.pools.datasets[name]
+        return ok(argv)
+
     def _destroy_bookmark(self, argv: Sequence[str], name: str) -> Completed:
         dataset, _, label = name.partition("#")
         marks = self.pools.datasets[dataset].marks if dataset in self.pools.datasets else {}
@@ -218,7 +280,7 @@ class FakeKeys:
                 key, _, options[key] = argv[at + 1].partition("=")
             elif argv[at] == "-L":
                 location = argv[at + 1]
-            at += 1 if argv[at] in ("-n", "--") else 2
+            at += 1 if argv[at] in ("-n", "-i", "--") else 2
             if argv[at - 1] == "--":
                 break
         (name,) = argv[at:]
@@ -233,9 +295,20 @@ class FakeKeys:
             what = what or f"'{name}' is not encrypted."
             return no(argv, f"Key load error: {what}", status=255)
         if argv[1] == "change-key":
-            return self.change(argv, dataset, options)
-        assert "-n" in argv, f"the product loads no key: {argv}"
-        return self.load(argv, dataset, location or dataset.keylocation)
+            return self.inherit(argv, dataset) if "-i" in argv else self.change(argv, dataset, options)
+        done = self.load(argv, dataset, location or dataset.keylocation)
+        if "-n" not in argv and done.returncode == 0:
+            dataset.key = True
+        return done
+
+    def inherit(self, argv: Sequence[str], dataset: Ds) -> Completed:
+        parent = self.pools.datasets[dataset.name.rpartition("/")[0]]
+        fault = "" if dataset.key and parent.key else "Key must be loaded."
+        fault = fault or ("" if parent.crypt != "off" else "Parent must be encrypted.")
+        if fault:
+            return no(argv, f"Key change error: {fault}", status=255)
+        dataset.keys = None
+        return ok(argv)
 
     def create(self, argv: Sequence[str], name: str, options: dict[str, str]) -> Completed:
         fault, secret = self.secret(options["keyformat"], options["keylocation"])
@@ -293,4 +366,5 @@ def usage(argv: Sequence[str], fault: str) -> Completed:
     return no(argv, "\n".join((fault, "usage:", f"\t{argv[1]} …", *(f"\n{hint}" for hint in hints))), status=2)
 
 
+SIZES = frozenset({"quota", "refquota", "refreservation", "reservation"})  # `-p` prints none as 0
 NO_SNAPSHOTS = "no snapshots were created"

@@ -1,0 +1,193 @@
+"""`restore`: a guest, or some of its disks, made of a recovery point. Interrupted anywhere and repeated, it converges.
+
+Disks are received, read back and given their properties beside everything that exists; then they are renamed into their
+places; then the configuration is written, which is the switch; then what lost its place is renamed aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pve_zfsbackup.app.gather import Inventory, inventory
+from pve_zfsbackup.app.restore_disks import (
+    bring,
+    label_old,
+    make_places,
+    place,
+    put_aside,
+    remove_places,
+    settle_snapshots,
+)
+from pve_zfsbackup.app.restore_point import find_origin
+from pve_zfsbackup.app.restore_receive import Pull, Supply
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import BackupError, CommandError, ConfigError, GuestBusyError, PveError
+from pve_zfsbackup.host.guest_files import config_path, read_owners, write_config, write_firewall
+from pve_zfsbackup.host.guests import is_running, read_config_file, read_storages
+from pve_zfsbackup.host.listing import list_host
+from pve_zfsbackup.host.lock import migration_lock, run_lock
+from pve_zfsbackup.host.private import write_private
+from pve_zfsbackup.host.pvesh import PveshApi
+from pve_zfsbackup.host.rows import SOURCE_COLUMNS
+from pve_zfsbackup.model import SOURCE, STAGING, Dataset, GuestKind, NodeState, Origin, Restore, Vmid, Wish
+from pve_zfsbackup.plan.restore import plan_restore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the command line asks for. `new` is 0 for the vmid the guest had; `where` empty for wherever it is."""
+
+    vmid: Vmid
+    at: str = ""
+    where: str = ""
+    new: int = 0
+    replace: int = 0
+    disks: frozenset[str] = frozenset()
+    storages: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def wish(self) -> Wish:
+        """Raises `ConfigError` where two different guests are named for the same thing."""
+        if self.new and self.replace and self.new != self.replace:
+            raise ConfigError([f"--as {self.new} and --replace {self.replace} name two different guests"])
+        new = Vmid(self.new or self.replace or self.vmid)
+        return Wish(vmid=self.vmid, new=new, replace=bool(self.replace), disks=self.disks, storages=self.storages)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A plan with what it was made from."""
+
+    plan: Restore
+    state: NodeState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What was done, or would be."""
+
+    plan: Restore
+    done: bool = False
+    moved: int = 0
+    notes: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()  # files with the configuration the guest had before
+
+
+@contextlib.contextmanager
+def restoring_alone(session: Session) -> Iterator[None]:
+    """One restore at a time. Snapshots and replication go on meanwhile. Raises `LockedError`."""
+    with run_lock(session.config.runtime_dir, "restore"):
+        yield
+
+
+def prepare(session: Session, request: Request) -> Prepared:
+    """Find the point and plan its restore. Raises `ConfigError` where there is no such point."""
+    wish = request.wish
+    found = inventory(session)
+    origin = find_origin(session, found, wish.vmid, at=request.at, where=request.where)
+    return plan_of(session, found, wish, origin)
+
+
+def plan_of(session: Session, found: Inventory, wish: Wish, origin: Origin) -> Prepared:
+    """Plan the restore of a point that was found."""
+    state = node_state(session, found, wish)
+    return Prepared(plan=plan_restore(wish, origin, state, secrets.token_bytes(16)), state=state)
+
+
+def node_state(session: Session, found: Inventory, wish: Wish) -> NodeState:
+    """What matters of the node for a guest with the wished vmid."""
+    guest = next((guest for guest in found.guests if guest.vmid == wish.new), None)
+    texts = read_config_file(guest.vmid, guest.kind, root=session.pve_root, digest=guest.digest) if guest else {}
+    roots = [Dataset(f"{root}/{STAGING}") for root in sorted(found.listing.roots)]
+    return NodeState(
+        node=session.node,
+        listing=found.listing,
+        work=list_host(session.hosts[SOURCE], roots, columns=SOURCE_COLUMNS),
+        storages=read_storages(session.api),
+        owners=read_owners(session.api),
+        guest=guest,
+        config=texts.get("conf", ""),
+    )
+
+
+def carry_out(session: Session, prepared: Prepared, supply: Supply | None = None, *, start: bool = False) -> Restored:
+    """Do what was planned. Raises what went wrong: run again, it goes on from there."""
+    plan = prepared.plan
+    make_places(session, plan.work, plan.folder, plan.parents)
+    moved, notes = bring(session, plan, supply or Pull(session=session, origin=plan.origin.host))
+    place(session, plan)
+    saved = _switch(session, prepared)
+    put_aside(session, plan)
+    settle_snapshots(session, plan)
+    notes += (*plan.notes, *_surroundings(session, prepared))
+    remove_places(session, plan.work, plan.folder, plan.parents)
+    if start:
+        _tool(session, plan, "start", str(plan.wish.new))
+    return Restored(plan=plan, done=True, moved=moved, notes=notes, saved=saved)
+
+
+def _switch(session: Session, prepared: Prepared) -> tuple[str, ...]:
+    """Write the configuration: from now on the guest is the restored one. What it had before is kept in a file."""
+    plan, guest = prepared.plan, prepared.state.guest
+    if not plan.config:
+        return ()
+    vmid, kind, root = plan.wish.new, plan.origin.kind, session.pve_root
+    locks = session.migration_locks.parent
+    with contextlib.ExitStack() as stack:
+        saved: tuple[str, ...] = ()
+        if guest is not None:
+            stack.enter_context(migration_lock(vmid, directory=session.migration_locks))
+            if is_running(session.api, guest):
+                raise GuestBusyError(f"guest {vmid}: was started meanwhile", hint="stop it, then run this again")
+            saved = _save(session, prepared)
+            label_old(session, plan)
+        if plan.firewall:
+            write_firewall(vmid, plan.firewall, root=root)
+        write_config(vmid, kind, plan.config, root=root, locks=locks, replaces=guest.digest if guest else "")
+    return saved
+
+
+def _save(session: Session, prepared: Prepared) -> tuple[str, ...]:
+    """The files a replaced guest had, snapshot sections included."""
+    plan, root = prepared.plan, session.pve_root
+    name = f"{plan.wish.new}-before-{plan.origin.point.stamp}"
+    files = {
+        "conf": config_path(plan.wish.new, plan.origin.kind, root),
+        "fw": root / f"firewall/{plan.wish.new}.fw",
+    }
+    saved = []
+    for suffix, path in files.items():
+        copy = session.config.state_dir / f"replaced/{name}.{suffix}"
+        try:
+            text = path.read_text("utf-8", "surrogateescape")
+            write_private(copy, text)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise BackupError(f"{copy}: {error.strerror}", hint="nothing was changed yet: run this again") from None
+        saved.append(str(copy))
+    return tuple(saved)
+
+
+def _surroundings(session: Session, prepared: Prepared) -> Iterator[str]:
+    """What Proxmox keeps elsewhere. Nothing of it is worth a failure: what did not work is told."""
+    plan, guest = prepared.plan, prepared.state.guest
+    if plan.pool and (guest is None or guest.pool != plan.pool):
+        try:
+            PveshApi(session.runner).put(f"/pools/{plan.pool}", vms=str(plan.wish.new))
+        except PveError as error:
+            yield f"guest {plan.wish.new} could not be put into the pool {plan.pool}: {error.message}"
+    rescan = ("disk", "rescan") if plan.origin.kind is GuestKind.VM else ("rescan",)
+    try:
+        _tool(session, plan, *rescan, "--vmid", str(plan.wish.new))
+    except CommandError as error:
+        yield f"Proxmox did not look at its disks anew: {error.message}"
+
+
+def _tool(session: Session, plan: Restore, *words: str) -> None:
+    """`qm` or `pct`. Raises `CommandError`."""
+    tool = "qm" if plan.origin.kind is GuestKind.VM else "pct"
+    session.runner.run((tool, *words), timeout=600)

@@ -1,0 +1,148 @@
+"""What happens to the datasets of a restore, each step such that doing it again is doing it once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from pve_zfsbackup.app.restore_receive import Supply, look
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import DatasetNotFoundError, OutOfSpaceError, VerificationError, ZfsError
+from pve_zfsbackup.host import restoring, zfs
+from pve_zfsbackup.model import PROPERTY, SOURCE, STAGING, Dataset, DiskRestore, Restore, Volume
+from pve_zfsbackup.plan.restore import pool_of
+from pve_zfsbackup.plan.restore_props import to_set
+
+PLACE = "place"  # mark of the dataset that all unfinished work of a storage lies in
+
+
+def make_places(session: Session, work: str, folder: str, parents: tuple[Dataset, ...]) -> None:
+    """Where disks are received: marked as this restore's. Raises where something else has that name."""
+    host = session.hosts[SOURCE]
+    for pool in parents:
+        above, place = Dataset(f"{pool}/{STAGING}"), Dataset(f"{pool}/{STAGING}/{folder}")
+        for name, mark in ((above, PLACE), (place, work)):
+            restoring.make_place(host, name, {f"{PROPERTY}restore": mark})
+            found = look(session, name)
+            if found is None or found.work != mark:
+                raise VerificationError(
+                    f"{name} is not ours: it has no property {PROPERTY}restore={mark}",
+                    hint="nothing is overwritten: rename it, then run this again",
+                )
+
+
+def remove_places(session: Session, work: str, folder: str, parents: tuple[Dataset, ...]) -> None:
+    """All is done. The place that others' work lies in stays."""
+    host = session.hosts[SOURCE]
+    for pool in parents:
+        restoring.remove_place(host, Dataset(f"{pool}/{STAGING}/{folder}"), work)
+        with contextlib.suppress(ZfsError):  # another restore is under way there
+            restoring.remove_place(host, Dataset(f"{pool}/{STAGING}"), PLACE)
+
+
+def bring(session: Session, plan: Restore, supply: Supply) -> tuple[int, tuple[str, ...]]:
+    """Every disk into its staging place, read back, with its properties. Returns bytes moved, and remarks."""
+    moved, notes = 0, []
+    for disk in plan.disks:
+        if disk.placed:
+            continue
+        moved += supply(disk)
+        note = dress(session, disk, plan)
+        notes += [f"{disk.dataset} {note.replace('NAME', disk.dataset)}"] if note else []
+    return moved, tuple(notes)
+
+
+def dress(session: Session, disk: DiskRestore, plan: Restore) -> str:
+    """Check what was received, and give it the properties that a stream does not carry."""
+    host = session.hosts[SOURCE]
+    volume = _received(session, disk.staging, disk)
+    size = disk.props.get("volsize", "")
+    if size and volume.props.get("volsize") != size:
+        raise VerificationError(f"{disk.staging}: volsize is {volume.props.get('volsize')}, the point's is {size}")
+    note = restoring.inherit_key(host, disk.staging, pool_of(disk)) if volume.encrypted else ""
+    short = apply_props(session, disk.staging, disk.props)
+    origin = f"{plan.origin.point.id},{disk.key},{volume.guid}"
+    zfs.set_properties(host, [disk.staging], {f"{PROPERTY}restored": origin})
+    return "; ".join(text for text in (note, short) if text)
+
+
+def apply_props(session: Session, dataset: Dataset, props: Mapping[str, str]) -> str:
+    """Set what differs from the point, and read it back. Room that cannot be reserved is told, and no reason to have
+    no guest."""
+    host, found = session.hosts[SOURCE], look(session, dataset)
+    assert found is not None
+    short = ""
+    wanted = to_set(found, props)
+    for name, value in wanted.items():
+        try:
+            zfs.set_properties(host, [dataset], {name: value})
+        except OutOfSpaceError:
+            if name != "refreservation":
+                raise
+            short = f"has no room for its reservation: zfs set refreservation={value} NAME"
+    after = look(session, dataset)
+    left = to_set(after, props) if after else wanted
+    if left.keys() - ({"refreservation"} if short else set()):
+        told = ", ".join(f"{name}={value}" for name, value in left.items())
+        raise VerificationError(f"{dataset}: these properties did not take: {told}")
+    return short
+
+
+def _received(session: Session, dataset: Dataset, disk: DiskRestore) -> Volume:
+    volume = look(session, dataset)
+    if volume is None:
+        raise DatasetNotFoundError(f"{dataset}: does not exist, although it was received")
+    if volume.resume or all(snapshot.guid != disk.snapshot.guid for snapshot in volume.snapshots):
+        raise VerificationError(f"{dataset} lacks {disk.snapshot.name} (guid {disk.snapshot.guid})")
+    return volume
+
+
+def place(session: Session, plan: Restore) -> None:
+    """Each disk under its name, and looked at there: only then may a configuration speak of it."""
+    for disk in plan.disks:
+        if not disk.placed:
+            staged = _received(session, disk.staging, disk)
+            restoring.rename(session.hosts[SOURCE], disk.staging, staged.guid, disk.dataset)
+        found = look(session, disk.dataset)
+        if found is None or found.restored != f"{plan.origin.point.id},{disk.key}":
+            raise VerificationError(f"{disk.dataset} is not what was restored for {disk.key}")
+
+
+def label_old(session: Session, plan: Restore) -> None:
+    """Mark what is about to lose its place: cut off after the switch, the next try knows it by that."""
+    for old in plan.aside:
+        zfs.set_properties(session.hosts[SOURCE], [old.dataset], {f"{PROPERTY}restore": f"aside:{plan.work}"})
+
+
+def put_aside(session: Session, plan: Restore) -> None:
+    """Rename what lost its place, with all its snapshots. Nothing of it is destroyed."""
+    host = session.hosts[SOURCE]
+    for old in plan.aside:
+        for name in _above(old.to):
+            restoring.make_place(host, name)
+        restoring.rename(host, old.dataset, old.guid, old.to)
+
+
+def _above(dataset: Dataset) -> Iterator[Dataset]:
+    """`<storage>/pzb-aside` and `<storage>/pzb-aside/<vmid>`."""
+    vmid = dataset.rpartition("/")[0]
+    yield Dataset(vmid.rpartition("/")[0])
+    yield Dataset(vmid)
+
+
+def settle_snapshots(session: Session, plan: Restore) -> None:
+    """The restored snapshot is a part of the point again, and the base of the next increment; a copy has no use for
+    it, and nobody would prune it."""
+    host = session.hosts[SOURCE]
+    for disk in plan.disks:
+        volume = look(session, disk.dataset)
+        mine = [s for s in volume.snapshots if s.guid == disk.snapshot.guid] if volume else []
+        for snapshot in mine:
+            if disk.history:
+                own = plan.origin.own.get(disk.key, {})
+                zfs.set_properties(host, [snapshot.full_name], {PROPERTY + key: text for key, text in own.items()})
+            elif not snapshot.clones:
+                failed = zfs.destroy(host, [replace(snapshot, point=plan.origin.point.id)])
+                for _, error in failed:
+                    raise error

@@ -1,0 +1,112 @@
+"""Where a point to be restored lies, and what it says of its guest: on this node or on a target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from pve_zfsbackup.app.gather import Inventory, visible_listing
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import BackupError, ConfigError, VerificationError
+from pve_zfsbackup.host.guests import unpack_config
+from pve_zfsbackup.host.listing import list_host
+from pve_zfsbackup.host.restoring import own_properties
+from pve_zfsbackup.host.rows import SOURCE_COLUMNS
+from pve_zfsbackup.model import (
+    ASIDE,
+    SOURCE,
+    Conflict,
+    Dataset,
+    GuestKind,
+    Listing,
+    Origin,
+    Point,
+    Vmid,
+    decode_props,
+)
+from pve_zfsbackup.plan.points import points_of
+from pve_zfsbackup.plan.restore import choose_point
+
+
+def find_origin(session: Session, found: Inventory, vmid: Vmid, *, at: str = "", where: str = "") -> Origin:
+    """The point `at` of a guest on the host `where`; without, on this node if it is there, else on the first target
+    that has it. Raises `ConfigError` where there is none, and what keeps a host that was named from answering."""
+    if where and where not in (SOURCE, *session.config.targets):
+        known = ", ".join((SOURCE, *session.config.targets, *session.config.boxes))
+        raise ConfigError([f"no host or box named {where}"], hint=f"there are: {known}")
+    misses: list[str] = []
+    for host in (where,) if where else (SOURCE, *session.config.targets):
+        try:
+            listing = _listing(session, found, host)
+        except BackupError as error:
+            if where:
+                raise
+            misses.append(f"{host}: {error.message}")
+            continue
+        chosen = choose_point(points_of(listing, vmid), at, session.timezone)
+        if isinstance(chosen, Point):
+            return _origin(session, host, listing, chosen)
+        if chosen.kind == "not-understood":
+            raise ConfigError([chosen.message], hint=chosen.resolve)
+        misses.append(f"{host}: {_told(chosen)}")
+    raise ConfigError([f"guest {vmid}: no point to restore", *misses], hint=f"see `pve-zfsbackup list {vmid}`")
+
+
+def _told(conflict: Conflict) -> str:
+    return f"{conflict.message} ({conflict.object})"
+
+
+def _listing(session: Session, found: Inventory, host: str) -> Listing:
+    if host != SOURCE:
+        return visible_listing(session, host)
+    aside = list_aside(session, found)
+    return replace(found.listing, volumes={**aside.volumes, **found.listing.volumes})
+
+
+def list_aside(session: Session, found: Inventory) -> Listing:
+    """What restores and rollbacks have put aside on this node, with its snapshots."""
+    roots = [Dataset(f"{root}/{ASIDE}") for root in sorted(found.listing.roots)]
+    return list_host(session.hosts[SOURCE], roots, columns=SOURCE_COLUMNS)
+
+
+def _origin(session: Session, host: str, listing: Listing, point: Point) -> Origin:
+    snapshots = {key: point.snapshots[key] for key in point.disks}
+    by_name = own_properties(session.hosts[host], tuple(snapshots.values()))
+    own = {key: dict(by_name[snapshot.full_name]) for key, snapshot in snapshots.items()}
+    for key, snapshot in snapshots.items():  # whose snapshot it was: on a target it says so itself
+        own[key]["volume"] = snapshot.volume or listing.volumes[snapshot.dataset].guid
+    told = next(iter(own.values()))
+    return Origin(
+        host=host,
+        point=point,
+        kind=_kind(point, told),
+        texts=_texts(point, own.values()),
+        props=decode_props(told.get("props", "")),
+        raw=frozenset(key for key, s in snapshots.items() if _sealed(host, listing, s.dataset)),
+        own=own,
+    )
+
+
+def _kind(point: Point, own: Mapping[str, str]) -> GuestKind:
+    text = own.get("guest", "").partition("/")[0]
+    try:
+        return GuestKind(text)
+    except ValueError:
+        raise VerificationError(f"point {point.id} does not say what kind of guest it is of: {text!r}") from None
+
+
+def _texts(point: Point, all_: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The guest's configuration: every disk carries it, and all say the same."""
+    packed = {tuple(own[key] for key in ("conf", "conf2", "conf3", "conf4") if key in own) for own in all_}
+    if len(packed) > 1:
+        raise VerificationError(f"point {point.id}: its disks do not say the same of the guest's configuration")
+    chunks = next(iter(packed))
+    return unpack_config(chunks) if chunks else {}
+
+
+def _sealed(host: str, listing: Listing, dataset: Dataset) -> bool:
+    """Whether a disk travels raw: encrypted, but for one that a target encrypts with a key of its own."""
+    volume = listing.volumes[dataset]
+    parent = listing.volumes.get(Dataset(dataset.rpartition("/")[0]))
+    own_key = host != SOURCE and parent is not None and parent.encrypted and volume.keystatus == "available"
+    return volume.encrypted and not own_key

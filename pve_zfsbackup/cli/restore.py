@@ -1,0 +1,167 @@
+"""The way back: restore."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from pve_zfsbackup import report, terminal
+from pve_zfsbackup.app.archive_read import Reader
+from pve_zfsbackup.app.archive_restore import Restorer, choose, write_config
+from pve_zfsbackup.app.archive_upload import Stamina
+from pve_zfsbackup.app.catalog import read_catalog
+from pve_zfsbackup.app.restore import Prepared, Request, Restored, carry_out, prepare, restoring_alone
+from pve_zfsbackup.cli.archive import IDENTITY, noting, vault_of
+from pve_zfsbackup.cli.options import chosen, cli, common, session_of
+from pve_zfsbackup.errors import ConfigError, ExitCode
+from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.model import SOURCE, Dataset, Vmid, printable
+from pve_zfsbackup.report.archive import restored_json, restored_table
+
+VMID = click.IntRange(100, 999_999_999)
+NO_VMID = 0
+
+
+@cli.command()
+@click.argument("vmid", type=VMID)
+@click.option(
+    "--at",
+    default="",
+    metavar="TIME|POINT",
+    help="The newest point not after a time, or this one. Without: the newest.",
+)
+@click.option(
+    "--from",
+    "where",
+    default="",
+    metavar="HOST|BOX",
+    help="source, a target, or a storage box. Without: where it is nearest.",
+)
+@click.option("--disk", "disks", multiple=True, metavar="KEY", help="Only this disk, such as scsi1. Repeatable.")
+@click.option("--as", "new", type=VMID, metavar="VMID", help="Make another guest of it, with addresses of its own.")
+@click.option(
+    "--replace",
+    type=VMID,
+    metavar="VMID",
+    help="Take the place of this guest, which must be stopped; its disks are kept aside.",
+)
+@click.option("--storage", "storages", multiple=True, metavar="[OLD:]NEW", help="Where disks go to. Repeatable.")
+@click.option("--start", is_flag=True, help="Start the guest when it is restored.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--to",
+    "root",
+    default="",
+    metavar="DATASET",
+    help="From a box, on any host: receive the disks below this, make no guest.",
+)
+@click.option("--identity", type=IDENTITY, help="From a box: file with the age identity from the safe.")
+@click.option(
+    "--older", is_flag=True, help="From a box: take what there is, although newer points were seen, which are gone."
+)
+@click.option("--point", default="", hidden=True)
+@click.option(
+    "--config-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path(),
+    help="With --to: where the guest's configuration is written to. Without: here.",
+)  # fmt: skip
+@common
+def restore(
+    vmid: int, at: str, where: str, disks: Sequence[str], new: int | None, replace: int | None,
+    storages: Sequence[str], start: bool, dry_run: bool, yes: bool, root: str, identity: Path | None, older: bool,
+    point: str, config_dir: Path, config_path: Path, as_json: bool, verbose: bool,
+) -> int:  # fmt: skip
+    """Make a guest, or some of its disks, of a recovery point.
+
+    The plan is shown first. Nothing that exists is overwritten; run again after an interruption, it goes on where it
+    was. With --to, the disks of a point in a box are received on any host with OpenZFS, and nothing else is done.
+    """
+    if root:
+        return _below(
+            vmid, box=where, root=root, identity=identity, point=at or point, older=older, config_dir=config_dir,
+            config_path=config_path, as_json=as_json, verbose=verbose,
+        )  # fmt: skip
+    request = Request(
+        vmid=Vmid(vmid),
+        at=at or point,
+        where=where,
+        new=new or NO_VMID,
+        replace=replace or NO_VMID,
+        disks=frozenset(disks),
+        storages=_mapping(storages),
+    )
+    with (
+        terminal.Reporter(verbose=verbose, quiet=as_json) as reporter,
+        session_of(config_path, reporter.emit) as session,
+        restoring_alone(session),
+    ):
+        if where in session.config.boxes:
+            raise ConfigError([f"{where} is a storage box: name with --to what to receive its disks below"])
+        prepared = prepare(session, request)
+        done = Restored(plan=prepared.plan)
+        if not dry_run and not prepared.plan.conflicts:
+            _confirm(prepared, yes=yes, quiet=as_json)
+            done = carry_out(session, prepared, start=start)
+    if as_json:
+        terminal.print_json(report.restore_json(done))
+    else:
+        _say(report.restore_lines(done))
+    return ExitCode.FAILED if done.plan.conflicts else ExitCode.OK
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        terminal.say(printable(line))
+
+
+def _confirm(prepared: Prepared, *, yes: bool, quiet: bool) -> None:
+    """Show the plan and ask. Raises `ConfigError` where nobody can be asked."""
+    if not quiet:
+        _say(report.restore_lines(Restored(plan=prepared.plan)))
+    if yes:
+        return
+    if quiet or not sys.stdin.isatty():
+        raise ConfigError(["not confirmed: nobody can be asked here"], hint="--yes says it beforehand")
+    click.confirm("Do it?", abort=True)
+
+
+def _mapping(storages: Sequence[str]) -> dict[str, str]:
+    """`OLD:NEW`, or `NEW` for all of them."""
+    pairs = (text.rpartition(":") for text in storages)
+    return {old: new for old, _, new in pairs}
+
+
+def _below(
+    vmid: int, *, box: str, root: str, identity: Path | None, point: str, older: bool, config_dir: Path,
+    config_path: Path, as_json: bool, verbose: bool,
+) -> int:  # fmt: skip
+    """Receive a guest's disks from a box: all it needs is the box, the age identity and the file with the signers."""
+    if not box or identity is None:
+        raise ConfigError(["--to needs --from BOX and --identity FILE"])
+    vault = vault_of(chosen(config_path), box)
+    catalog = read_catalog(vault, identity=identity)
+    for problem in catalog.all_problems:
+        terminal.note(problem)
+    choice = choose(catalog, Vmid(vmid), point, older=older)
+    with vault.scratch() as spool:
+        reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
+        restorer = Restorer(
+            reader=reader,
+            host=Host(name=SOURCE, runner=vault.seal.runner),
+            root=Dataset(root),
+            identity=identity,
+            note=noting(verbose),
+        )
+        disks = restorer.restore(choice)
+    files = [str(path) for path in write_config(choice, config_dir)]
+    archived = choice.content.archived
+    name = archived.point if archived else ""
+    if as_json:
+        terminal.print_json(restored_json(name, disks, files))
+    else:
+        terminal.print_table(restored_table(disks))
+        terminal.say(f"{name} is restored; its configuration: {', '.join(files) or 'none'}")
+    return ExitCode.PARTIAL if catalog.all_problems else ExitCode.OK

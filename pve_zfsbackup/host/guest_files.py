@@ -1,0 +1,119 @@
+"""Guests' configuration files, written: in one step, under Proxmox's own lock, and read back (pve-facts §d, §h).
+
+Not by the API: the token of `setup` may look and freeze, no more, a container cannot be created of volumes that exist
+at all, and for a VM the API drops what only root may set (`args`, `hookscript`, pass-through).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from pve_zfsbackup.errors import GuestBusyError, GuestChangedError, GuestMissingError, PveError, VerificationError
+from pve_zfsbackup.host.api import Api
+from pve_zfsbackup.model import GuestKind, Vmid
+
+LOCK_WAIT: Final = 10.0  # seconds, as Proxmox waits
+_FOLDERS: Final = {GuestKind.VM: "qemu-server", GuestKind.CT: "lxc"}
+
+
+def read_owners(api: Api) -> dict[Vmid, str]:
+    """Every guest of the cluster with its node. Raises `PveError`."""
+    found = api.get("/cluster/resources", type="vm") or []
+    return {Vmid(int(entry["vmid"])): str(entry.get("node") or "") for entry in found if entry.get("vmid")}
+
+
+def config_path(vmid: Vmid, kind: GuestKind, root: Path) -> Path:
+    return root / _FOLDERS[kind] / f"{vmid}.conf"
+
+
+def write_config(vmid: Vmid, kind: GuestKind, text: str, *, root: Path, locks: Path, replaces: str = "") -> None:
+    """Write a guest's configuration. `replaces` is the sha1 of the file it takes the place of; without, there is none
+    anywhere in the cluster. `locks` is /var/lock.
+
+    Raises `GuestChangedError` when that is not so (any more), `GuestBusyError` when Proxmox is at it, `PveError` when
+    the file cannot be written: without a quorum nothing can.
+    """
+    path = config_path(vmid, kind, root)
+    with _locked(vmid, kind, locks):
+        _check(vmid, path, root, replaces)
+        _written(path, text)
+
+
+def write_firewall(vmid: Vmid, text: str, *, root: Path) -> bool:
+    """Write the guest's firewall rules; False where they are so already."""
+    path = root / f"firewall/{vmid}.fw"
+    with contextlib.suppress(FileNotFoundError):
+        if path.read_text("utf-8", "surrogateescape") == text:
+            return False
+    path.parent.mkdir(exist_ok=True)
+    _written(path, text)
+    return True
+
+
+def _check(vmid: Vmid, path: Path, root: Path, replaces: str) -> None:
+    if replaces:
+        try:
+            found = hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()
+        except FileNotFoundError:
+            raise GuestMissingError(f"{path}: is gone", hint="run this again: it is planned anew") from None
+        if found != replaces:
+            raise GuestChangedError(f"guest {vmid}: its configuration was changed meanwhile", hint="run this again")
+        return
+    elsewhere = [
+        *root.glob(f"nodes/*/*/{vmid}.conf"),
+        *(root / folder / f"{vmid}.conf" for folder in _FOLDERS.values()),
+    ]
+    if taken := [str(other) for other in elsewhere if other.exists()]:
+        raise GuestChangedError(f"guest {vmid}: exists by now: {taken[0]}", hint="choose another vmid with --as")
+
+
+def _written(path: Path, text: str) -> None:
+    """By a file beside it that takes its name: whoever reads sees the old or the new one."""
+    beside = path.with_name(f"{path.name}.tmp.{os.getpid()}")  # as Proxmox names them: it passes them over
+    data = text.encode("utf-8", "surrogateescape")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        beside.write_bytes(data)
+        os.replace(beside, path)
+        found = path.read_bytes()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        hint = "without a quorum nothing in /etc/pve can be written: see `pvecm status`"
+        raise PveError(f"{path}: cannot be written: {error.strerror}", hint=hint) from None
+    if found != data:
+        raise VerificationError(f"{path}: what was read back is not what was written")
+
+
+@contextlib.contextmanager
+def _locked(vmid: Vmid, kind: GuestKind, locks: Path) -> Iterator[None]:
+    """Proxmox's lock of a guest's configuration."""
+    name = f"qemu-server/lock-{vmid}.conf" if kind is GuestKind.VM else f"lxc/pve-config-{vmid}.lock"
+    path = locks / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise GuestBusyError(f"guest {vmid}: its lock cannot be taken: {path}: {error.strerror}") from None
+    try:
+        deadline = time.monotonic() + LOCK_WAIT
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise GuestBusyError(
+                        f"guest {vmid}: Proxmox is changing its configuration", hint=f"its task holds {path}"
+                    ) from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,298 @@
+"""A guest made from a recovery point: which disks go where, under which names, and what stands in the way.
+
+Every disk is received beside what exists (`<storage>/pzb-restore/<vmid>-<stamp>/<key>`), read back, and only then
+renamed to a free name of Proxmox's kind. Writing the configuration is the switch, in one step: before it a guest that
+is replaced has all its old disks, after it all the new ones. What lost its place is renamed aside, never destroyed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
+from datetime import datetime, tzinfo
+from typing import Final
+
+from pve_zfsbackup.model import (
+    ASIDE,
+    SNAPSHOT_NAME,
+    STAGING,
+    Aside,
+    Conflict,
+    Dataset,
+    DiskRestore,
+    GuestKind,
+    NodeState,
+    Origin,
+    Point,
+    Restore,
+    Storage,
+    Vmid,
+    Wish,
+)
+from pve_zfsbackup.plan.guest_config import Fresh, exchange, rewrite, settings, volume_in
+from pve_zfsbackup.plan.snapshot import LOCKS
+
+_NUMBERED: Final = re.compile(r"(?:vm|base|subvol|basevol)-([1-9][0-9]{2,8})-disk-([0-9]+)\Z")
+_VOLID: Final = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]):(?:[^/]+/)?((vm|base|subvol|basevol)-[0-9]+-.+)\Z")
+
+
+def choose_point(points: Sequence[Point], at: str, zone: tzinfo) -> Point | Conflict:
+    """The newest complete point, the newest not after a time, or the one that is named (`100/2026…`, or its stamp)."""
+    complete = [point for point in points if point.complete]
+    if not at:
+        found = complete
+    elif SNAPSHOT_NAME.match(f"pzb:{at.rpartition('/')[2]}"):
+        found = [point for point in complete if at in (point.id, point.stamp)]
+        if not found and any(at in (point.id, point.stamp) for point in points):
+            lacking = next(point for point in points if at in (point.id, point.stamp))
+            gone = tuple(sorted(lacking.disks.keys() - lacking.snapshots.keys()))
+            message = f"point {at} is not complete here: {', '.join(gone)} missing"
+            return Conflict(kind="incomplete", object=at, message=message, resolve="try --from another host")
+    else:
+        try:
+            moment = datetime.fromisoformat(at)
+        except ValueError:
+            hint = "a point as `list` shows it, or a time such as 2026-11-26T14:00"
+            return Conflict(kind="not-understood", object=at, message=f"{at!r} is no point and no time", resolve=hint)
+        limit = (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
+        found = [point for point in complete if point.creation <= limit]
+    if not found:
+        return Conflict(kind="no-point", object=at or "newest", message="there is no such point", resolve="see `list`")
+    return max(found, key=lambda point: (point.creation, point.stamp))
+
+
+def plan_restore(wish: Wish, origin: Origin, state: NodeState, seed: bytes) -> Restore:
+    """The whole way, or its obstacles. Planned again after an interruption, it takes up what is there already."""
+    copy = wish.new != wish.vmid and wish.vmid in state.owners
+    empty = Restore(work=f"{wish.new}:{origin.point.id}", origin=origin, wish=wish, copy=copy)
+    keys = sorted(wish.disks or origin.point.disks)
+    conflicts = [*_unknown(wish, origin), *_unplaceable(keys, wish, origin, state)]
+    if conflicts:
+        return _with(empty, conflicts=tuple(conflicts))
+    disks = _disks(keys, empty, state)
+    continuing = any(volume.work == empty.work for volume in state.work.volumes.values())
+    switched = continuing and bool(disks) and _switched(disks, state)
+    conflicts += _guest_conflicts(wish, origin, state, switched=switched)
+    conflicts += _no_room(disks, state)
+    if conflicts:
+        return _with(empty, conflicts=tuple(conflicts))
+    config, notes = _config(empty, disks, state, seed)
+    aside = _aside(empty, config, state, switched=switched)
+    parents = {pool_of(disk) for disk in disks} | {Dataset(old.dataset.rpartition("/")[0]) for old in aside}
+    begun = [name for name, volume in state.work.volumes.items() if volume.work == empty.work]
+    parents |= {Dataset(name.split(f"/{STAGING}/")[0]) for name in begun}
+    texts = origin.texts
+    whole = bool(config) and not (wish.disks and wish.replace)
+    gone = {old.dataset for old in aside}
+    return _with(
+        empty,
+        disks=tuple(replace(disk, history=bool(config) and not copy and _alone(disk, state, gone)) for disk in disks),
+        aside=aside,
+        parents=tuple(sorted(parents)),
+        config="" if switched else config,
+        firewall=texts.get("firewall", "") if whole else "",
+        pool=texts.get("pool", "") if whole else "",
+        notes=notes,
+    )
+
+
+def _alone(disk: DiskRestore, state: NodeState, gone: Set[Dataset]) -> bool:
+    """Whether no other dataset that stays in its place here has the snapshot: a point has each disk once."""
+    there = {
+        name for name, v in state.listing.volumes.items() if any(s.guid == disk.snapshot.guid for s in v.snapshots)
+    }
+    return not there - gone - {disk.dataset}
+
+
+def pool_of(disk: DiskRestore) -> Dataset:
+    """The dataset of the storage a disk goes to."""
+    return Dataset(disk.dataset.rpartition("/")[0])
+
+
+def _with(plan: Restore, **changes: object) -> Restore:
+    values = {name: getattr(plan, name) for name in Restore.__dataclass_fields__}
+    return Restore(**{**values, **changes})
+
+
+def _unknown(wish: Wish, origin: Origin) -> Iterator[Conflict]:
+    label = origin.point.id
+    if missing := sorted(wish.disks - origin.point.disks.keys()):
+        message = f"the point has no disk {', '.join(missing)}"
+        yield Conflict(kind="no-disk", object=label, message=message, evidence=tuple(sorted(origin.point.disks)))
+    if not origin.texts.get("conf"):
+        message = "the point does not carry the guest's configuration"
+        hint = "its disks can be received by hand: zfs send | zfs receive"
+        yield Conflict(kind="no-config", object=label, message=message, resolve=hint)
+
+
+def _unplaceable(keys: Sequence[str], wish: Wish, origin: Origin, state: NodeState) -> Iterator[Conflict]:
+    for key in keys:
+        volid = origin.point.disks.get(key, "")
+        match = _VOLID.match(volid)
+        if match is None:
+            if volid:
+                yield Conflict(kind="volume", object=key, message=f"{volid!r} is no volume name of Proxmox")
+            continue
+        name = target_storage(wish, match[1])
+        if reason := _storage_fault(state.storages.get(name), origin.kind, state):
+            hint = f"--storage {match[1]}:OTHER puts its disks on another storage"
+            yield Conflict(kind="storage", object=key, message=f"storage {name} {reason}", resolve=hint)
+
+
+def target_storage(wish: Wish, storage: str) -> str:
+    """Where disks of a storage of the point go."""
+    return wish.storages.get(storage) or wish.storages.get("") or storage
+
+
+def _storage_fault(storage: Storage | None, kind: GuestKind, state: NodeState) -> str:
+    if storage is None:
+        return "does not exist here"
+    if storage.type != "zfspool" or not storage.pool:
+        return f"is of type {storage.type}, not ZFS"
+    if storage.disabled or (storage.nodes and state.node not in storage.nodes):
+        return f"is not available on node {state.node}"
+    wanted = "images" if kind is GuestKind.VM else "rootdir"
+    if storage.content and wanted not in storage.content:
+        return f"takes no {wanted}"
+    return "" if Dataset(storage.pool) in state.listing.volumes else f"has no dataset {storage.pool} here"
+
+
+def _disks(keys: Sequence[str], plan: Restore, state: NodeState) -> tuple[DiskRestore, ...]:
+    """Each with its place: the one an earlier try gave it, or the next free number (as Proxmox counts)."""
+    wish, origin = plan.wish, plan.origin
+    continuing = any(volume.work == plan.work for volume in state.work.volumes.values())
+    template = settings(origin.texts.get("conf", "")).get("template") == "1" and not (wish.disks and state.guest)
+    taken = set(state.listing.volumes)
+    found = []
+    for key in keys:
+        volid = origin.point.disks[key]
+        match = _VOLID.match(volid)
+        assert match is not None, "judged before"
+        storage = target_storage(wish, match[1])
+        pool = state.storages[storage].pool
+        snapshot = origin.point.snapshots[key]
+        prefix = {"vm": "vm", "base": "vm", "subvol": "subvol", "basevol": "subvol"}[match[3]]
+        prefix = {"vm": "base", "subvol": "basevol"}[prefix] if template else prefix
+        placed = _placed(key, plan, pool, state) if continuing else None
+        dataset = placed or _free(prefix, wish.new, pool, taken)
+        taken.add(dataset)
+        found.append(
+            DiskRestore(
+                key=key,
+                snapshot=snapshot,
+                raw=key in origin.raw,
+                staging=Dataset(f"{pool}/{STAGING}/{plan.folder}/{key}"),
+                dataset=dataset,
+                volid=f"{storage}:{dataset.rpartition('/')[2]}",
+                props=origin.props.get(key, {}),
+                placed=placed is not None,
+            )
+        )
+    return tuple(found)
+
+
+def _placed(key: str, plan: Restore, pool: str, state: NodeState) -> Dataset | None:
+    for name, volume in sorted(state.listing.volumes.items()):
+        here = name.rpartition("/")[0] == pool
+        number = _NUMBERED.match(name.rpartition("/")[2])
+        ours = volume.restored == f"{plan.origin.point.id},{key}"
+        if here and ours and number and int(number[1]) == plan.wish.new:
+            return name
+    return None
+
+
+def _free(prefix: str, vmid: Vmid, pool: str, taken: set[Dataset]) -> Dataset:
+    """The next free number among all volumes of the guest on this storage, whatever their prefix (pve-facts §c)."""
+    numbers = set()
+    for name in taken:
+        match = _NUMBERED.match(name.rpartition("/")[2])
+        if name.rpartition("/")[0] == pool and match and int(match[1]) == vmid:
+            numbers.add(int(match[2]))
+    number = next(number for number in range(len(numbers) + 1) if number not in numbers)
+    return Dataset(f"{pool}/{prefix}-{vmid}-disk-{number}")
+
+
+def _switched(disks: Sequence[DiskRestore], state: NodeState) -> bool:
+    """Whether the guest has the restored disks already: an earlier try was cut off after the switch."""
+    have = settings(state.config)
+    kind = state.guest.kind if state.guest else GuestKind.VM
+    return all(disk.placed and volume_in(kind, have.get(disk.key, "")) == disk.volid for disk in disks)
+
+
+def _guest_conflicts(wish: Wish, origin: Origin, state: NodeState, *, switched: bool) -> Iterator[Conflict]:
+    node = state.owners.get(wish.new)
+    label = f"guest {wish.new}"
+    if node is None:
+        if wish.replace:
+            yield Conflict(kind="no-guest", object=label, message="there is none that could be replaced")
+        return
+    guest = state.guest
+    if guest is None:
+        message = f"is on node {node}" if node != state.node else "exists, and cannot be read"
+        yield Conflict(kind="guest-elsewhere", object=label, message=message, resolve="--as makes a copy: name a vmid")
+        return
+    if not wish.replace and not wish.disks and not switched:
+        free = next(vmid for vmid in range(wish.new + 1, wish.new + len(state.owners) + 2) if vmid not in state.owners)
+        hint = f"--as {free} makes a copy beside it; --replace {wish.new} takes its place and keeps its disks aside"
+        yield Conflict(kind="guest-exists", object=label, message=f"exists ({guest.name})", resolve=hint)
+    if guest.kind is not origin.kind:
+        message = f"is of kind {guest.kind.value}, the point of kind {origin.kind.value}"
+        yield Conflict(kind="other-kind", object=label, message=message, resolve="--as makes a copy: name a vmid")
+    if guest.lock:
+        message = f"is locked ({guest.lock})" + (f": {LOCKS[guest.lock]}" if guest.lock in LOCKS else "")
+        yield Conflict(kind="locked", object=label, message=message, resolve="wait until the task has ended")
+    if guest.running and wish.replace and not switched:
+        yield Conflict(kind="running", object=label, message="is running", resolve="stop it first, then run this again")
+
+
+def _no_room(disks: Sequence[DiskRestore], state: NodeState) -> Iterator[Conflict]:
+    needed: dict[Dataset, int] = {}
+    for disk in disks:
+        if not disk.placed and disk.staging not in state.work.volumes:
+            reserved = disk.props.get("refreservation", "")
+            size = max(disk.size, int(reserved) if reserved.isdecimal() else 0)
+            needed[pool_of(disk)] = needed.get(pool_of(disk), 0) + size
+    for pool, size in sorted(needed.items()):
+        room = state.listing.volumes[pool].available
+        if room is not None and room < size:
+            message = f"{size >> 20} MiB are needed, {room >> 20} MiB are available"
+            yield Conflict(kind="no-room", object=pool, message=message, resolve="--storage names another storage")
+
+
+def _config(plan: Restore, disks: Sequence[DiskRestore], state: NodeState, seed: bytes) -> tuple[str, tuple[str, ...]]:
+    """The guest's new configuration; empty where single disks are only laid beside what it has."""
+    wish, text = plan.wish, plan.origin.texts["conf"]
+    volids = {disk.key: disk.volid for disk in disks}
+    if wish.disks and state.guest is not None:
+        if wish.replace:
+            return exchange(state.config, volids, text), ()
+        return "", (f"guest {wish.new} gets what is restored as unused disks; attach them in its hardware",)
+    have = {volume_in(plan.origin.kind, value) for value in settings(state.config).values()}
+    fresh = Fresh(seed=seed, copy=plan.copy)
+    made = rewrite(plan.origin.kind, text, vmid=wish.new, volids=volids, kept=have - {""}, fresh=fresh)
+    return made.text, made.notes
+
+
+def _aside(plan: Restore, config: str, state: NodeState, *, switched: bool) -> tuple[Aside, ...]:
+    """What the guest has now and will have no more. Cut off after the switch: what was marked before it."""
+    if switched:
+        marked = [volume for volume in state.listing.volumes.values() if volume.work == f"aside:{plan.work}"]
+    elif config and plan.wish.replace and state.guest is not None:
+        left = {volume_in(state.guest.kind, value) for value in settings(config).values()}
+        had = [disk for disk in state.guest.disks if disk.dataset and not disk.key.startswith("unused")]
+        lost = {disk.dataset for disk in had if disk.dataset and disk.volid not in left}
+        marked = [state.listing.volumes[name] for name in lost if name in state.listing.volumes]
+    else:
+        marked = []
+    return tuple(
+        Aside(dataset=volume.name, guid=volume.guid, to=aside_name(volume.name, volume.guid, plan.wish.new))
+        for volume in sorted(marked, key=lambda volume: volume.name)
+        if f"/{ASIDE}/" not in volume.name
+    )
+
+
+def aside_name(dataset: Dataset, guid: str, vmid: Vmid) -> Dataset:
+    """`<storage>/pzb-aside/<vmid>/<name>-<8 hex of its guid>`: Proxmox does not look there."""
+    pool, _, name = dataset.rpartition("/")
+    return Dataset(f"{pool}/{ASIDE}/{vmid}/{name}-{int(guid):016x}"[:-8])

@@ -1,0 +1,87 @@
+"""`restore`: the plan before, and what was done after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from pve_zfsbackup.app.restore import Restored
+from pve_zfsbackup.model import Conflict, DiskRestore, Restore
+from pve_zfsbackup.report.format import FORMAT, size
+
+
+def restore_lines(shown: Restored) -> tuple[str, ...]:
+    """For people: one thing per line."""
+    return tuple(_conflict_lines(shown.plan) if shown.plan.conflicts else _lines(shown))
+
+
+def _conflict_lines(plan: Restore) -> Iterator[str]:
+    for conflict in plan.conflicts:
+        yield f"{conflict.object}: {conflict.message}"
+        yield from (f"  {line}" for line in conflict.evidence)
+        if conflict.resolve:
+            yield f"  {conflict.resolve}"
+
+
+def _lines(shown: Restored) -> Iterator[str]:
+    plan, point = shown.plan, shown.plan.origin.point
+    would = "" if shown.done else "would "
+    when = datetime.fromtimestamp(point.creation, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    yield f"point {point.id} of {when}, {point.consistency}, from {plan.origin.host}"
+    yield from (f"{would}{_disk_line(disk)}" for disk in plan.disks)
+    if plan.config:
+        what = f"replace guest {plan.wish.new}" if plan.wish.replace else f"make guest {plan.wish.new}"
+        copy = ", a copy: new addresses and identity" if plan.copy else ""
+        yield f"{would}{what} ({plan.origin.kind.value}{copy})"
+    yield from (f"{would}keep {old.dataset} aside as {old.to}" for old in plan.aside)
+    yield from (f"kept: {path}, the configuration it had" for path in shown.saved)
+    if shown.done:
+        yield from (f"to give up what was put aside: zfs destroy -r {old.to}" for old in plan.aside)
+    yield from (f"note: {note}" for note in (shown.notes if shown.done else plan.notes))
+
+
+def _disk_line(disk: DiskRestore) -> str:
+    how = "as it is encrypted, " if disk.raw else ""
+    state = "there already" if disk.placed else f"{how}{size(disk.size)}"
+    return f"restore {disk.key} to {disk.dataset} ({state})"
+
+
+def restore_json(shown: Restored) -> dict[str, Any]:
+    plan = shown.plan
+    return {
+        "format": FORMAT,
+        "done": shown.done,
+        "point": plan.origin.point.id,
+        "from": plan.origin.host,
+        "vmid": plan.wish.new,
+        "kind": plan.origin.kind.value,
+        "copy": plan.copy,
+        "disks": [
+            {
+                "key": disk.key,
+                "snapshot": disk.snapshot.full_name,
+                "guid": disk.snapshot.guid,
+                "dataset": disk.dataset,
+                "volid": disk.volid,
+                "raw": disk.raw,
+                "bytes": disk.size,
+            }
+            for disk in plan.disks
+        ],
+        "aside": [{"dataset": old.dataset, "guid": old.guid, "now": old.to} for old in plan.aside],
+        "saved": list(shown.saved),
+        "moved": shown.moved,
+        "conflicts": [_told(conflict) for conflict in plan.conflicts],
+        "notes": list(shown.notes if shown.done else plan.notes),
+    }
+
+
+def _told(conflict: Conflict) -> dict[str, Any]:
+    return {
+        "kind": conflict.kind,
+        "object": conflict.object,
+        "message": conflict.message,
+        "evidence": list(conflict.evidence),
+        "resolve": conflict.resolve,
+    }

@@ -1,0 +1,412 @@
+"""`restore` in a cluster in memory: what is made, what is left alone, and that any interruption converges."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from pve_zfsbackup.app.gather import inventory
+from pve_zfsbackup.app.restore import Prepared, Request, Restored, carry_out, prepare, restoring_alone
+from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode
+from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.plan.points import points_of
+from tests.fakes.pools import Clock, Keys, Pools
+from tests.fakes.runner import HERE, Fault, Killed
+from tests.fakes.world import CT, DB, TARGET, WEB, World
+
+WEB_DISKS = ("rpool/data/vm-100-disk-0", "fast/vm-100-disk-0")
+
+
+def prepared(world: World, vmid: int, **options: Any) -> Prepared:
+    with world.session() as session:
+        return prepare(session, Request(vmid=Vmid(vmid), **options))
+
+
+def restore(world: World, vmid: int, *, start: bool = False, **options: Any) -> Restored:
+    with world.session() as session, restoring_alone(session):
+        found = prepare(session, Request(vmid=Vmid(vmid), **options))
+        assert found.plan.conflicts == ()
+        return carry_out(session, found, start=start)
+
+
+def conflict(world: World, vmid: int, **options: Any) -> str:
+    (found,) = prepared(world, vmid, **options).plan.conflicts
+    return found.kind
+
+
+def config(world: World, vmid: int) -> dict[str, str]:
+    text = next(world.node.etc.glob(f"*/{vmid}.conf")).read_text()
+    return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+
+
+def dataset_of(world: World, line: str) -> str:
+    """The dataset a drive's line names."""
+    storage, volume = line.partition(",")[0].split(":")
+    pools = {str(entry["storage"]): str(entry.get("pool")) for entry in world.node.storages}
+    return f"{pools[storage]}/{volume}"
+
+
+def content(world: World, vmid: int, key: str) -> tuple[str, ...]:
+    return world.source.datasets[dataset_of(world, config(world, vmid)[key])].content
+
+
+def here(world: World, vmid: int) -> list[str]:
+    """The complete points of a guest on the node, as every command sees them."""
+    with world.session() as session:
+        found = points_of(inventory(session).listing, Vmid(vmid))
+    return [point.id for point in found if point.complete]
+
+
+def lost(world: World, vmid: int) -> None:
+    """The guest is gone from the node, disks and all."""
+    for name in [name for name in world.source.datasets if f"-{vmid}-disk" in name]:
+        world.source.drop(name)
+    world.node.remove(vmid)
+
+
+def no_work_left(world: World) -> None:
+    assert [name for name in world.source.datasets if "pzb-restore" in name] == []
+
+
+@pytest.fixture
+def old(world: World) -> World:
+    """Three points of every guest on both sides, and something written since."""
+    for _ in range(3):
+        world.run()
+        world.write()
+    world.runner.revive()
+    return world
+
+
+def test_a_lost_guest_is_made_anew_from_the_target(old: World) -> None:
+    before = {name: old.source.datasets[name].snaps for name in WEB_DISKS}
+    was = config(old, WEB)
+    lost(old, WEB)
+    done = restore(old, WEB, start=True)
+    assert done.plan.origin.host == TARGET
+    assert config(old, WEB) == was, "nothing of it changes, as nothing else has its addresses"
+    for key, name in (("scsi0", WEB_DISKS[0]), ("scsi1", WEB_DISKS[1])):
+        newest = max(before[name].values(), key=lambda snap: snap.createtxg)
+        made = old.source.datasets[dataset_of(old, config(old, WEB)[key])]
+        assert made.content == newest.content
+        assert [snap.guid for snap in made.snaps.values()] == [newest.guid]
+    assert old.guest(WEB).running
+    assert old.node.rescanned == [str(WEB)]
+    no_work_left(old)
+
+
+def test_after_that_replication_goes_on_by_an_increment(old: World) -> None:
+    lost(old, WEB)
+    point = restore(old, WEB).plan.origin.point.id
+    assert old.complete(HERE, WEB) == [point], "the point that was restored is one here again"
+    for name in WEB_DISKS:
+        old.source.write(name)
+    old.runner.revive()
+    report = old.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    assert report.exit_code is ExitCode.OK
+    sends = [argv for argv in old.runner.zfs(HERE, "send") if "-100-" in argv[-1] and "-nvP" not in argv]
+    assert len(sends) == 2
+    assert all("-i" in argv or "-I" in argv for argv in sends)
+    assert not [name for name in old.target.datasets if "vm-100" in name and "-g" in name], "no new generation"
+    assert old.complete(TARGET, WEB)[-1] == old.complete(HERE, WEB)[-1]
+
+
+def test_an_older_point_goes_on_in_a_new_generation_and_nothing_is_lost(old: World) -> None:
+    points = old.complete(TARGET, WEB)
+    lost(old, WEB)
+    restore(old, WEB, at=points[0])
+    for name in WEB_DISKS:
+        old.source.write(name)
+    for _ in range(2):
+        report = old.run(Stage.SNAPSHOT, Stage.REPLICATE)
+        assert old.results(report, Outcome.FAILED) == []
+    assert set(points) <= set(old.complete(TARGET, WEB)), "what is newer than the restored point stays there"
+    assert old.complete(TARGET, WEB)[-1] == old.complete(HERE, WEB)[-1]
+    assert len([name for name in old.target.datasets if "vm-100" in name and "-g" in name]) == 2
+    assert old.run().exit_code is ExitCode.OK
+
+
+def test_a_copy_beside_its_original_has_addresses_of_its_own(old: World) -> None:
+    text = "net0: virtio=BC:24:11:00:00:01,bridge=vmbr0\nonboot: 1\nvmgenid: 0d3c0f9e-1111-4222-8333-444455556666\n"
+    smbios = "smbios1: uuid=0d3c0f9e-aaaa-4222-8333-444455556666\nlock: backup\nunused0: local-zfs:vm-100-disk-9\n"
+    path = old.node.etc / "qemu-server/100.conf"
+    path.write_text(path.read_text() + text + smbios.replace("lock: backup\n", ""))
+    old.run(Stage.SNAPSHOT)
+    done = restore(old, WEB, new=300)
+    assert done.plan.origin.host == "source"
+    made, was = config(old, 300), config(old, WEB)
+    assert re.fullmatch(r"virtio=BC:24:11(:[0-9A-F]{2}){3},bridge=vmbr0", made["net0"])
+    assert made["net0"] != was["net0"]
+    assert made["vmgenid"] != was["vmgenid"]
+    assert made["smbios1"] != was["smbios1"]
+    assert made["scsi0"] == "local-zfs:vm-300-disk-0,size=1G"
+    assert made["scsi1"] == "fast:vm-300-disk-0,size=1G"
+    assert "onboot" not in made
+    assert "unused0" not in made
+    assert was["onboot"] == "1", "the original is left alone"
+    for key in ("scsi0", "scsi1"):
+        copy = old.source.datasets[dataset_of(old, made[key])]
+        assert copy.content == content(old, WEB, key)
+        assert copy.origin == "", "not a clone: either guest can be removed"
+        assert copy.snaps == {}, "the original's snapshot is no point of the copy, and nobody would prune it"
+    report = old.run()
+    assert report.exit_code is ExitCode.OK, "the copy is a guest like any other"
+    assert old.complete(TARGET, 300)
+
+
+def test_a_guest_that_exists_is_not_overwritten(old: World) -> None:
+    before = {name: ds.guid for name, ds in old.source.datasets.items()}
+    old.guest(WEB).running = False
+    assert conflict(old, WEB) == "guest-exists"
+    assert conflict(old, WEB, new=DB) == "guest-exists"
+    old.guest(WEB).running = True
+    assert conflict(old, WEB, replace=WEB) == "running"
+    old.guest(WEB).running = False
+    path = old.node.etc / "qemu-server/100.conf"
+    path.write_text("lock: migrate\n" + path.read_text())
+    assert conflict(old, WEB, replace=WEB) == "locked"
+    with pytest.raises(ConfigError, match="two different guests"):
+        prepared(old, WEB, replace=WEB, new=300)
+    assert {name: ds.guid for name, ds in old.source.datasets.items()} == before
+
+
+def test_replaced_by_name_its_old_disks_are_kept_aside(old: World) -> None:
+    points = old.complete(HERE, WEB)
+    was = {name: old.source.datasets[name] for name in WEB_DISKS}
+    written = {name: ds.content for name, ds in was.items()}
+    text = (old.node.etc / "qemu-server/100.conf").read_text()
+    old.guest(WEB).running = False
+    done = restore(old, WEB, replace=WEB, at=points[0], where="source")
+    assert [old_.dataset for old_ in done.plan.aside] == sorted(WEB_DISKS)
+    for old_ in done.plan.aside:
+        aside = old.source.datasets[old_.to]
+        assert aside is was[old_.dataset]
+        assert aside.content == written[old_.dataset]
+        assert len(aside.snaps) == 3
+    made = config(old, WEB)
+    assert made["scsi0"] == "local-zfs:vm-100-disk-1,size=1G", "no name is used twice: one step makes the switch"
+    assert Path(done.saved[0]).read_text() == text
+    assert here(old, WEB) == [points[0]], "what was put aside counts no more"
+    again = prepared(old, WEB, new=300, at=points[2], where="source")
+    assert "pzb-aside" in again.plan.disks[0].snapshot.dataset, "what was put aside can be restored from"
+    for _ in range(2):
+        report = old.run()
+        assert old.results(report, Outcome.FAILED) == []
+    assert old.complete(TARGET, WEB)[-1] == old.complete(HERE, WEB)[-1]
+    no_work_left(old)
+
+
+def test_one_disk_is_exchanged_or_laid_beside(old: World) -> None:
+    old.guest(WEB).running = False
+    point = old.complete(HERE, WEB)[1]
+    beside = restore(old, WEB, disks=frozenset({"scsi1"}), at=point)
+    assert config(old, WEB)["scsi1"] == "fast:vm-100-disk-0,size=1G"
+    assert [disk.dataset for disk in beside.plan.disks] == ["fast/vm-100-disk-1"]
+    assert old.node.rescanned == [str(WEB)], "Proxmox makes it an unused disk"
+    exchanged = restore(old, WEB, disks=frozenset({"scsi1"}), at=point, replace=WEB)
+    assert config(old, WEB)["scsi1"] == "fast:vm-100-disk-2,size=1G"
+    assert config(old, WEB)["scsi0"] == "local-zfs:vm-100-disk-0,size=1G"
+    assert [aside.dataset for aside in exchanged.plan.aside] == ["fast/vm-100-disk-0"]
+    assert conflict(old, WEB, disks=frozenset({"scsi7"})) == "no-disk"
+
+
+def test_a_container_gets_back_what_a_stream_does_not_carry(old: World) -> None:
+    name = "rpool/data/subvol-200-disk-0"
+    wanted = {"acltype": "posix", "xattr": "sa", "refquota": "1073741824", "recordsize": "16384"}
+    old.source.datasets[name].props.update(wanted)
+    old.run()
+    lost(old, CT)
+    restore(old, CT, start=True)
+    made = old.source.datasets[dataset_of(old, config(old, CT)["rootfs"])]
+    assert {key: value for key, value in made.props.items() if key in wanted} == {
+        key: value for key, value in wanted.items() if key != "xattr"
+    }, "xattr is so by itself here"
+    assert old.guest(CT).running
+
+
+def locked(world: World) -> None:
+    """The storage `crypt` has a key of its own, in a file."""
+    crypt = world.source.datasets["rpool/crypt"]
+    crypt.keys, crypt.keylocation = Keys(keyformat="raw", secret=bytes(32)), "file:///root/crypt.key"
+    world.source.key_files = {"/root/crypt.key": bytes(32)}
+
+
+def test_encrypted_disks_travel_raw_and_use_the_storages_key_again(world: World) -> None:
+    locked(world)
+    world.run()
+    lost(world, DB)
+    done = restore(world, DB)
+    assert done.plan.disks[0].raw
+    made = world.source.datasets["rpool/crypt/vm-101-disk-0"]
+    assert (made.crypt, made.key, made.keys) == ("aes-256-gcm", True, None)
+    assert done.notes == ()
+    assert all("-w" in argv for argv in world.runner.zfs(TARGET, "send"))
+
+
+def test_a_key_that_is_not_in_a_file_is_left_to_a_person(old: World) -> None:
+    lost(old, DB)
+    done = restore(old, DB)
+    (note,) = done.notes
+    assert "zfs load-key rpool/crypt/vm-101-disk-0" in note
+    assert "zfs change-key -i rpool/crypt/vm-101-disk-0" in note
+
+
+def test_encrypted_disks_on_another_storage_say_what_key_they_need(old: World) -> None:
+    done = restore(old, DB, new=301, storages={"crypt": "local-zfs"})
+    assert "its key is not loaded: zfs load-key rpool/data/vm-301-disk-0" in done.notes[0]
+    assert old.source.datasets["rpool/data/vm-301-disk-0"].crypt == "aes-256-gcm"
+
+
+def test_what_stands_in_the_way_is_told_before_anything_is_done(old: World) -> None:
+    assert conflict(old, DB, new=300, storages={"crypt": "nowhere"}) == "storage"
+    assert conflict(old, DB, new=300, storages={"": "local"}) == "storage"
+    assert conflict(old, CT, new=300, storages={"": "fast"}) == "storage", "takes images only"
+    old.source.room = 1 << 10
+    assert conflict(old, DB, new=300) == "no-room"
+    with pytest.raises(ConfigError, match="no point"):
+        prepared(old, WEB, at="2001-01-01")
+    with pytest.raises(ConfigError, match="no host or box named"):
+        prepared(old, WEB, where="moon")
+    assert not old.runner.zfs("", "send", "receive", "create", "rename")
+
+
+def test_at_takes_a_time_or_a_point(old: World) -> None:
+    points = old.points(HERE, WEB)
+    wanted = points[1]
+    later = datetime.fromtimestamp(wanted.creation + 60, UTC)
+    berlin = later.astimezone(ZoneInfo("Europe/Berlin")).strftime("%Y-%m-%d %H:%M:%S")  # as the configuration says
+    for at in (wanted.id, wanted.stamp, later.isoformat(), berlin):
+        assert prepared(old, WEB, new=300, at=at).plan.origin.point.id == wanted.id
+
+
+def test_a_target_that_does_not_answer_is_told_and_another_is_taken(old: World) -> None:
+    old.runner.down[TARGET] = "ssh: connect to host backup1.example port 22: Connection refused"
+    assert prepared(old, WEB, new=300).plan.origin.host == "source"
+    with pytest.raises(BackupError, match="Connection refused"):
+        prepared(old, WEB, new=300, where=TARGET)
+
+
+def test_a_stream_that_breaks_goes_on_where_it_was(old: World) -> None:
+    lost(old, WEB)
+    size = old.target.datasets["tank/backups/local-zfs/vm-100-disk-0"].refer
+    old.runner.faults.append(Fault(words=("send",), host=TARGET, cut=size // 2))
+    restore(old, WEB)
+    sends = old.runner.zfs(TARGET, "send")
+    assert any("-t" in argv for argv in sends), sends
+    no_work_left(old)
+
+
+def test_a_foreign_dataset_under_the_places_name_is_left_alone(old: World) -> None:
+    old.source.add("rpool/data/pzb-restore")
+    with pytest.raises(BackupError, match="is not ours"):
+        restore(old, WEB, new=300)
+    assert "rpool/data/pzb-restore" in old.source.datasets
+    assert not list(old.node.etc.glob("*/300.conf"))
+
+
+def test_a_configuration_changed_meanwhile_is_not_overwritten(old: World) -> None:
+    old.guest(WEB).running = False
+    with old.session() as session:
+        found = prepare(session, Request(vmid=Vmid(WEB), replace=WEB))
+        path = old.node.etc / "qemu-server/100.conf"
+        path.write_text(path.read_text() + "memory: 512\n")
+        with pytest.raises(BackupError, match="was changed meanwhile"):
+            carry_out(session, found)
+    assert config(old, WEB)["memory"] == "512"
+    assert "rpool/data/vm-100-disk-0" in old.source.datasets
+    restore(old, WEB, replace=WEB)
+    no_work_left(old)
+
+
+# -- Killed anywhere
+
+
+def two_points(place: Path, clock: Clock, way: str) -> World:
+    """One guest with disks in two pools, stopped, with a history on both sides."""
+    place.mkdir()
+    world = World(place, clock=clock)
+    for vmid, name in ((CT, "rpool/data/subvol-200-disk-0"), (DB, "rpool/crypt/vm-101-disk-0")):
+        world.node.remove(vmid)
+        world.source.drop(name)
+    for _ in range(2):
+        world.run()
+        world.write()
+    if way == "lost":
+        lost(world, WEB)
+    world.runner.revive()
+    return world
+
+
+def twin(world: World, place: Path) -> World:
+    made = world.copy(place)
+    if WEB in made.node.guests:
+        made.guest(WEB).running = False
+    return made
+
+
+def snapshots(pools: Pools) -> set[tuple[int, tuple[str, ...]]]:
+    return {(snap.guid, snap.content) for ds in pools.datasets.values() for snap in ds.snaps.values()}
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "lost": {},
+    "replace": {"replace": WEB, "where": "source"},
+    "replace-from-target": {"replace": WEB, "where": TARGET},
+    "copy": {"new": 300},
+    "disk": {"disks": frozenset({"scsi1"}), "replace": WEB},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_at_every_command_and_repeated_it_converges(tmp_path: Path, world: World, way: str) -> None:
+    """And between any two commands a guest that exists has all its old disks, or all its new ones."""
+    first = two_points(tmp_path / "first", world.clock, way)
+    whole = twin(first, tmp_path / "whole")
+    restore(whole, WEB, **WAYS[way])
+    ran = whole.runner.counted
+    amid = [at for at, one in enumerate(ran, 1) if one.argv[1] == "send" and "-nvP" not in one.argv]
+    places = [(at, "before") for at in range(1, len(ran) + 1)] + [(at, "amid") for at in amid]
+    assert len(places) > 40
+    assert amid
+    for at, when in places:
+        _killed(twin(first, tmp_path / f"{when}{at}"), at, when, WAYS[way])
+
+
+def _killed(world: World, at: int, when: str, options: dict[str, Any]) -> None:
+    vmid = int(options.get("new", WEB))
+    kept = snapshots(world.target) | snapshots(world.source)
+    heads = {ds.guid: ds.content for ds in world.source.datasets.values() if "disk" in ds.name}
+    world.runner.kill_at, world.runner.kill_when = at, when
+    with pytest.raises(Killed):
+        restore(world, WEB, **options)
+    world.runner.revive()
+    _all_or_nothing(world, vmid)
+    found = prepared(world, WEB, **options).plan.conflicts
+    if found:  # all was done, but for an empty place
+        assert [one.kind for one in found] == ["guest-exists"]
+        assert list(world.node.etc.glob(f"*/{vmid}.conf"))
+    else:
+        restore(world, WEB, **options)
+    assert [name for name in world.source.datasets if "pzb-restore/" in name] == [], f"work is left, {when} {at}"
+    assert kept - snapshots(world.source) - snapshots(world.target) == set(), "a snapshot was lost"
+    now = {ds.guid: ds.content for ds in world.source.datasets.values()}
+    assert all(now.get(guid) == text for guid, text in heads.items()), "an old disk was lost"
+    _all_or_nothing(world, vmid)
+    made = [name for name in world.source.datasets if f"-{vmid}-disk" in name and "pzb-aside" not in name]
+    assert len(made) == 2, f"something was made twice, {when} {at}: {made}"
+    report = world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    assert world.results(report, Outcome.FAILED) == []
+
+
+def _all_or_nothing(world: World, vmid: int) -> None:
+    if not list(world.node.etc.glob(f"*/{vmid}.conf")):
+        return
+    names = [dataset_of(world, config(world, vmid)[key]) for key in ("scsi0", "scsi1")]
+    assert all(name in world.source.datasets for name in names), names
