@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from pve_zfsbackup.config import kinds
 from pve_zfsbackup.config.alerts import Alerts, Webhook
 from pve_zfsbackup.config.boxes import Box
+from pve_zfsbackup.config.failover import Failover
 from pve_zfsbackup.config.hooks import Hooks, Vzdump
 from pve_zfsbackup.config.option import DEFAULT_KEEP, KEEP_HELP, option
 from pve_zfsbackup.config.targets import Target
@@ -184,6 +185,10 @@ class Config:
     alerts: Alerts = option("Who is told when something fails, and when it is well again.", default=Alerts())
     webhooks: Mapping[str, Webhook] = option(
         "Services that are told as well, by a name of your choice.", kinds.NAME, default=dict, example="ops"
+    )
+    failover: Failover = option(
+        "Where this host is the one that receives: taking over the guests of another (docs/failover.md).",
+        default=Failover(),
     )
     hooks: Hooks = option("Commands of yours at the points of a run (docs/hooks.md).", default=Hooks())
     vzdump: Vzdump = option("What the hook in a vzdump job does (docs/hooks.md).", default=Vzdump())
