@@ -208,5 +208,9 @@ class FreezeError(BackupError):
     """The guest could not be frozen and the policy requires it."""
 
 
+class RoleError(BackupError):
+    """A guest's role may not change hands: it could be written to in two places."""
+
+
 class VerificationError(BackupError):
     """What was read back is not what was done."""

@@ -93,7 +93,8 @@ def _received(session: Session, dataset: Dataset, disk: DiskRestore) -> Volume:
     volume = look(session, dataset)
     if volume is None:
         raise DatasetNotFoundError(f"{dataset}: does not exist, although it was received")
-    if volume.resume or all(snapshot.guid != disk.snapshot.guid for snapshot in volume.snapshots):
+    cloned = volume.origin == disk.snapshot.full_name
+    if volume.resume or not (cloned or any(snapshot.guid == disk.snapshot.guid for snapshot in volume.snapshots)):
         raise VerificationError(f"{dataset} lacks {disk.snapshot.name} (guid {disk.snapshot.guid})")
     return volume
 

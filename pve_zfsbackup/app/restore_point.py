@@ -45,7 +45,7 @@ def find_origin(session: Session, found: Inventory, vmid: Vmid, *, at: str = "",
             continue
         chosen = choose_point(points_of(listing, vmid), at, session.timezone)
         if isinstance(chosen, Point):
-            return _origin(session, host, listing, chosen)
+            return origin_of(session, host, listing, chosen)
         if chosen.kind == "not-understood":
             raise ConfigError([chosen.message], hint=chosen.resolve)
         misses.append(f"{host}: {_told(chosen)}")
@@ -69,7 +69,8 @@ def list_aside(session: Session, found: Inventory) -> Listing:
     return list_host(session.hosts[SOURCE], roots, columns=SOURCE_COLUMNS)
 
 
-def _origin(session: Session, host: str, listing: Listing, point: Point) -> Origin:
+def origin_of(session: Session, host: str, listing: Listing, point: Point) -> Origin:
+    """What the snapshots of a point say of its guest. `listing` has the datasets they lie in."""
     snapshots = {key: point.snapshots[key] for key in point.disks}
     by_name = own_properties(session.hosts[host], tuple(snapshots.values()))
     own = {key: dict(by_name[snapshot.full_name]) for key, snapshot in snapshots.items()}

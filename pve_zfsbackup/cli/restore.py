@@ -91,7 +91,7 @@ def restore(
         new=new or NO_VMID,
         replace=replace or NO_VMID,
         disks=frozenset(disks),
-        storages=_mapping(storages),
+        storages=storage_map(storages),
     )
     with (
         terminal.Reporter(verbose=verbose, quiet=as_json) as reporter,
@@ -128,7 +128,7 @@ def _confirm(prepared: Prepared, *, yes: bool, quiet: bool) -> None:
     click.confirm("Do it?", abort=True)
 
 
-def _mapping(storages: Sequence[str]) -> dict[str, str]:
+def storage_map(storages: Sequence[str]) -> dict[str, str]:
     """`OLD:NEW`, or `NEW` for all of them."""
     pairs = (text.rpartition(":") for text in storages)
     return {old: new for old, _, new in pairs}

@@ -1,0 +1,258 @@
+"""`failover`: guests of a source that is gone, made from the replicas on this host, and started.
+
+First the snapshots are held and the replicas marked, so that the source, when it comes back, sends nothing to them;
+then the guests are made as `restore` makes them, and when all are, they start in Proxmox's order. One guest's failure
+is its own. Interrupted anywhere and repeated, it goes on from the point it began with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pve_zfsbackup.app.gather import Inventory, inventory
+from pve_zfsbackup.app.restore import Prepared, carry_out, plan_of
+from pve_zfsbackup.app.restore_point import origin_of
+from pve_zfsbackup.app.restore_receive import Pull, look
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import BackupError, ConfigError, RoleError, VerificationError
+from pve_zfsbackup.host import restoring, zfs
+from pve_zfsbackup.host.answers import PORTS, signs_of_life
+from pve_zfsbackup.host.listing import list_host, require
+from pve_zfsbackup.host.rows import SOURCE_COLUMNS
+from pve_zfsbackup.model import (
+    SOURCE,
+    Conflict,
+    Dataset,
+    DiskRestore,
+    Guest,
+    GuestKind,
+    Listing,
+    Point,
+    Vmid,
+    Wish,
+)
+from pve_zfsbackup.plan.failover import (
+    HOLD,
+    Question,
+    already,
+    cloned,
+    locked_disks,
+    permitted,
+    replicas_of,
+    starting_order,
+)
+from pve_zfsbackup.plan.guest_config import settings
+from pve_zfsbackup.plan.points import guest_points, points_of
+from pve_zfsbackup.plan.restore import choose_point
+from pve_zfsbackup.plan.takeover import FAILOVER, Takeover, mark_text, takeovers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the command line asks for; no guests means all whose points lie here."""
+
+    guests: tuple[Vmid, ...] = ()
+    at: str = ""
+    storages: Mapping[str, str] = field(default_factory=dict)
+    root: str = ""
+    source: str = ""
+    fenced: bool = False
+    forced: bool = False
+    reason: str = ""
+    start: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class Taking:
+    """One guest: what is planned and what became of it. `age` is what was lost, `seconds` how long it took."""
+
+    vmid: Vmid
+    point: Point | None = None
+    prepared: Prepared | None = None
+    replicas: tuple[Dataset, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: BackupError | None = None
+    there: Guest | None = None  # it was taken over before
+    age: int = 0
+    seconds: float = 0.0
+    done: bool = False
+    started: bool = False
+
+    @property
+    def good(self) -> bool:
+        return not self.conflicts and self.error is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failover:
+    """`refused` is why nothing at all was done."""
+
+    source: str
+    guests: tuple[Taking, ...]
+    refused: Conflict | None = None
+    dry_run: bool = False
+
+
+def ask(session: Session, request: Request) -> Question:
+    """Look for signs of life of the source."""
+    settings_ = session.config.failover
+    source = request.source or settings_.source or ""
+    ports = sorted({settings_.port, *PORTS})
+    signs = signs_of_life(session.runner, source, ports, settings_.timeout) if source else ()
+    return Question(
+        source=source, signs=signs, fenced=request.fenced, forced=request.forced, reason=request.reason
+    )
+
+
+def root_of(session: Session, root: str) -> Dataset:
+    found = root or session.config.failover.root
+    if not found:
+        raise ConfigError(
+            ["nobody says where the replicas lie"],
+            hint="--root DATASET, or failover: {root: DATASET} in the configuration",
+        )
+    return Dataset(found)
+
+
+def list_replicas(session: Session, root: Dataset) -> Listing:
+    """The replicas of this host. Raises `DatasetNotFoundError` without the root."""
+    listing = list_host(session.hosts[SOURCE], [root], columns=SOURCE_COLUMNS)
+    require(listing, root)
+    return listing
+
+
+def failover(session: Session, request: Request, question: Question, *, dry_run: bool = False) -> Failover:
+    """Take over the guests. Raises `RoleError` when that may not be, and `ConfigError` for what does not exist."""
+    refused = permitted(question)
+    if refused and not dry_run:
+        evidence = "".join(f"; {line}" for line in refused.evidence)
+        raise RoleError(f"{refused.object} {refused.message}{evidence}", hint=refused.resolve)
+    begun = time.monotonic()
+    listing = list_replicas(session, root_of(session, request.root))
+    found = inventory(session)
+    everyone = guest_points(listing)
+    vmids = request.guests or tuple(sorted(everyone.vmids))
+    if unknown := [vmid for vmid in vmids if vmid not in set(everyone.vmids)]:
+        there = ", ".join(map(str, sorted(everyone.vmids))) or "none"
+        raise ConfigError([f"no point of guest {vmid} lies here" for vmid in unknown], hint=f"guests here: {there}")
+    takings = [_planned(session, request, found, listing, vmid) for vmid in vmids]
+    if not dry_run:
+        for taking in takings:
+            if taking.good and not taking.there:
+                _take(session, taking, question)
+                taking.seconds = time.monotonic() - begun
+        if request.start:
+            _start(session, [taking for taking in takings if taking.good], begun)
+    return Failover(source=question.source, guests=tuple(takings), refused=refused, dry_run=dry_run)
+
+
+def _planned(session: Session, request: Request, found: Inventory, listing: Listing, vmid: Vmid) -> Taking:
+    points = points_of(listing, vmid)
+    taken = takeovers(listing).get(vmid)
+    taking = Taking(vmid=vmid, replicas=replicas_of(points))
+    try:
+        if conflict := already(vmid, taken, session.node):
+            taking.conflicts = (conflict,)
+            return taking
+        chosen = choose_point(points, taken.point if taken else request.at, session.timezone)
+        if isinstance(chosen, Conflict):
+            taking.conflicts = (chosen,)
+            return taking
+        taking.point, taking.age = chosen, int(session.now().timestamp()) - chosen.creation
+        if locked := locked_disks(chosen, listing):
+            taking.conflicts = (locked,)
+            return taking
+        origin = origin_of(session, SOURCE, listing, chosen)
+        taking.prepared = plan_of(session, found, Wish(vmid=vmid, new=vmid, storages=request.storages), origin)
+        if taken and not _unfinished(taking.prepared) and (guest := _there(found, taken)):
+            taking.there = guest
+            taking.notes = (f"was taken over at {taken.since}, from point {taken.point}",)
+            return taking
+        taking.conflicts = taking.prepared.plan.conflicts
+        taking.notes = taking.prepared.plan.notes
+    except BackupError as error:
+        taking.error = error
+    return taking
+
+
+def _unfinished(prepared: Prepared) -> bool:
+    return any(volume.work == prepared.plan.work for volume in prepared.state.work.volumes.values())
+
+
+def _there(found: Inventory, taken: Takeover) -> Guest | None:
+    """The guest, when all its disks are those of the point it was taken over from: an earlier try came to its end."""
+    guest = next((guest for guest in found.guests if guest.vmid == taken.vmid), None)
+    names = [disk.dataset for disk in guest.disks if disk.dataset] if guest else []
+    volumes = [found.listing.volumes[name] for name in names if name in found.listing.volumes]
+    made = [volume for volume in volumes if volume.restored.startswith(f"{taken.point},")]
+    return guest if guest and made and len(made) == len(names) else None
+
+
+def _take(session: Session, taking: Taking, question: Question) -> None:
+    """Hold, mark, make. What goes wrong is this guest's alone; the mark stays, for half a guest is here."""
+    assert taking.point is not None
+    host, snapshots = session.hosts[SOURCE], tuple(taking.point.snapshots.values())
+    try:
+        zfs.hold(host, HOLD, snapshots)
+        mark = mark_text(session.now(), session.node, taking.point.id, question.reason)
+        zfs.set_properties(host, taking.replicas, {FAILOVER: mark})
+        _read_back(session, taking)
+        done = carry_out(session, _prepared(taking), Near(session=session))
+        kept = (look(session, disk.dataset) for disk in done.plan.disks)
+        copies = [s for v in kept if v for s in v.snapshots if s.guid in {own.guid for own in snapshots}]
+        zfs.hold(host, HOLD, copies)  # of a copy: its own snapshot is what `failback` starts from
+        taking.notes, taking.done = done.notes, True
+    except BackupError as error:
+        taking.error = error
+
+
+def _read_back(session: Session, taking: Taking) -> None:
+    found = list_host(session.hosts[SOURCE], taking.replicas, depth=0, columns=SOURCE_COLUMNS)
+    lacking = [name for name in taking.replicas if name not in found.volumes or not found.volumes[name].failover]
+    if lacking:
+        raise VerificationError(f"{', '.join(lacking)}: the mark did not take: the source would go on sending")
+
+
+def _start(session: Session, takings: Sequence[Taking], begun: float) -> None:
+    """In Proxmox's order, with its waits in between."""
+    ready = {taking.vmid: taking for taking in takings if taking.done or taking.there}
+    texts = {vmid: _startup(taking) for vmid, taking in ready.items()}
+    for vmid, wait in starting_order(texts):
+        taking = ready[vmid]
+        if taking.there and taking.there.running:
+            taking.started = True
+            continue
+        kind = taking.there.kind if taking.there else _prepared(taking).plan.origin.kind
+        try:
+            session.runner.run(("qm" if kind is GuestKind.VM else "pct", "start", str(vmid)), timeout=600)
+        except BackupError as error:
+            taking.error = error
+            continue
+        taking.started, taking.seconds = True, time.monotonic() - begun
+        time.sleep(wait)
+
+
+def _prepared(taking: Taking) -> Prepared:
+    assert taking.prepared is not None
+    return taking.prepared
+
+
+def _startup(taking: Taking) -> str:
+    return settings(_prepared(taking).plan.origin.texts["conf"]).get("startup", "") if taking.prepared else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Near:
+    """Brings a disk from its replica on this host: a clone in the same pool, a copy in another."""
+
+    session: Session
+
+    def __call__(self, disk: DiskRestore) -> int:
+        if not cloned(disk.snapshot, disk.staging):
+            return Pull(session=self.session, origin=SOURCE)(disk)
+        if look(self.session, disk.staging) is None:
+            restoring.clone(self.session.hosts[SOURCE], disk.snapshot, disk.staging)
+        return 0
