@@ -244,6 +244,11 @@ def _startup(taking: Taking) -> str:
     return settings(_prepared(taking).plan.origin.texts["conf"]).get("startup", "") if taking.prepared else ""
 
 
+def how(disk: DiskRestore) -> str:
+    """What a disk becomes of its replica."""
+    return "clone" if cloned(disk.snapshot, disk.dataset) else "copy"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Near:
     """Brings a disk from its replica on this host: a clone in the same pool, a copy in another."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pve_zfsbackup.app.failover import Failover, Taking
+from pve_zfsbackup.app.failover import Failover, Taking, how
 from pve_zfsbackup.model import Conflict
-from pve_zfsbackup.plan.failover import cloned
 from pve_zfsbackup.report.format import FORMAT, age
 
 
@@ -36,8 +35,7 @@ def _guest(taking: Taking, *, dry_run: bool) -> Iterator[str]:
         word = "would be taken over" if dry_run else "taken over"
         yield f"{label}: {word} from point {taking.point.id}, {age(taking.age)} old ({taking.point.consistency})"
         for disk in taking.prepared.plan.disks:
-            how = "clone" if cloned(disk.snapshot, disk.dataset) else "copy"
-            yield f"  {disk.key}: {disk.dataset}, {how} of {disk.snapshot.full_name}"
+            yield f"  {disk.key}: {disk.dataset}, {how(disk)} of {disk.snapshot.full_name}"
         if taking.done:
             yield f"  {'runs' if taking.started else 'is stopped'} after {taking.seconds:.1f} s"
     yield from (f"  {note}" for note in taking.notes)
@@ -69,7 +67,7 @@ def failover_json(found: Failover) -> dict[str, Any]:
                         "key": disk.key,
                         "dataset": disk.dataset,
                         "from": disk.snapshot.full_name,
-                        "how": "clone" if cloned(disk.snapshot, disk.dataset) else "copy",
+                        "how": how(disk),
                     }
                     for disk in (taking.prepared.plan.disks if taking.prepared else ())
                 ],
