@@ -10,16 +10,17 @@ from pathlib import Path
 
 from pve_zfsbackup.app.archive_expire import expire
 from pve_zfsbackup.app.archive_upload import Stamina
-from pve_zfsbackup.app.archive_write import Order, Writer, Written, send_of, unfinished
-from pve_zfsbackup.app.box import Vault, open_box, public_key
-from pve_zfsbackup.app.catalog import Catalog, Shelf, read_catalog
+from pve_zfsbackup.app.archive_write import Order, Writer, Written, send_of
+from pve_zfsbackup.app.box import Vault, open_box
+from pve_zfsbackup.app.boxes import own_catalog
+from pve_zfsbackup.app.catalog import Catalog, Shelf
 from pve_zfsbackup.app.gather import Assignment, Inventory
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.archive.inner import StreamFacts
 from pve_zfsbackup.archive.names import OUTER, segment_name
 from pve_zfsbackup.config import Box
-from pve_zfsbackup.errors import BackupError, ConfigError, VerificationError
+from pve_zfsbackup.errors import BackupError, VerificationError
 from pve_zfsbackup.events import Outcome, Progress, Result
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.guests import unpack_config
@@ -78,9 +79,7 @@ def archive_plans(
             continue
         try:
             vault = open_box(session.config, name, session.runner, session.programs)
-            _require_keys(vault)
-            own = unfinished(vault)
-            catalog = read_catalog(vault, identity=vault.box.catalog_key_file, own=True, unfinished=own)
+            catalog = own_catalog(vault)
         except BackupError as error:
             yield from ((guest, name, Plan(warnings=(error.message,)), "") for guest in guests)
             continue
@@ -92,9 +91,7 @@ def archive_plans(
 
 
 def _to_box(session: Session, found: Inventory, guests: Sequence[Guest], vault: Vault) -> Iterator[Result]:
-    _require_keys(vault)
-    identity = vault.box.catalog_key_file
-    catalog = read_catalog(vault, identity=identity, own=True, unfinished=unfinished(vault))
+    catalog = own_catalog(vault)
     yield from (_problem(vault, problem) for problem in catalog.all_problems)
     work = _Work(
         session=session,
@@ -258,20 +255,6 @@ def _progress(work: _Work, order: Order, stream: ArchiveStream, moved: int) -> N
             seconds=0.0,
         )
     )
-
-
-def _require_keys(vault: Vault) -> None:
-    box = vault.box
-    needed = (
-        box.recipients_file, box.catalog_key_file, box.signing_key_file, public_key(box), box.signers_file,
-        *(() if box.directory else (box.identity_file, box.known_hosts_file)),
-    )  # fmt: skip
-    missing = [str(path) for path in needed if not path.exists()]
-    if missing:
-        raise ConfigError(
-            [f"box {box.name}: {path} does not exist" for path in missing],
-            hint=f"`pve-zfsbackup setup box {box.name}` makes what is missing",
-        )
 
 
 def _catalog_recipient(vault: Vault) -> Path:

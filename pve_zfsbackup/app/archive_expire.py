@@ -12,7 +12,8 @@ from pve_zfsbackup.app.archive_publish import publish_removal
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.archive_write import unfinished
 from pve_zfsbackup.app.box import Vault
-from pve_zfsbackup.app.catalog import Catalog, Shelf, read_catalog
+from pve_zfsbackup.app.boxes import own_catalog
+from pve_zfsbackup.app.catalog import Catalog, Shelf
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.archive.names import OUTER, README, SCRIPT
@@ -28,8 +29,7 @@ ORPHANS = "orphans.json"
 
 def expire(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
     """Remove what no rule keeps, of every series this node wrote that is sound."""
-    own = unfinished(vault)
-    catalog = read_catalog(vault, identity=vault.box.catalog_key_file, own=True, unfinished=own)
+    catalog = own_catalog(vault)
     for shelf in catalog.shelves:
         if shelf.problems:
             continue  # told already; nothing is removed from what is damaged
@@ -48,7 +48,7 @@ def expire(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
                 )
         except Exception as error:  # also a bug of ours is this series' alone
             yield failed(stage, error, host=vault.box.name)
-    collect_orphans(vault, catalog, own.keys(), now=session.now().timestamp())
+    collect_orphans(vault, catalog, unfinished(vault).keys(), now=session.now().timestamp())
 
 
 def verdicts(session: Session, vault: Vault, shelf: Shelf) -> tuple[ArchiveVerdict, ...]:

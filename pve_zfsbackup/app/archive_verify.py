@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pve_zfsbackup.app.archive_read import Reader, require_inner
 from pve_zfsbackup.app.archive_upload import Stamina
-from pve_zfsbackup.app.box import Vault
+from pve_zfsbackup.app.box import LEVELS, Proof, Vault
 from pve_zfsbackup.app.catalog import Catalog, Content, read_catalog
 from pve_zfsbackup.archive.outer import Stored
 from pve_zfsbackup.errors import BackupError, ConfigError, SealError, VerificationError
@@ -65,7 +65,8 @@ def verify_box(
     catalog = read_catalog(vault, identity=key)
     turn = _turn(vault, parts) if level is Level.SAMPLED else 0
     points = []
-    proven = {}
+    good: dict[str, Proof] = {}
+    bad: set[str] = set()
     with vault.scratch() as spool:
         reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
         for shelf in catalog.shelves:
@@ -73,10 +74,14 @@ def verify_box(
                 note(content.path)
                 checked = _point(reader, content, level, (identity, lambda s: _due(s, turn, parts)))
                 points.append(checked)
-                if level in (Level.HASHED, Level.OPENED) and not checked.problems:
-                    proven[content.signed.outer.point] = time.time()
-    if proven:
-        vault.note_proven(proven)
+                if checked.problems:
+                    bad.add(content.signed.outer.point)
+                elif level in LEVELS:
+                    good[content.signed.outer.point] = Proof(level=level.value, at=time.time())
+    there = {content.signed.outer.point for shelf in catalog.shelves for content in shelf.contents}
+    bad |= vault.proven().keys() - there
+    if good or bad:
+        vault.note_proven(good, bad)
     if level is Level.SAMPLED:
         write_json(vault.state / CYCLE, {"turn": turn, "parts": parts})
     series = [f"series {shelf.series.id}: {told}" for shelf in catalog.shelves for told in shelf.series.problems]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
@@ -15,7 +15,7 @@ from pve_zfsbackup.archive.chain import Head
 from pve_zfsbackup.archive.names import NAMESPACE, writer_name
 from pve_zfsbackup.config import Box, Config
 from pve_zfsbackup.errors import BackupError, ConfigError
-from pve_zfsbackup.host.notebook import read_json, write_json
+from pve_zfsbackup.host.notebook import changing, read_json, write_json
 from pve_zfsbackup.host.programs import Programs
 from pve_zfsbackup.host.runner import Runner
 from pve_zfsbackup.host.seal import Seal
@@ -27,6 +27,28 @@ from pve_zfsbackup.model import rate_at
 
 HEADS = "heads.json"
 PROVEN = "proven.json"
+LEVELS = ("hashed", "opened", "received")  # how deep a whole point was read back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """How far a point was read back, and when (seconds since 1970)."""
+
+    level: str  # one of LEVELS
+    at: float
+
+    def deeper_than(self, other: Proof) -> bool:
+        return LEVELS.index(self.level) >= LEVELS.index(other.level)
+
+    @classmethod
+    def read(cls, members: object) -> Proof:
+        """As it is remembered; before there were levels, a point was at least hashed."""
+        match members:
+            case [str(level), int(at) | float(at)] if level in LEVELS:
+                return cls(level=level, at=float(at))
+            case int(at) | float(at):
+                return cls(level=LEVELS[0], at=float(at))
+        raise BackupError(f"{PROVEN}: damaged", hint="remove it: the next `verify archive` makes it anew")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,19 +88,26 @@ class Vault:
             ) from None
 
     def remember(self, series: str, head: Head) -> None:
-        """Only ever forwards."""
-        heads = self.heads()
-        known = heads.get(series)
-        if known is None or known.sequence < head.sequence:
-            heads[series] = head
-            write_json(self.state / HEADS, {key: [h.sequence, h.sha256] for key, h in sorted(heads.items())})
+        """Only ever forwards, also when another process looks at the box at the same time."""
+        with changing(self.state / HEADS):
+            heads = self.heads()
+            known = heads.get(series)
+            if known is None or known.sequence < head.sequence:
+                heads[series] = head
+                write_json(self.state / HEADS, {key: [h.sequence, h.sha256] for key, h in sorted(heads.items())})
 
-    def proven(self) -> dict[str, float]:
-        """Points that were read back whole, and when."""
-        return {str(key): float(value) for key, value in (read_json(self.state / PROVEN) or {}).items()}
+    def proven(self) -> dict[str, Proof]:
+        """Points that were read back whole, by their name in the box: to which level, and when."""
+        found = read_json(self.state / PROVEN) or {}
+        return {str(key): Proof.read(value) for key, value in found.items()}
 
-    def note_proven(self, points: dict[str, float]) -> None:
-        write_json(self.state / PROVEN, {**self.proven(), **points})
+    def note_proven(self, good: Mapping[str, Proof], bad: Collection[str] = ()) -> None:
+        """What was read back. A level is not lowered by a shallower look; what was found `bad` is proven no more."""
+        with changing(self.state / PROVEN):
+            known = self.proven()
+            better = {key: proof for key, proof in good.items() if key not in known or proof.deeper_than(known[key])}
+            left = {key: proof for key, proof in {**known, **better}.items() if key not in bad}
+            write_json(self.state / PROVEN, {key: [proof.level, proof.at] for key, proof in sorted(left.items())})
 
 
 def open_box(config: Config, name: str, runner: Runner, programs: Programs) -> Vault:
@@ -105,6 +134,21 @@ def own_writer(box: Box) -> str:
 
 def public_key(box: Box) -> Path:
     return box.signing_key_file.with_name(f"{box.signing_key_file.name}.pub")
+
+
+def require_keys(vault: Vault) -> None:
+    """Raise `ConfigError` naming every file without which this node can neither write nor read the box."""
+    box = vault.box
+    needed = (
+        box.recipients_file, box.catalog_key_file, box.signing_key_file, public_key(box), box.signers_file,
+        *(() if box.directory else (box.identity_file, box.known_hosts_file)),
+    )  # fmt: skip
+    missing = [str(path) for path in needed if not path.exists()]
+    if missing:
+        raise ConfigError(
+            [f"box {box.name}: {path} does not exist" for path in missing],
+            hint=f"`pve-zfsbackup setup box {box.name}` makes what is missing",
+        )
 
 
 def _store(box: Box, programs: Programs, zone: tzinfo | None) -> Store:

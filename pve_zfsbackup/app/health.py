@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.history import Coverage, History, history
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.config import Job
+from pve_zfsbackup.config import Config
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.health import pool_of
 from pve_zfsbackup.host.journal import read_journal
@@ -37,7 +37,7 @@ def health(session: Session, scope: Scope) -> Health:
         outlooks = forecasts(session, found)
     except BackupError as error:
         problems.append(Finding(level=Level.UNKNOWN, about="forecast", text=error.message))
-    return judge(found, session.config.jobs, pools, problems, outlooks=outlooks)
+    return judge(found, session.config, pools, problems, outlooks=outlooks)
 
 
 def forecasts(session: Session, found: History) -> tuple[Outlook, ...]:
@@ -49,12 +49,12 @@ def forecasts(session: Session, found: History) -> tuple[Outlook, ...]:
 
 
 def judge(
-    found: History, jobs: Mapping[str, Job], pools: Sequence[Pool], before: Sequence[Finding] = (), *,
+    found: History, config: Config, pools: Sequence[Pool], before: Sequence[Finding] = (), *,
     outlooks: Sequence[Outlook] = (),
 ) -> Health:  # fmt: skip
     """What is wrong, worst first."""
-    ages = tuple(age for entry in found.coverage if entry.jobs for age in _ages(found, entry, jobs))
-    findings = [*before, *_of_targets(found), *(finding for age in ages for finding in _of_age(age))]
+    ages = tuple(age for entry in found.coverage if entry.jobs for age in _ages(found, entry, config))
+    findings = [*before, *_of_targets(found, config), *(finding for age in ages for finding in _of_age(age))]
     for entry in found.coverage:
         findings += _of_coverage(entry)
         findings += _of_takeover(found, entry)
@@ -80,25 +80,28 @@ def _disks(entry: Coverage) -> Disks:
     )
 
 
-def _ages(found: History, entry: Coverage, jobs: Mapping[str, Job]) -> Iterator[Age]:
-    """The strictest of a guest's jobs counts. A target that does not answer is told once, not per guest."""
+def _ages(found: History, entry: Coverage, config: Config) -> Iterator[Age]:
+    """The strictest of a guest's jobs counts. A target that does not answer is told once, not per guest. What is
+    archived every day may be older than what is replicated every hour: by that day."""
     if not entry.guest.protected_disks:
         return
-    own = [jobs[name] for name in entry.jobs]
-    for host in (SOURCE, *found.targets.get(entry.guest.vmid, ())):
-        if host not in found.points:
+    own = [config.jobs[name] for name in entry.jobs]
+    vmid = entry.guest.vmid
+    for host in (SOURCE, *found.targets.get(vmid, ()), *found.boxes.get(vmid, ())):
+        if host not in found.places:
             continue
-        complete = [point for point in found.points[host].get(entry.guest.vmid, ()) if point.complete]
+        newest = found.newest(host, vmid)
+        pause = config.boxes[host].every_hours if host in found.archived else 0.0
         yield Age(
-            vmid=entry.guest.vmid,
+            vmid=vmid,
             guest=entry.guest.name,
             host=host,
-            seconds=found.now - complete[-1].creation if complete else None,
-            warn=min(job.warn_age for job in own) * 3600,
-            critical=min(job.critical_age for job in own) * 3600,
-            consistency=complete[-1].consistency if complete else "",
-            points=len(complete),
-            bytes=sum(snapshot.refer for snapshot in complete[-1].snapshots.values()) if complete else 0,
+            seconds=found.now - newest.creation if newest else None,
+            warn=(min(job.warn_age for job in own) + pause) * 3600,
+            critical=(min(job.critical_age for job in own) + pause) * 3600,
+            consistency=newest.consistency if newest else "",
+            points=newest.points if newest else 0,
+            bytes=newest.bytes if newest else 0,
         )
 
 
@@ -112,9 +115,13 @@ def _of_age(age: Age) -> Iterator[Finding]:
         yield Finding(level=level, about=about, text=text)
 
 
-def _of_targets(found: History) -> Iterator[Finding]:
+def _of_targets(found: History, config: Config) -> Iterator[Finding]:
     for host, error in sorted(found.errors.items()):
-        yield Finding(level=Level.CRITICAL, about=f"target {host}", text=error.message)
+        kind = "box" if host in config.boxes else "target"
+        yield Finding(level=Level.CRITICAL, about=f"{kind} {host}", text=error.message)
+    for name, box in sorted(found.archived.items()):
+        for problem in box.problems:
+            yield Finding(level=Level.CRITICAL, about=f"box {name}", text=problem)
 
 
 def _of_coverage(entry: Coverage) -> Iterator[Finding]:

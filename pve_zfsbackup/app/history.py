@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
+from pve_zfsbackup.app.boxes import BoxContent, box_contents
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, target_listings, visible_listing
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError, PveError
 from pve_zfsbackup.host.guests import read_replications
-from pve_zfsbackup.model import SOURCE, Conflict, Disk, Guest, Listing, Point, Vmid, World
+from pve_zfsbackup.model import SOURCE, Archived, Conflict, Disk, Guest, Listing, Point, PointId, Vmid, World
 from pve_zfsbackup.plan.foreign import blocked_rollbacks
 from pve_zfsbackup.plan.points import by_guest, points
 from pve_zfsbackup.plan.takeover import conflict_of, takeovers
@@ -51,10 +52,28 @@ class Discovery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Newest:
+    """What a place would give back: `creation` in seconds since 1970, `bytes` as referred to by the snapshots, or as
+    stored in a box; `points` are all of the guest there that could be given back."""
+
+    id: PointId
+    creation: int
+    consistency: str
+    bytes: int
+    points: int
+
+
+def _newest_of(name: PointId, points: Sequence[Point | Archived], size: int) -> Newest:
+    last = points[-1]
+    return Newest(id=name, creation=last.creation, consistency=last.consistency, bytes=size, points=len(points))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """All points of the guests in scope, by host, oldest first; and the hosts that could not be asked.
 
-    `orphans` have points but are no guests of this node any more: what one looks for after a loss.
+    `archived` is what lies in each box that answered, `boxes` says into which ones a guest goes. `errors` has hosts and
+    boxes. `orphans` have points but are no guests of this node any more: what one looks for after a loss.
     """
 
     coverage: tuple[Coverage, ...]
@@ -66,6 +85,8 @@ class History:
     orphans: tuple[Vmid, ...] = ()
     taken: Mapping[Vmid, tuple[Conflict, ...]] = field(default_factory=dict)  # guests whose role another host has
     listings: World = field(default_factory=dict)
+    archived: Mapping[str, BoxContent] = field(default_factory=dict)
+    boxes: Mapping[Vmid, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def vmids(self) -> tuple[Vmid, ...]:
@@ -75,6 +96,20 @@ class History:
     @property
     def hosts(self) -> tuple[str, ...]:
         return tuple(sorted(self.points, key=lambda host: (host != SOURCE, host)))
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Hosts and boxes that answered."""
+        return (*self.hosts, *sorted(self.archived))
+
+    def newest(self, place: str, vmid: Vmid) -> Newest | None:
+        """The newest point of a guest on a host that is complete, or in a box that is sound."""
+        if place in self.archived:
+            kept = [point.archived for point in self.archived[place].points.get(vmid, ()) if point.sound]
+            return _newest_of(kept[-1].point, kept, kept[-1].bytes) if kept else None
+        whole = [point for point in self.points.get(place, {}).get(vmid, ()) if point.complete]
+        size = sum(snapshot.refer for snapshot in whole[-1].snapshots.values()) if whole else 0
+        return _newest_of(whole[-1].id, whole, size) if whole else None
 
 
 def discover(session: Session) -> Discovery:
@@ -87,18 +122,23 @@ def discover(session: Session) -> Discovery:
 
 
 def history(session: Session, scope: Scope, *, only: str = "") -> History:
-    """The points of the guests in scope, here and on every target that answers; `only` names one host."""
-    if only not in ("", SOURCE, *session.config.targets):
-        known = ", ".join((SOURCE, *session.config.targets))
-        raise ConfigError([f"no host named {only}"], hint=f"hosts: {known}")
+    """The points of the guests in scope, here, on every target and in every box that answers; `only` names one."""
+    everywhere = (SOURCE, *session.config.targets, *session.config.boxes)
+    if only not in ("", *everywhere):
+        raise ConfigError([f"no host or box named {only}"], hint=f"there are: {', '.join(everywhere)}")
     found = inventory(session)
     names = [name for name in session.config.targets if only in ("", name)]
     listings, errors = target_listings(session, names, visible_listing)
     if only in ("", SOURCE):
         listings = {SOURCE: found.listing, **listings}
     points_by_host = {host: _points(listing) for host, listing in listings.items()}
+    used = {box for job in session.config.jobs.values() for box in job.boxes}
+    archived, away = box_contents(
+        session, [name for name in session.config.boxes if only == name or (not only and name in used)]
+    )
     here = {guest.vmid for guest in found.guests}
-    gone = {vmid for guests in points_by_host.values() for vmid in guests} - here
+    known = (*points_by_host.values(), *(box.points for box in archived.values()))
+    gone = {vmid for guests in known for vmid in guests} - here
     asked = bool(scope.guests)
     orphans, scope, meant = _orphans(gone, scope)
     items, notes = assign(session, found, scope) if meant else ((), ())
@@ -111,13 +151,15 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
     return History(
         coverage=coverage,
         points=points_by_host,
-        errors=errors,
+        errors={**errors, **away},
         targets={item.guest.vmid: tuple(item.targets) for item in items},
-        notes=(*found.notes, *notes, *doubts, *_self_pruning(session, names)),
+        notes=(*found.notes, *notes, *doubts, *_self_pruning(session, names), *_damage(archived)),
         now=int(session.now().timestamp()),
         orphans=orphans,
         listings=listings,
         taken=_taken(found, listings),
+        archived=archived,
+        boxes={item.guest.vmid: tuple(item.boxes) for item in items},
     )
 
 
@@ -137,12 +179,17 @@ def between(found: History, since: float, until: float) -> History:
         host: {vmid: tuple(p for p in own if since <= p.creation <= until) for vmid, own in guests.items()}
         for host, guests in found.points.items()
     }
-    return replace(found, points=points)
+    archived = {name: box.between(since, until) for name, box in found.archived.items()}
+    return replace(found, points=points, archived=archived)
 
 
 def _self_pruning(session: Session, names: Sequence[str]) -> tuple[str, ...]:
     own = (name for name in names if session.config.targets[name].append_only)
     return tuple(f"{name} is append-only: it prunes its points itself, by its own policy" for name in own)
+
+
+def _damage(archived: Mapping[str, BoxContent]) -> tuple[str, ...]:
+    return tuple(f"box {name}: {problem}" for name, box in archived.items() for problem in box.problems)
 
 
 def _orphans(gone: Set[Vmid], scope: Scope) -> tuple[tuple[Vmid, ...], Scope, bool]:

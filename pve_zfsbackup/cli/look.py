@@ -53,7 +53,7 @@ def _audited(config_path: Path, *, as_json: bool) -> int:
 
 @cli.command("list")
 @scoped
-@click.option("--where", default="", help="Only this host: source, or the name of a target.")
+@click.option("--where", default="", help="Only there: source, or the name of a target or a box.")
 @click.option("--disks", is_flag=True, help="Also the snapshot of each disk.")
 @click.option("--cost", is_flag=True, help="Also what destroying all listed points of a guest would free.")
 @click.option("--since", type=WHEN, metavar="TIME", help="Only points created then or later.")
@@ -63,7 +63,7 @@ def list_(
     guests: Sequence[Selector], jobs: Sequence[str], where: str, disks: bool, cost: bool, since: datetime | None,
     until: datetime | None, config_path: Path, as_json: bool, verbose: bool,
 ) -> int:  # fmt: skip
-    """List recovery points: here and on every target, with creation, used and refer.
+    """List recovery points: here, on every target and in every box, with creation, used and refer.
 
     `used` is what destroying that point alone would free. Together it is more: what several share is in none of them.
     --cost asks ZFS for all points of a guest that are listed, which --since and --until narrow down to any range. It
@@ -87,7 +87,7 @@ def list_(
 @scoped
 @common
 def status(guests: Sequence[Selector], jobs: Sequence[str], config_path: Path, as_json: bool, verbose: bool) -> int:
-    """Show the age of the newest point of each guest here and on each target, and what is not protected."""
+    """Show the age of the newest point of each guest here, on targets and in boxes, and what is not protected."""
     with session_of(config_path) as session:
         found = history(session, Scope(jobs=tuple(jobs), guests=tuple(guests)))
     if as_json:

@@ -92,7 +92,8 @@ class Job:
         default=10.0,
     )
     warn_age: float = option(
-        "`check` warns when the newest point of a guest, here or on a target, is older.",
+        "`check` warns when the newest point of a guest, here or on a target, is older; in a box, when it is older by "
+        "this and the box's every-hours.",
         kinds.hours(0.01, 100_000),
         default=3.0,
     )

@@ -168,8 +168,8 @@ def plan_expiry(
 ) -> tuple[ArchiveVerdict, ...]:
     """A verdict for each point of one guest in a box, oldest first.
 
-    What kept points build on stays. So does the newest chain, and the one before it until the newest is `proven`
-    (its generation was read back).
+    What kept points build on stays. So does the newest chain, and until that is `proven` (its generation was read
+    back) the newest one that is, or the one before it where none is.
     """
     ordered = sorted(there, key=lambda archived: archived.sequence)
     reasons: dict[str, list[str]] = {archived.name: [] for archived in ordered}
@@ -183,8 +183,9 @@ def plan_expiry(
                 reasons[archived.name].append("clock: the newest point is in the future, nothing is removed")
     generations = list(dict.fromkeys(archived.generation for archived in ordered))
     if len(generations) > 1 and generations[-1] not in proven:
+        older = [generation for generation in generations if generation in proven] or generations[:-1]
         for archived in ordered:
-            if archived.generation == generations[-2]:
+            if archived.generation == older[-1]:
                 reasons[archived.name].append("the newest chain was not read back yet")
     _keep_parents({archived.name: archived for archived in ordered}, reasons)
     return tuple(

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from datetime import tzinfo
 from typing import Any
 
+from pve_zfsbackup.app.boxes import BoxPoint
 from pve_zfsbackup.app.cost import Cost
 from pve_zfsbackup.app.health import worth_a_word
-from pve_zfsbackup.app.history import Coverage, History
+from pve_zfsbackup.app.history import Coverage, History, Newest
 from pve_zfsbackup.model import SOURCE, Point, Snapshot, Vmid
 from pve_zfsbackup.report.coverage import reason
 from pve_zfsbackup.report.format import FORMAT, Table, age, clean, cost, moment, size
@@ -26,6 +27,7 @@ def points_table(found: History, tz: tzinfo, *, disks: bool = False, costs: Sequ
             )  # fmt: skip
             if disks:
                 rows += (_disk_row(key, snapshot, tz) for key, snapshot in sorted(point.snapshots.items()))
+        rows += (_box_row(vmid, name, box, kept, tz) for box, kept in _archived_of(found, vmid))
         rows += (_cost_row(own, name) for own in costs if own.vmid == vmid)
     columns = ("vmid", "guest", "where", "point", "creation", "used", "refer", "consistency")
     return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid", "used", "refer"}))
@@ -34,6 +36,16 @@ def points_table(found: History, tz: tzinfo, *, disks: bool = False, costs: Sequ
 def _disk_row(key: str, snapshot: Snapshot, tz: tzinfo) -> tuple[str, ...]:
     when = moment(snapshot.creation, tz)
     return ("", "", "", f"  {key} {snapshot.full_name}", when, size(snapshot.used), size(snapshot.refer), "")
+
+
+def _box_row(vmid: Vmid, name: str, box: str, kept: BoxPoint, tz: tzinfo) -> tuple[str, ...]:
+    """What is stored stands under `used`. Until it was opened with the identity, nobody knows that it can be."""
+    point = kept.archived
+    told = [point.consistency, f"increment to {kept.base.partition('/')[2]}" if kept.base else "full"]
+    told += [f"{kept.proof.level} {moment(int(kept.proof.at), tz)}" if kept.proof else "never read back"]
+    told += [] if kept.sound else ["damaged"]
+    stamp = point.point.partition("/")[2]
+    return (str(vmid), name, box, stamp, moment(point.creation, tz), size(point.bytes), "", ", ".join(told))
 
 
 def _cost_row(own: Cost, name: str) -> tuple[str, ...]:
@@ -58,6 +70,9 @@ def points_json(found: History, costs: Sequence[Cost] | None = None) -> dict[str
         "format": FORMAT,
         "points": [
             _point_json(host, name, point) for vmid, name in _guests(found) for host, point in _points_of(found, vmid)
+        ],
+        "archived": [
+            _archived_json(box, name, kept) for vmid, name in _guests(found) for box, kept in _archived_of(found, vmid)
         ],
         "unreachable": {host: error.message for host, error in found.errors.items()},
         **({} if costs is None else {"costs": [_cost_json(own) for own in costs]}),
@@ -95,6 +110,28 @@ def _point_json(host: str, name: str, point: Point) -> dict[str, Any]:
     }
 
 
+def _archived_json(box: str, name: str, kept: BoxPoint) -> dict[str, Any]:
+    point = kept.archived
+    return {
+        "vmid": point.vmid,
+        "guest": name,
+        "box": box,
+        "point": point.point,
+        "creation": point.creation,
+        "consistency": point.consistency,
+        "sound": kept.sound,
+        "increment_to": kept.base or "",
+        "bytes": point.bytes,
+        "read_back": {"level": kept.proof.level, "at": int(kept.proof.at)} if kept.proof else None,
+        "path": f"{point.generation}/{point.name}",
+        "disks": [{"key": key, "volid": disk.volid, "guid": disk.guid} for key, disk in sorted(point.disks.items())],
+    }
+
+
+def _archived_of(found: History, vmid: Vmid) -> list[tuple[str, BoxPoint]]:
+    return [(name, kept) for name, box in sorted(found.archived.items()) for kept in box.points.get(vmid, ())]
+
+
 def _points_of(found: History, vmid: Vmid) -> list[tuple[str, Point]]:
     return [(host, point) for host in found.hosts for point in found.points[host].get(vmid, ())]
 
@@ -111,10 +148,11 @@ def _quality(point: Point) -> str:
 
 
 def status_table(found: History) -> Table:
-    hosts = (SOURCE, *sorted({name for names in found.targets.values() for name in names}))
+    targets, boxes = ({name for names in where.values() for name in names} for where in (found.targets, found.boxes))
+    hosts = (SOURCE, *sorted(targets), *sorted(boxes))
     rows = []
     for entry in found.coverage:
-        newest = {host: _newest(found, host, entry) for host in hosts}
+        newest = {host: found.newest(host, entry.guest.vmid) for host in hosts}
         here = newest[SOURCE]
         rows.append(
             (
@@ -139,8 +177,8 @@ def status_json(found: History) -> dict[str, Any]:
                 "jobs": list(entry.jobs),
                 "newest": {
                     host: {"point": point.id, "age": found.now - point.creation, "consistency": point.consistency}
-                    for host in found.hosts
-                    if (point := _newest(found, host, entry))
+                    for host in found.places
+                    if (point := found.newest(host, entry.guest.vmid))
                 },
                 "unprotected": {disk.key: reason(entry, disk) for disk in entry.unprotected},
                 "problems": problems(found, entry),
@@ -156,10 +194,11 @@ def problems(found: History, entry: Coverage) -> list[str]:
     if not entry.jobs:
         return ["in no job"]
     told = []
-    for host in (SOURCE, *found.targets.get(entry.guest.vmid, ())):
+    vmid = entry.guest.vmid
+    for host in (SOURCE, *found.targets.get(vmid, ()), *found.boxes.get(vmid, ())):
         if host in found.errors:
             told.append(f"{host} does not answer")
-        elif host in found.points and entry.guest.protected_disks and not _newest(found, host, entry):
+        elif host in found.places and entry.guest.protected_disks and not found.newest(host, vmid):
             told.append(f"no point on {host}" if host != SOURCE else "no point")
     told += [f"{disk.key} not protected: {reason(entry, disk)}" for disk in entry.unprotected if worth_a_word(disk)]
     told += [f"Proxmox cannot roll back to {name} (unblock-rollback)" for name in entry.blocked]
@@ -167,12 +206,7 @@ def problems(found: History, entry: Coverage) -> list[str]:
     return [conflict.message for conflict in found.taken.get(entry.guest.vmid, ())] + told
 
 
-def _newest(found: History, host: str, entry: Coverage) -> Point | None:
-    own = [point for point in found.points.get(host, {}).get(entry.guest.vmid, ()) if point.complete]
-    return own[-1] if own else None
-
-
-def _age_cell(found: History, host: str, point: Point | None) -> str:
+def _age_cell(found: History, host: str, point: Newest | None) -> str:
     if host in found.errors:
         return "no answer"
     return age(found.now - point.creation) if point else "-"

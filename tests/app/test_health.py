@@ -30,7 +30,7 @@ GOOD = (Pool(name="rpool", health="ONLINE", size=TIB, free=TIB // 2),)
 
 def found(world: World, *pools: Pool) -> Health:
     with world.session() as session:
-        return judge(history(session, Scope()), session.config.jobs, pools or GOOD)
+        return judge(history(session, Scope()), session.config, pools or GOOD)
 
 
 def texts(health: Health) -> list[str]:

@@ -13,12 +13,15 @@ import pytest
 
 from pve_zfsbackup.app.archive_verify import Level, verify_box
 from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.health import health
+from pve_zfsbackup.app.history import History, history
 from pve_zfsbackup.app.preview import preview
 from pve_zfsbackup.app.run import ALL_STAGES, Stage
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.report import points_json, points_table, status_json
 from tests.archive.worldly import Boxed
 from tests.fakes.pools import Pools
 from tests.fakes.world import CT, DB, WEB, World
@@ -282,6 +285,94 @@ def test_orphans_go_after_seven_days_and_not_before(boxed: Boxed) -> None:
     boxed.run(Stage.ARCHIVE)
     assert not place.parent.exists()
     assert verify_box(boxed.vault, Level.HASHED, note=print).good
+
+
+def looked(boxed: Boxed, only: str = "") -> History:
+    with boxed.session() as session:
+        return history(session, Scope(), only=only)
+
+
+def judged(boxed: Boxed) -> list[str]:
+    with boxed.session() as session:
+        return [
+            f"{f.level.name} {f.about}: {f.text}" for f in health(session, Scope()).findings if "pool" not in f.about
+        ]
+
+
+def test_what_lies_in_a_box_is_listed_as_on_any_other_host(boxed: Boxed) -> None:
+    for _ in range(2):
+        boxed.world.write()
+        boxed.run()
+    found = looked(boxed, "box1")
+    assert found.places == ("box1",)
+    listed = [point for point in points_json(found)["archived"] if point["vmid"] == WEB]
+    assert [point["point"] for point in listed] == boxed.points(WEB)
+    assert [point["increment_to"] for point in listed] == ["", listed[0]["point"]]
+    assert [point["read_back"] for point in listed] == [None, None]
+    assert verify_box(boxed.vault, Level.OPENED, identity=boxed.identity, note=print).good
+    assert verify_box(boxed.vault, Level.HASHED, note=print).good  # says less, so what was opened stays opened
+    (row,) = {point["read_back"]["level"] for point in points_json(looked(boxed))["archived"]}
+    assert row == "opened"
+    table = points_table(looked(boxed, "box1"), UTC)
+    assert {cells[2] for cells in table.rows} == {"box1"}
+    assert all(", full, opened 20" in cells[-1] or ", increment to 20" in cells[-1] for cells in table.rows)
+    status = {guest["vmid"]: guest["newest"] for guest in status_json(looked(boxed))["guests"]}
+    assert {name: point["point"] for name, point in status[WEB].items()} == dict.fromkeys(
+        ("source", "backup1", "box1"), boxed.points(WEB)[-1]
+    )
+
+
+def test_a_box_left_behind_is_seen(boxed: Boxed) -> None:
+    assert judged(boxed) == [
+        f"CRITICAL guest {guest}: no point {where}"
+        for guest in ("100 web", "101 db", "200 files")
+        for where in ("here", "on backup1", "on box1")
+    ]
+    boxed.run()
+    assert judged(boxed) == []
+    for _ in range(4):
+        boxed.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    assert judged(boxed) == [
+        f"WARNING guest {guest}: newest point on box1 is 4.0 h old" for guest in ("100 web", "101 db", "200 files")
+    ]
+    text = boxed.world.config.read_text().replace("every-hours: 0", "every-hours: 4")
+    boxed.world.config.write_text(text)
+    assert judged(boxed) == []
+
+
+def test_a_box_that_does_not_answer_is_told_once(boxed: Boxed) -> None:
+    boxed.run()
+    (boxed.world.place / "mnt").rename(boxed.world.place / "away")
+    (told,) = judged(boxed)
+    assert told.startswith("CRITICAL box box1: ")
+    assert all("box1 does not answer" in guest["problems"] for guest in status_json(looked(boxed))["guests"])
+
+
+def test_a_damaged_point_is_no_newest_one(boxed: Boxed) -> None:
+    for _ in range(2):
+        boxed.world.write()
+        boxed.run()
+    first, second = boxed.choose(WEB).chain
+    segment = next((boxed.world.place / "mnt/root" / second.path).glob("seg-000001-*"))
+    segment.unlink()
+    found = looked(boxed)
+    newest = found.newest("box1", WEB)
+    assert newest
+    assert first.archived
+    assert newest.id == first.archived.point
+    assert any("seg-000001" in note for note in found.notes)
+    assert any(text.startswith("CRITICAL box box1: ") and "seg-000001" in text for text in judged(boxed))
+
+
+def test_a_point_that_no_longer_reads_is_no_longer_proven(boxed: Boxed) -> None:
+    boxed.run()
+    assert verify_box(boxed.vault, Level.HASHED, note=print).good
+    assert len(boxed.vault.proven()) == 3
+    segment = next((boxed.world.place / "mnt/root" / boxed.choose(WEB).content.path).glob("seg-000001-*"))
+    data = segment.read_bytes()
+    segment.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert not verify_box(boxed.vault, Level.HASHED, note=print).good
+    assert len(boxed.vault.proven()) == 2
 
 
 def test_another_archiving_run_is_not_waited_for(boxed: Boxed) -> None:

@@ -247,6 +247,13 @@ def test_what_kept_points_build_on_stays() -> None:
     assert kept(chains(4), Keep(last=1)) == [1, 2, 3, 4]
 
 
+def test_until_the_newest_is_proven_the_newest_that_is_stays() -> None:
+    points = chains(2, 2, 2)
+    assert kept(points, Keep(last=1), proven=frozenset({"g1"})) == [1, 2, 5, 6]
+    assert kept(points, Keep(last=1), proven=frozenset({"g2"})) == [3, 4, 5, 6]
+    assert kept(points, Keep(last=1)) == [3, 4, 5, 6]
+
+
 def test_an_older_chain_goes_once_the_newest_is_proven() -> None:
     points = chains(3, 2)
     assert kept(points, Keep(last=1), proven=frozenset({"g2"})) == [4, 5]
