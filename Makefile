@@ -11,7 +11,7 @@ IN_VENV := $(abspath $(PZB_VENV))/bin/python
 # tests/package runs the unit tests with the libraries of both releases: the build need not as well.
 test test-package test-lab lab demo bench: export DEB_BUILD_OPTIONS ?= nocheck
 
-.PHONY: help deb test check test-package test-lab lab matrix demo bench setup clean distclean
+.PHONY: help deb test check test-package test-report test-lab lab matrix demo bench setup clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,6 +30,9 @@ test-package: ## install, use and purge the package on bookworm and trixie
 
 test-lab: ## the tests on real ZFS
 	@$(PHASES) set-up deb lab
+
+test-report: ## the report in a real browser (installs chromium); pictures in build/reports
+	@$(PHASES) set-up chromium report
 
 setup: ## only the set-up: the virtual environment of the tests
 	@$(PYTHON) tools/venv.py $(PZB_VENV)

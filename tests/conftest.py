@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-FREE = ("lab", "package")  # directories whose tests are about the real thing
+FREE = ("browser", "lab", "package")  # directories whose tests are about the real thing
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

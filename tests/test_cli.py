@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,8 @@ from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
 
 GOLDEN = Path(__file__).parent / "golden/cli"
 COMMANDS = (
-    "thaw", "discover", "list", "status", "snapshot", "replicate", "prune", "run", "check", "metrics", "alert-test",
+    "thaw", "discover", "list", "status", "snapshot", "replicate", "prune", "run", "check", "metrics", "report",
+    "alert-test",
 )  # fmt: skip
 GROUPED = (("why", "replicate"), ("why", "prune"))
 Compare = Callable[[str, str], None]
@@ -252,6 +254,37 @@ def test_metrics_without_their_library_say_what_to_install(
     done = call("metrics")
     assert (done.code, done.stdout) == (3, "")
     assert "hint: apt install python3-prometheus-client" in done.stderr
+
+
+def test_a_report_goes_to_a_file_to_standard_output_or_by_mail(
+    world: World, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("pve_zfsbackup.cli.overview.mail", lambda runner, *words: sent.append(words))
+    world.run()
+    file = tmp_path / "report.html"
+    assert call("report", "--output", str(file)) == Ended(0, "", "")
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o644)
+    assert call("report", "--output", str(file), "--mail", "root", "--mail", "ops@example.org") == Ended(0, "", "")
+    assert file.stat().st_mode & 0o777 == 0o644, "as its owner wants it"
+    assert call("report").stdout == file.read_text()
+    ((to, subject, text, attached),) = sent
+    assert (to, subject) == (("root", "ops@example.org"), "[pve1] backup report: OK")
+    assert text.startswith("All is well.\n")
+    assert (attached.name, attached.type, attached.text) == ("pve-zfsbackup-pve1.html", "text/html", file.read_text())
+    assert json.loads(call("report", "--json").stdout)["health"]["level"] == "ok"
+
+
+def test_a_report_tells_what_did_not_answer_and_refuses_what_is_no_address(world: World, call: Call) -> None:
+    world.runner.down[TARGET] = "No route to host"
+    done = call("report")
+    assert done.code == 1
+    assert "No route to host" in done.stderr
+    assert "no answer" in done.stdout
+    for address in ("-oQ/tmp", "a b", "x@y\nBcc: z"):
+        done = call("report", f"--mail={address}")
+        assert (done.code, done.stdout) == (3, ""), address
 
 
 def test_cron_hears_nothing_when_all_is_well(world: World, call: Call) -> None:

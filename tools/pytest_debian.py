@@ -1,8 +1,9 @@
 """A pytest plugin for runs with nothing but Debian's packages: `pytest -p tools.pytest_debian tests`.
 
-Leaves out what belongs elsewhere: virtual machines (tests/lab, tests/bench), what builds this very package
-(tests/package), and what needs fakepve, a library only PyPI has (the lab's simulated node, tests/pvesim, and single
-tests, told by the fixture they ask for and counted as deselected). All of it runs in `make test`.
+Leaves out what belongs elsewhere: virtual machines (tests/lab, tests/bench), a browser (tests/browser), what builds
+this very package (tests/package), and what needs fakepve, a library only PyPI has (the lab's simulated node,
+tests/pvesim, and single tests, told by the fixture they ask for and counted as deselected). All of it but the browser
+runs in `make test`, that in `make test-report`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
-ELSEWHERE = {TESTS / "lab", TESTS / "package", TESTS / "pvesim", TESTS / "bench"}
+ELSEWHERE = {TESTS / "lab", TESTS / "package", TESTS / "pvesim", TESTS / "bench", TESTS / "browser"}
 FIXTURES = {"fakepve"}
 
 if importlib.util.find_spec("fakepve") is None:

@@ -25,7 +25,11 @@ LOOK_BACK = 30 * 86_400  # seconds of history a forecast is made from
 
 def health(session: Session, scope: Scope) -> Health:
     """Ask everything once and judge it. Raises what keeps it from asking at all: then nothing is known."""
-    found = history(session, scope)
+    return health_of(session, history(session, scope))
+
+
+def health_of(session: Session, found: History) -> Health:
+    """The judgement of what was asked already, and of the pools."""
     problems: list[Finding] = []
     pools: tuple[Pool, ...] = ()
     try:
@@ -66,7 +70,7 @@ def judge(
         ages=ages,
         pools=tuple(pools),
         disks={entry.guest.vmid: _disks(entry) for entry in found.coverage if not entry.guest.template},
-        answers={**dict.fromkeys(found.points, True), **dict.fromkeys(found.errors, False)},
+        answers={**dict.fromkeys(found.places, True), **dict.fromkeys(found.errors, False)},
         outlooks=tuple(outlooks),
         now=found.now,
     )

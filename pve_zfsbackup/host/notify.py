@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from email.message import EmailMessage
 from email.policy import SMTP
 from pathlib import Path
@@ -88,13 +89,25 @@ def _refuse_local(parts: SplitResult) -> None:
             raise BackupError("the service is on this host itself", hint="if that is meant: local: true")
 
 
-def mail(runner: Runner, to: Sequence[str], subject: str, text: str) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A text file that goes with a mail. `type` is its media type."""
+
+    name: str
+    type: str
+    text: str
+
+
+def mail(runner: Runner, to: Sequence[str], subject: str, text: str, attached: Attachment | None = None) -> None:
     """Through this node's sendmail. Raises `BackupError`."""
     message = EmailMessage(policy=SMTP.clone(max_line_length=998))
     message["To"] = ", ".join(to)
     message["Subject"] = printable(subject)  # a line break would begin the next header
     message["Auto-Submitted"] = "auto-generated"  # no out-of-office answers (RFC 3834)
     message.set_content(text)
+    if attached:
+        data, (kind, _, form) = attached.text.encode(), attached.type.partition("/")
+        message.add_attachment(data, maintype=kind, subtype=form, filename=printable(attached.name))
     lines = message.as_bytes().replace(b"\r\n", b"\n")  # what sendmail reads from a pipe
     try:
         runner.run((SENDMAIL, "-i", "--", *to), input=lines, timeout=SEND_SECONDS)

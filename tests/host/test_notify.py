@@ -147,6 +147,21 @@ def test_mail_goes_through_sendmail_and_reads_back_equal() -> None:
     assert b"\r" not in sent
 
 
+def test_a_mail_carries_a_file_whole() -> None:
+    runner = Calls()
+    page = "<!DOCTYPE html>\n<p>w\u00e9b \u2013 \U0001f4be</p>\n" + "x" * 5000
+    attached = notify.Attachment(name='r"\r\nX: y.html', type="text/html", text=page)
+    notify.mail(runner, ["root"], "report", "All is well.\n", attached)  # type: ignore[arg-type]
+    ((_, sent),) = runner.seen
+    message = email.message_from_bytes(sent, policy=email.policy.default)
+    text, file = message.iter_parts()  # type: ignore[union-attr]
+    assert text.get_content() == "All is well.\n"
+    assert (file.get_content_type(), file.get_content_disposition()) == ("text/html", "attachment")
+    assert file.get_payload(decode=True).decode() == page
+    assert "X" not in message
+    assert "X" not in file
+
+
 def test_a_line_break_in_a_subject_makes_no_header() -> None:
     runner = Calls()
     notify.mail(runner, ["root"], "x\nBcc: evil@example.org", "text")  # type: ignore[arg-type]
