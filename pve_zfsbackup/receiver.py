@@ -30,7 +30,7 @@ import sys
 import syslog
 import time
 import tomllib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, tzinfo
 from functools import partial
@@ -773,6 +773,9 @@ class Point:
     volids: dict[str, str]  # key -> volid, of every disk it was made of
     snaps: dict[str, Snap]  # key -> snapshot
     rest: list[Snap]  # no disk has their origin: the source's dataset was made anew, as by an offline migration
+    refs: dict[tuple[str, str, str], None]  # key, origin and guid of what stands for a disk that was not sent again
+    texts: set[str]  # what its snapshots say of its disks: nearly always one
+    borrowed: dict[str, Snap] = field(default_factory=dict)  # key -> that snapshot, which is an older point's
 
     @property
     def vmid(self) -> int:
@@ -788,32 +791,41 @@ class Point:
 
     @property
     def complete(self) -> bool:
-        return bool(self.volids) and self.volids.keys() <= self.snaps.keys()
+        return bool(self.volids) and self.volids.keys() <= self.snaps.keys() | self.borrowed.keys()
 
     @property
     def order(self) -> tuple[int, str, str]:
         return self.creation, self.id.partition("/")[2], self.id
 
 
-def points(snaps: Iterable[Snap]) -> list[Point]:
+def points(snaps: Sequence[Snap]) -> list[Point]:
     """The points these snapshots are parts of, oldest first."""
     found: dict[str, Point] = {}
     for snap in snaps:
-        point = found.setdefault(snap.point, Point(snap.point, {}, {}, []))
+        point = found.setdefault(snap.point, Point(snap.point, {}, {}, [], {}, set()))
+        new = snap.disks not in point.texts
+        point.texts.add(snap.disks)
         own = ""
         for item in snap.disks.split(","):
             key, _, disk = item.partition("=")
-            volid, _, guid = disk.rpartition("#")
+            volid, _, guids = disk.rpartition("#")
+            guid, _, same = guids.partition("@")
             if key and volid:
-                point.volids[key] = volid
                 own = own or (key if guid == snap.origin else "")
+                point.volids[key] = volid if new else point.volids[key]
+                if same:
+                    point.refs[key, guid, same] = None
         if own and own not in point.snaps:
             point.snaps[own] = snap
         else:
             point.rest.append(snap)
     places = {(_storage(p.volids[key]), _above(snap)) for p in found.values() for key, snap in p.snaps.items()}
+    lenders = {(found[snap.point].vmid, snap.origin, snap.guid): snap for snap in snaps}
     for point in found.values():
         _by_name(point, places)
+        for key, origin, guid in point.refs:
+            if key not in point.snaps and (point.vmid, origin, guid) in lenders:
+                point.borrowed.setdefault(key, lenders[point.vmid, origin, guid])
     return sorted(found.values(), key=lambda point: point.order)
 
 
@@ -881,7 +893,7 @@ def doomed(own: Sequence[Point], root: Root, protected: Set[str], now: float) ->
         return []
     stay = {whole[index].id for index in kept([point.creation for point in whole], root)}
     stay |= {point.id for point in whole[-max(1, root.minimum_count) :]}
-    return [
+    going = [
         point
         for point in sorted(own, key=lambda point: point.order)
         if point.id not in stay
@@ -889,6 +901,12 @@ def doomed(own: Sequence[Point], root: Root, protected: Set[str], now: float) ->
         and now - point.creation >= root.minimum_age
         and not any(snap.clones or snap.guid in protected for snap in point.everything)
     ]
+    while True:  # what a point that stays borrows from stays as well
+        needed = {snap.name for point in own if point not in going for snap in point.borrowed.values()}
+        lending = [point for point in going if any(snap.name in needed for snap in point.everything)]
+        if not lending:
+            return going
+        going = [point for point in going if point not in lending]
 
 
 @dataclass(slots=True)

@@ -51,12 +51,12 @@ def history_costs(session: Session, found: History) -> tuple[Cost, ...]:
     ]
     sets: dict[tuple[str, Dataset], list[Snapshot]] = defaultdict(list)
     for _, host, points in ranges:
-        for snapshot in (snapshot for point in points for snapshot in point.snapshots.values()):
+        for snapshot in (snapshot for point in points for snapshot in point.own.values()):
             sets[host, snapshot.dataset].append(snapshot)
     known = costs(session, found.listings, sets)
     out = []
     for vmid, host, points in ranges:
-        datasets = {snapshot.dataset for point in points for snapshot in point.snapshots.values()}
+        datasets = {snapshot.dataset for point in points for snapshot in point.own.values()}
         counts = [known[host, dataset] for dataset in datasets]
         total = None if None in counts else sum(count for count in counts if count is not None)
         reason = ""

@@ -69,6 +69,10 @@ class Assignment:
     def container_freeze(self) -> bool:
         return any(job.container_freeze for job in self.jobs)
 
+    def skips_unchanged(self, target: str) -> bool:
+        """Whether all jobs that bring it to this target say so."""
+        return all(job.skip_unchanged for job in self.jobs if target in job.targets)
+
     @property
     def lock_wait(self) -> float:
         return max(job.lock_wait for job in self.jobs)

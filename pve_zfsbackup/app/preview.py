@@ -66,8 +66,7 @@ def _plans(
                 yield Preview(stage=stage, guest=item.guest, host=SOURCE, plan=plan_one(session, found, item))
         case Stage.REPLICATE:
             for target in sorted(world.keys() - {SOURCE}):
-                guests = [item.targets[target] for item in items if target in item.targets]
-                for work in plan_target(session, found, guests, world[target]):
+                for work in plan_target(session, found, items, world[target]):
                     for plan in work.plans.values():
                         yield Preview(stage=stage, guest=work.guest, host=target, plan=plan)
         case Stage.ARCHIVE:

@@ -14,10 +14,10 @@ from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.patience import Patience
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.targets import remarks
-from pve_zfsbackup.app.works import STAGE, Work, plan_target, plan_works
+from pve_zfsbackup.app.works import STAGE, Work, plan_target, plan_works, works_to
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Result
-from pve_zfsbackup.model import Dataset, Guest, Guid, Listing, ResumeToken, Vmid
+from pve_zfsbackup.model import Dataset, Guid, Listing, ResumeToken, Vmid
 
 __all__ = ["plan_target", "replicate"]
 
@@ -27,10 +27,10 @@ _Told = SimpleQueue[Result | None]
 def replicate(session: Session, found: Inventory, items: Iterable[Assignment]) -> Generator[Result, None, None]:
     """Bring the points to every target. A target that does not answer fails alone, and nobody waits for it."""
     items = list(items)
-    guests = {name: [item.targets[name] for item in items if name in item.targets] for name in session.config.targets}
+    works = {name: works_to(name, items) for name in session.config.targets}
     stop = threading.Event()
     told: _Told = SimpleQueue()
-    wanted = {name: own for name, own in guests.items() if own}
+    wanted = {name: own for name, own in works.items() if own}
     with ThreadPoolExecutor(max(1, len(wanted))) as threads:
         try:
             futures = [threads.submit(_one, session, found, (name, own, stop), told) for name, own in wanted.items()]
@@ -49,11 +49,11 @@ def replicate(session: Session, found: Inventory, items: Iterable[Assignment]) -
             raise
 
 
-def _one(session: Session, found: Inventory, to: tuple[str, Sequence[Guest], threading.Event], told: _Told) -> None:
+def _one(session: Session, found: Inventory, to: tuple[str, Sequence[Work], threading.Event], told: _Told) -> None:
     """One target, in a thread of its own; a None at the end."""
-    target, guests, stop = to
+    target, works, stop = to
     try:
-        for result in _to_target(session, found, guests, Course(target=target, stop=stop)):
+        for result in _to_target(session, found, works, Course(target=target, stop=stop)):
             told.put(result)
     except Exception as error:  # also a bug of ours is this target's alone
         told.put(failed(STAGE, error, host=target))
@@ -61,9 +61,9 @@ def _one(session: Session, found: Inventory, to: tuple[str, Sequence[Guest], thr
         told.put(None)
 
 
-def _to_target(session: Session, found: Inventory, guests: Sequence[Guest], course: Course) -> Iterator[Result]:
+def _to_target(session: Session, found: Inventory, works: Sequence[Work], course: Course) -> Iterator[Result]:
     """Attempts until all is done, or nothing that may pass by itself is left, or patience is."""
-    waiting = [Work(guest=guest, host=course.target) for guest in guests]
+    waiting = list(works)
     settings = session.config.targets[course.target]
     patience = Patience(retries=settings.retries, wait=settings.retry_wait, pause=session.pause, random=session.random)
     progress = _Progress()

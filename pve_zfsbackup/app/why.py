@@ -9,10 +9,11 @@ from pve_zfsbackup.app.gather import Inventory, Scope, assign, inventory, target
 from pve_zfsbackup.app.prune import PruneWork, plan_all
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.targets import comparison, remarks
-from pve_zfsbackup.app.works import STAGE
+from pve_zfsbackup.app.works import STAGE, Work, works_to
 from pve_zfsbackup.errors import BackupError, ConfigError, ZfsError
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.model import SOURCE, Guest, Listing, Reasoning, Resume, Selector, Send
+from pve_zfsbackup.plan.unchanged import NO_REFERENCES, references
 from pve_zfsbackup.plan.why import explain
 
 
@@ -55,8 +56,7 @@ def why_replicate(session: Session, guest: Selector, target: str = "") -> Why:
     answers: list[Answer] = []
     for name, listing in listings.items():
         notes += [result.message for result in remarks(session, found, listing, STAGE)]
-        guests = [item.targets[name] for item in items if name in item.targets]
-        answers += _answers(session, found, guests, listing)
+        answers += _answers(session, found, works_to(name, items), listing)
     return Why(answers=tuple(answers), errors=errors, notes=tuple(notes))
 
 
@@ -67,11 +67,13 @@ def why_prune(session: Session, guest: Selector) -> PruneWork:
     return plan_all(session, found, items)
 
 
-def _answers(session: Session, found: Inventory, guests: Sequence[Guest], listing: Listing) -> Iterator[Answer]:
-    sides, policy = comparison(session, found, guests, listing)
-    for guest in guests:
+def _answers(session: Session, found: Inventory, works: Sequence[Work], listing: Listing) -> Iterator[Answer]:
+    sides, policy = comparison(session, found, [work.guest for work in works], listing)
+    for work in works:
+        guest = work.guest
+        spared = references(guest.protected_disks, sides, policy) if work.sparing else NO_REFERENCES
         for disk in guest.protected_disks:
-            reasoning = explain(disk, sides, policy)
+            reasoning = explain(disk, sides, policy, spared)
             steps = [step for step in reasoning.plan.steps if isinstance(step, Send | Resume)]
             streams = tuple(Stream(step=step, bytes=_bytes(session, step)) for step in steps)
             yield Answer(guest=guest, host=listing.host, reasoning=reasoning, streams=streams)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from pve_zfsbackup.app.gather import Inventory
+from pve_zfsbackup.app.gather import Assignment, Inventory
 from pve_zfsbackup.app.outcome import blocked, failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.targets import comparison
@@ -15,6 +15,7 @@ from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.model import Dataset, Disk, Guest, Listing, Mark, Plan
 from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides, plan_replication
 from pve_zfsbackup.plan.takeover import conflict_of, takeovers
+from pve_zfsbackup.plan.unchanged import NO_REFERENCES, References, references
 
 STAGE = "replicate"
 
@@ -26,6 +27,7 @@ class Work:
 
     guest: Guest
     host: str
+    sparing: bool = False  # `skip-unchanged`
     plans: dict[Dataset, Plan] = field(default_factory=dict)
     faults: dict[Dataset, Exception] = field(default_factory=dict)
     broken: dict[Dataset, Exception] = field(default_factory=dict)
@@ -34,6 +36,7 @@ class Work:
     said: list[Result] = field(default_factory=list)
     point: str = ""
     pending: int = 0  # disks on their way
+    spared: int = 0  # disks with nothing new in them
     streams: int = 0  # that arrived
     changed: bool = False
     moved: int = 0
@@ -73,7 +76,8 @@ class Work:
             yield replace(told, message=f"{dataset}: {told.message}")
         if not faults and not any(result.outcome is Outcome.FAILED for result in self.said):
             outcome = Outcome.OK if self.streams or self.changed else Outcome.SKIPPED
-            yield self.result(outcome, f"{self.streams} streams" if self.streams else "nothing new")
+            unchanged = f", {self.spared} disks unchanged" if self.spared else ""
+            yield self.result(outcome, f"{self.streams} streams{unchanged}" if self.streams else "nothing new")
 
     def result(self, outcome: Outcome, message: str, hint: str = "") -> Result:
         return Result(
@@ -94,9 +98,18 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, BackupError) and error.transient
 
 
-def plan_target(session: Session, found: Inventory, guests: Sequence[Guest], listing: Listing) -> list[Work]:
+def works_to(target: str, items: Iterable[Assignment]) -> list[Work]:
+    """The guests that go to this target."""
+    return [
+        Work(guest=item.targets[target], host=target, sparing=item.skips_unchanged(target))
+        for item in items
+        if target in item.targets
+    ]
+
+
+def plan_target(session: Session, found: Inventory, items: Iterable[Assignment], listing: Listing) -> list[Work]:
     """What would be done on one target, guest by guest."""
-    works = [Work(guest=guest, host=listing.host) for guest in guests]
+    works = works_to(listing.host, items)
     plan_works(session, found, works, listing)
     return works
 
@@ -111,14 +124,17 @@ def plan_works(session: Session, found: Inventory, works: Sequence[Work], listin
             conflict = conflict_of(taken, work.guest, listing.host)
             work.say(blocked(STAGE, conflict, guest=work.guest, host=listing.host))
             continue
+        spared = references(work.guest.protected_disks, sides, policy) if work.sparing else NO_REFERENCES
+        work.spared = len({volume for volumes in spared.values() for volume in volumes})
         for disk in work.guest.protected_disks:
             if _dataset(disk) not in work.given_up:
-                _plan(work, disk, sides, policy)
+                _plan(work, disk, (sides, spared), policy)
 
 
-def _plan(work: Work, disk: Disk, sides: Sides, policy: ReplicationPolicy) -> None:
+def _plan(work: Work, disk: Disk, seen: tuple[Sides, References], policy: ReplicationPolicy) -> None:
+    sides, spared = seen
     try:
-        plan = plan_replication(disk, sides, policy)
+        plan = plan_replication(disk, sides, policy, spared)
     except Exception as error:
         work.say(failed(STAGE, error, guest=work.guest, host=policy.host))
         return

@@ -137,6 +137,13 @@ class Job:
         example="[box1]",
         refers="boxes",
     )
+    skip_unchanged: bool = option(
+        "Send no stream of disks that nothing was written to since their last one (EFI, TPM, data at rest). Their "
+        "points on the targets refer to an older snapshot, at most a day older, which stays as long; one disk of each "
+        "guest is always sent. Where several jobs bring a guest to a target, all of them have to say so.",
+        kinds.YES_OR_NO,
+        default=False,
+    )
     keep: Keep = option(
         f"History kept on this node. {KEEP_HELP}", kinds.whole(0, 100_000), default=DEFAULT_KEEP, prefix="keep-"
     )

@@ -103,6 +103,7 @@ def _volume(row: Mapping[str, str]) -> Volume:
         type=kind,
         used=int(row["used"] or 0),
         refer=int(row["referenced"] or 0),
+        written=int(row["written"] or 0),
         encrypted=row["encryption"] not in ("", "off"),
         keystatus=row["keystatus"],
         origin=row["origin"],
@@ -146,7 +147,7 @@ def _snapshot(cells: tuple[str, ...]) -> Snapshot:
         window=_milliseconds(window) if ours else 0,
         volume=Guid(_text(volume)) if ours else Guid(""),
         ivset=_ivset(ivset),
-        written=_number(written),
+        written=_number(written) if written.isdigit() else _number(refer),  # what is not told may be all of it
     )
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from pve_zfsbackup.model.names import Guid, PointId, Vmid
-from pve_zfsbackup.model.zfs import Snapshot
+from pve_zfsbackup.model.zfs import UNKNOWN, Snapshot
 
 PROPS_LIMIT: Final = 8000  # a user property's value ends at 8,192 bytes
 _PROPS_UNPACKED: Final = 1 << 20
@@ -38,7 +38,9 @@ class Quiesce(StrEnum):
 class Point:
     """A recovery point as found on one host: one guest at one instant.
 
-    `disks` are those the point was made of; `snapshots` those present here. Complete means all of them are.
+    `disks` are those the point was made of; `snapshots` what there is of them here. Complete means all of them are.
+    The keys in `borrowed` have the snapshot of an older point, which is the same to the byte (`skip-unchanged`): it
+    is needed to restore this one, and it is the older one's to be destroyed. `own` leaves them out.
     `gone` are disks whose dataset no longer exists on the source: nothing failed, an administrator removed it.
     A snapshot that fits no disk (never seen but after tampering) stands under its dataset's name.
     """
@@ -50,6 +52,14 @@ class Point:
     disks: Mapping[str, str]  # key -> volid
     snapshots: Mapping[str, Snapshot]  # key -> snapshot
     gone: frozenset[str] = frozenset()
+    borrowed: frozenset[str] = frozenset()
+
+    @property
+    def own(self) -> Mapping[str, Snapshot]:
+        """The snapshots that are this point's alone."""
+        if not self.borrowed:
+            return self.snapshots
+        return {key: snapshot for key, snapshot in self.snapshots.items() if key not in self.borrowed}
 
     @property
     def window(self) -> int:
@@ -67,20 +77,28 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointDisk:
-    """A disk of a point: the key in the guest's configuration, its volid and its source dataset's guid then."""
+    """A disk of a point: the key in the guest's configuration, its volid and its source dataset's guid then.
+
+    `same`: on a target, guid of an older snapshot of this disk with the same content, where that was not sent again.
+    """
 
     key: str
     volid: str
     guid: Guid
+    same: Guid = UNKNOWN
 
 
 def encode_disks(disks: Iterable[PointDisk]) -> str:
     """The value of the `disks` property: `scsi0=local-zfs:vm-100-disk-0#17,scsi1=fast:vm-100-disk-0#23`.
 
     All disks of a point carry the same value (one `zfs snapshot -o`); the guid after `#` tells which is which,
-    also after a rename. Neither `,` nor `=` nor `#` occurs in keys or in volids of ZFS storages.
+    also after a rename, and one after `@` the snapshot that stands for it. None of `,=#@` occurs in keys or in volids
+    of ZFS storages.
     """
-    return ",".join(f"{disk.key}={disk.volid}#{disk.guid}" for disk in sorted(disks, key=lambda disk: disk.key))
+    return ",".join(
+        f"{disk.key}={disk.volid}#{disk.guid}" + (f"@{disk.same}" if disk.same else "")
+        for disk in sorted(disks, key=lambda disk: disk.key)
+    )
 
 
 def decode_disks(text: str) -> tuple[PointDisk, ...]:
@@ -88,9 +106,10 @@ def decode_disks(text: str) -> tuple[PointDisk, ...]:
     found = []
     for item in text.split(","):
         key, _, rest = item.partition("=")
-        volid, _, guid = rest.rpartition("#")
+        volid, _, guids = rest.rpartition("#")
+        guid, _, same = guids.partition("@")
         if key and volid:
-            found.append(PointDisk(key=key, volid=volid, guid=Guid(guid)))
+            found.append(PointDisk(key=key, volid=volid, guid=Guid(guid), same=Guid(same)))
     return tuple(found)
 
 

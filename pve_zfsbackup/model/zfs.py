@@ -37,7 +37,7 @@ class Snapshot:
     window: int = 0  # milliseconds the guest stood still for it
     volume: Guid = UNKNOWN  # on a target: guid of the source dataset it was taken of, set when it is marked
     ivset: Guid = UNKNOWN  # of an encrypted one: a receive that is not raw keeps the guid and changes this
-    written: int = 0  # bytes since the snapshot before it
+    written: int = 0  # bytes since the snapshot before it; 0 says that nothing at all was
 
     @property
     def full_name(self) -> str:
@@ -84,6 +84,7 @@ class Volume:
     resume: ResumeToken | None = None
     snapshots: tuple[Snapshot, ...] = ()
     bookmarks: tuple[Bookmark, ...] = ()
+    written: int = 0  # bytes since the newest snapshot
     available: int | None = None  # bytes, quotas counted in
     failover: str = ""  # on a target: where the guest runs now, see `plan.takeover`
     owner: str = ""  # on a target: whose replicas these are, see `plan.standing`

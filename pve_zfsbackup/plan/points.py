@@ -61,8 +61,16 @@ class GuestPoints:
                     draft = drafts[point] = _Draft()
                 draft.add(volume, snapshot)
         places = self._all_places() if any(draft.rest for draft in drafts.values()) else frozenset()
-        made = (draft.point(point, places, self._alive) for point, draft in drafts.items())
+        lenders = self._lenders(start) if any("@" in text for d in drafts.values() for text in d.texts) else {}
+        made = (draft.point(point, places, lenders, self._alive) for point, draft in drafts.items())
         return tuple(sorted(made, key=_order))
+
+    def _lenders(self, start: str) -> Mapping[tuple[Guid, Guid], Snapshot]:
+        """The guest's snapshots by the guid of their source dataset and their own: what others of its points refer
+        to."""
+        volumes = self._volumes.get(Vmid(int(start[:-1])), ())
+        found = ((volume, s) for volume in volumes for s in volume.snapshots if s.point and s.point.startswith(start))
+        return {(snapshot.volume or volume.guid, snapshot.guid): snapshot for volume, snapshot in found}
 
     def _all_places(self) -> frozenset[tuple[str, str]]:
         """Storages and the dataset their volumes lie in here, as far as guids prove it anywhere."""
@@ -183,9 +191,17 @@ class _Draft:
         else:
             self.rest = (*self.rest, snapshot)
 
-    def point(self, name: PointId, places: Set[tuple[str, str]], alive: Set[Guid] | None) -> Point:
+    def point(
+        self,
+        name: PointId,
+        places: Set[tuple[str, str]],
+        lenders: Mapping[tuple[Guid, Guid], Snapshot],
+        alive: Set[Guid] | None,
+    ) -> Point:
         """The finished point."""
         snapshots = {**self.matched, **self._by_name(places)} if self.rest else self.matched
+        borrowed = self._borrowed(snapshots.keys(), lenders) if lenders else {}
+        snapshots = {**snapshots, **borrowed} if borrowed else snapshots
         everything = (*self.matched.values(), *self.rest)
         kind, creation = everything[0].consistency, everything[0].creation
         for snapshot in everything:
@@ -203,11 +219,23 @@ class _Draft:
             disks=volids,
             snapshots=snapshots,
             gone=gone,
+            borrowed=frozenset(borrowed) if borrowed else _NONE,
         )
 
     @property
     def disks(self) -> dict[str, PointDisk]:
         return {disk.key: disk for text in self.texts for disk in _decoded(text)}
+
+    def _borrowed(
+        self, own: Set[str], lenders: Mapping[tuple[Guid, Guid], Snapshot]
+    ) -> Mapping[str, Snapshot]:
+        """What stands for the disks that were not sent again, as far as it is there."""
+        found: dict[str, Snapshot] = {}
+        for disk in (disk for text in self.texts for disk in _decoded(text) if disk.same and disk.key not in own):
+            lender = lenders.get((disk.guid, disk.same))
+            if lender is not None:
+                found.setdefault(disk.key, lender)
+        return found
 
     def _by_name(self, places: Set[tuple[str, str]]) -> dict[str, Snapshot]:
         """What the guid did not tell; what fits no disk stands under its dataset's name, so that it is seen."""

@@ -108,11 +108,12 @@ def _snapshot_guest(world: World, step: SnapshotGuest) -> World:
                 createtxg=txg,
                 creation=int(taken.timestamp()),
                 refer=volume.refer,
+                written=volume.written,
                 point=step.point,
                 disks=step.disks,
                 ivset=made_guid("iv", str(volume.guid), step.name) if volume.encrypted else Guid(""),
             )
-            world = with_volume(world, SOURCE, replace(volume, snapshots=(*volume.snapshots, new)))
+            world = with_volume(world, SOURCE, replace(volume, snapshots=(*volume.snapshots, new), written=0))
     return world
 
 
@@ -239,8 +240,16 @@ def _destroy(world: World, step: Destroy) -> World:
     require(not found.clones, step, "has clones")
     pinned = volume.resume is not None and volume.resume.from_guid == found.guid
     require(not pinned, step, "base of an interrupted receive")
-    rest = tuple(snapshot for snapshot in volume.snapshots if snapshot != found)
-    return with_volume(world, step.host, replace(volume, snapshots=rest))
+    rest = tuple(_after(found, snapshot, volume) for snapshot in volume.snapshots if snapshot != found)
+    written = volume.written if any(s.createtxg > found.createtxg for s in rest) else volume.written + found.written
+    return with_volume(world, step.host, replace(volume, snapshots=rest, written=written))
+
+
+def _after(gone: Snapshot, snapshot: Snapshot, volume: Volume) -> Snapshot:
+    """What was written into a snapshot that goes counts for the next one from then on; at most, for a part may have
+    been overwritten."""
+    later = min((s for s in volume.snapshots if s.createtxg > gone.createtxg), key=age, default=None)
+    return replace(snapshot, written=snapshot.written + gone.written) if snapshot == later else snapshot
 
 
 def _receive(world: World, step: Send | Resume, target: Volume, sent: tuple[Snapshot, ...]) -> Volume:

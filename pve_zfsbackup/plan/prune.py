@@ -119,7 +119,7 @@ def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now
 
 def _of_guest(own: Sequence[Point], volumes: Sequence[Volume], known: Mapping[Guid, str]) -> dict[Guid, str]:
     """The part of the known protections that this guest's points and bookmarks may have."""
-    snapshots = {snapshot.guid for point in own for snapshot in point.snapshots.values()}
+    snapshots = {snapshot.guid for point in own for snapshot in point.own.values()}
     guids = snapshots.union(bookmark.guid for volume in volumes for bookmark in volume.bookmarks)
     return {guid: known[guid] for guid in guids if guid in known}
 
@@ -213,12 +213,12 @@ def _stale_bookmarks(volume: Volume, seen: Survey, protections: Mapping[Guid, st
 
 
 def _volumes(own: Sequence[Point], source: Listing) -> list[Volume]:
-    names = {snapshot.dataset for point in own for snapshot in point.snapshots.values()}
+    names = {snapshot.dataset for point in own for snapshot in point.own.values()}
     return [source.volumes[name] for name in sorted(names)]
 
 
 def _sorted(point: Point) -> list[Snapshot]:
-    return sorted(point.snapshots.values(), key=lambda snapshot: snapshot.dataset)
+    return sorted(point.own.values(), key=lambda snapshot: snapshot.dataset)
 
 
 def _explain(verdicts: Sequence[Verdict]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 
 from pve_zfsbackup.model import (
     AbortReceive,
@@ -16,15 +16,15 @@ from pve_zfsbackup.model import (
     Hold,
     Mark,
     Plan,
+    PointId,
     Release,
     Resume,
     Send,
     Snapshot,
     Step,
     Volume,
-    decode_disks,
-    encode_disks,
 )
+from pve_zfsbackup.plan.marking import mark, stand_ins, unmarked
 from pve_zfsbackup.plan.obstacles import obstacle
 from pve_zfsbackup.plan.pairing import (
     Base,
@@ -33,11 +33,11 @@ from pve_zfsbackup.plan.pairing import (
     compare,
     find_replica,
     foreign_owner,
-    same_ivset,
     usual_path,
 )
 from pve_zfsbackup.plan.points import bookmark_name, bookmark_target, stamp_of
 from pve_zfsbackup.plan.route import ReplicationPolicy, Route, default_path, received, route
+from pve_zfsbackup.plan.unchanged import NO_REFERENCES, References
 
 __all__ = [
     "ReplicationPolicy",
@@ -51,9 +51,10 @@ __all__ = [
 ]
 
 
-def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Plan:
+def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy, spared: References = NO_REFERENCES) -> Plan:
     """Bring the newest complete point of one disk, and ours since the common base, to the target.
 
+    `spared` are the points of the guest that refer to an older snapshot instead of getting a new one.
     `CreateParent` steps of several disks may name the same dataset: the caller drops repetitions.
     The bookmark of what will be the base is made before it is sent: cut off anywhere, the base lies between the
     bookmarks of this target. The new hold comes before the old release (DESIGN §3.3).
@@ -69,7 +70,7 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Pla
     way = route(disk, source, sides, policy)
     if isinstance(way, Conflict):
         return _blocked(way)
-    wanted, forged = _namesakes(wanted, way)
+    wanted, forged = _namesakes([s for s in wanted if source.guid not in stand_ins(s, spared)], way)
     sends = _sends(source, ordered, wanted, way, policy)
     if blocked := obstacle(source, sends, sides, policy):
         return _blocked(blocked)
@@ -82,13 +83,15 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Pla
         steps += _parents(way.path, sides, policy)
     before, after = _bookmarks(source, top, way.common, policy)
     steps += [*before, *way.steps]
-    steps += _marks(source, way, policy)
+    steps += (mark(s, source, way.path, policy, spared) for s in unmarked(source, way))
     for send in sends:
-        steps += [send, *(_mark(s, source, way.path, policy) for s in _sent(send))]
+        steps += [send, *(mark(s, source, way.path, policy, spared) for s in _sent(send))]
     steps += _holds(source, top, there, way.path, sides, policy)
     steps += after
     warnings = (*way.warnings, *forged, *(_overtaken(wanted[-1], top, there, policy) if wanted else ()))
-    return Plan(steps=tuple(steps), warnings=warnings, reasons=(*way.reasons, *_explain(ordered, sends, top, policy)))
+    resting: Set[PointId | None] = {point for point, volumes in spared.items() if source.guid in volumes}
+    reasons = (*way.reasons, *_explain(ordered, sends, top, policy, resting))
+    return Plan(steps=tuple(steps), warnings=warnings, reasons=reasons)
 
 
 def phases(plan: Plan) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]]:
@@ -178,27 +181,6 @@ def _parents(path: Dataset, sides: Sides, policy: ReplicationPolicy) -> Iterator
             yield CreateParent(host=policy.host, dataset=Dataset(name), owner=owner)
 
 
-def _marks(source: Volume, way: Route, policy: ReplicationPolicy) -> Iterator[Step]:
-    """Received, but a kill came before the mark: known by guid. A renamed one is no longer ours."""
-    ours = {snapshot.guid: snapshot for snapshot in source.snapshots if snapshot.point}
-    for snapshot in sorted(way.snapshots, key=lambda snapshot: (snapshot.createtxg == 0, snapshot.createtxg)):
-        origin = ours.get(snapshot.guid)
-        if snapshot.point is not None or origin is None or origin.name != snapshot.name:
-            continue
-        if same_ivset(origin.ivset, snapshot.ivset):
-            yield _mark(origin, source, way.path, policy)
-
-
-def _mark(snapshot: Snapshot, source: Volume, path: Dataset, policy: ReplicationPolicy) -> Mark:
-    """With the disks of the point that go to this target: there it is complete with them."""
-    disks = ""
-    if policy.left_out:
-        all_ = decode_disks(snapshot.disks)
-        going = [disk for disk in all_ if disk.guid not in policy.left_out]
-        disks = encode_disks(going) if len(going) < len(all_) else ""
-    return Mark(host=policy.host, source=snapshot, dataset=path, volume=source.guid, disks=disks)
-
-
 def _holds(
     source: Volume,
     top: Base,
@@ -268,11 +250,12 @@ def _overtaken(goal: Snapshot, top: Base, there: Iterable[Snapshot], policy: Rep
         )
 
 
-def _explain(ordered: list[Snapshot], sends: list[Send], top: Base, policy: ReplicationPolicy) -> Iterator[str]:
+def _explain(
+    ordered: list[Snapshot], sends: list[Send], top: Base, policy: ReplicationPolicy, resting: Set[PointId | None]
+) -> Iterator[str]:
     if not sends:
         yield f"nothing to send: {policy.host} has {top.full_name}"
-        return
-    start = sends[0].base
+    start = sends[0].base if sends else top
     for send in sends:
         how = "full" if send.base is None else f"from {send.base.full_name}"
         with_ = f", with {len(send.through)} in between" if send.through else ""
@@ -282,8 +265,11 @@ def _explain(ordered: list[Snapshot], sends: list[Send], top: Base, policy: Repl
     guids = {snapshot.guid for send in sends for snapshot in _sent(send)}
     since = [s for s in ordered if s.createtxg > start.createtxg and s.guid not in guids]
     for snapshot in since:
-        why = "its point is not complete here" if snapshot.point else "it is not ours"
-        yield f"{snapshot.full_name} is not sent: {why}"
+        if snapshot.point in resting:
+            yield f"{snapshot.full_name} is not sent: nothing was written since {start.full_name}, which stands for it"
+        elif sends:
+            why = "its point is not complete here" if snapshot.point else "it is not ours"
+            yield f"{snapshot.full_name} is not sent: {why}"
 
 
 def _blocked(conflict: Conflict) -> Plan:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 
-from pve_zfsbackup.model import Guid, Keep, Point, Verdict
+from pve_zfsbackup.model import Guid, Keep, Point, PointId, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +99,30 @@ def decide_retention(
             own.append("newest complete point")
         if point.id not in complete and (not usable or point.creation >= usable[-1].creation):
             own.append("incomplete, but newer than the newest complete point")
-        found = (protections.get(snapshot.guid) for _, snapshot in sorted(point.snapshots.items()))
+        found = (protections.get(snapshot.guid) for _, snapshot in sorted(point.own.items()))
         own.extend(dict.fromkeys(reason for reason in found if reason))
         if ordered[-1].creation > now:
             own.append("clock: the newest point is in the future, nothing is removed")
+    _keep_lenders(ordered, reasons)
     return tuple(_verdict(point, host, reasons[point.id], usable=point.id in complete) for point in ordered)
+
+
+def _keep_lenders(points: Sequence[Point], reasons: Mapping[str, list[str]]) -> None:
+    """What a point that stays refers to stays as well, and what that one refers to."""
+    owners = {snapshot.full_name: point for point in points for snapshot in point.own.values()}
+    waiting = [point for point in points if reasons[point.id]]
+    borrowers: dict[PointId, list[Point]] = {}
+    while waiting:
+        borrower = waiting.pop()
+        names = {borrower.snapshots[key].full_name for key in borrower.borrowed}
+        for lender in {owners[name].id: owners[name] for name in names if name in owners}.values():
+            if not reasons[lender.id] and lender.id not in borrowers:
+                waiting.append(lender)
+            borrowers.setdefault(lender.id, []).append(borrower)
+    for owner, own in borrowers.items():
+        newest = max(own, key=lambda point: (point.creation, point.stamp))
+        others = f" and {len(own) - 1} more" if len(own) > 1 else ""
+        reasons[owner].append(f"{newest.id}{others} has a disk in common with it, unchanged")
 
 
 def _usable(point: Point) -> bool:

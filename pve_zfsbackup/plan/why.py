@@ -16,11 +16,12 @@ from pve_zfsbackup.plan.pairing import (
 )
 from pve_zfsbackup.plan.replication import ReplicationPolicy, plan_replication
 from pve_zfsbackup.plan.route import default_path
+from pve_zfsbackup.plan.unchanged import NO_REFERENCES, References
 
 
-def explain(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Reasoning:
+def explain(disk: Disk, sides: Sides, policy: ReplicationPolicy, spared: References = NO_REFERENCES) -> Reasoning:
     """Plan the disk as a run would, and tell what was weighed."""
-    plan = plan_replication(disk, sides, policy)
+    plan = plan_replication(disk, sides, policy, spared)
     source = sides.source.volumes.get(disk.dataset) if disk.dataset else None
     if source is None:
         return Reasoning(disk=disk, plan=plan)

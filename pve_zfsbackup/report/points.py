@@ -10,7 +10,7 @@ from pve_zfsbackup.app.boxes import BoxPoint
 from pve_zfsbackup.app.cost import Cost
 from pve_zfsbackup.app.health import worth_a_word
 from pve_zfsbackup.app.history import Coverage, History, Newest
-from pve_zfsbackup.model import SOURCE, Point, Snapshot, Vmid
+from pve_zfsbackup.model import SOURCE, Point, Vmid
 from pve_zfsbackup.report.coverage import reason
 from pve_zfsbackup.report.format import FORMAT, Table, age, clean, cost, moment, size
 
@@ -26,16 +26,18 @@ def points_table(found: History, tz: tzinfo, *, disks: bool = False, costs: Sequ
                 )
             )  # fmt: skip
             if disks:
-                rows += (_disk_row(key, snapshot, tz) for key, snapshot in sorted(point.snapshots.items()))
+                rows += (_disk_row(key, point, tz) for key in sorted(point.snapshots))
         rows += (_box_row(vmid, name, box, kept, tz) for box, kept in _archived_of(found, vmid))
         rows += (_cost_row(own, name) for own in costs if own.vmid == vmid)
     columns = ("vmid", "guest", "where", "point", "creation", "used", "refer", "consistency")
     return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid", "used", "refer"}))
 
 
-def _disk_row(key: str, snapshot: Snapshot, tz: tzinfo) -> tuple[str, ...]:
+def _disk_row(key: str, point: Point, tz: tzinfo) -> tuple[str, ...]:
+    snapshot = point.snapshots[key]
+    used, word = ("", "unchanged since") if key in point.borrowed else (size(snapshot.used), "")
     when = moment(snapshot.creation, tz)
-    return ("", "", "", f"  {key} {snapshot.full_name}", when, size(snapshot.used), size(snapshot.refer), "")
+    return ("", "", "", f"  {key} {snapshot.full_name}", when, used, size(snapshot.refer), word)
 
 
 def _box_row(vmid: Vmid, name: str, box: str, kept: BoxPoint, tz: tzinfo) -> tuple[str, ...]:
@@ -104,6 +106,7 @@ def _point_json(host: str, name: str, point: Point) -> dict[str, Any]:
                 "used": snapshot.used,
                 "refer": snapshot.refer,
                 "held": snapshot.userrefs > 0,
+                **({"borrowed": True} if key in point.borrowed else {}),
             }
             for key, snapshot in sorted(point.snapshots.items())
         ],
@@ -137,7 +140,8 @@ def _points_of(found: History, vmid: Vmid) -> list[tuple[str, Point]]:
 
 
 def _total(point: Point, name: str) -> str:
-    return size(sum(getattr(snapshot, name) for snapshot in point.snapshots.values()))
+    snapshots = point.own if name == "used" else point.snapshots
+    return size(sum(getattr(snapshot, name) for snapshot in snapshots.values()))
 
 
 def _quality(point: Point) -> str:

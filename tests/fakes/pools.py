@@ -30,7 +30,8 @@ class Snap:
     creation: int
     content: tuple[str, ...]
     refer: int
-    written: int
+    written: int  # since the snapshot before it that is there
+    unique: int = 0  # what only it has: an approximation, what was written into it when it was made
     ivset: int = 0
     props: dict[str, str] = field(default_factory=dict)
     holds: set[str] = field(default_factory=set)
@@ -183,6 +184,7 @@ class Pools:
             content=dataset.content,
             refer=dataset.refer,
             written=dataset.dirty,
+            unique=dataset.dirty,
             props=dict(props),
         )
         if dataset.crypt != "off":

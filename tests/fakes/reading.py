@@ -98,6 +98,7 @@ class Reading:
                 "createtxg": dataset.createtxg, "creation": dataset.creation, "used": dataset.refer,
                 "referenced": dataset.refer, "origin": dataset.origin or "-",
                 "receive_resume_token": dataset.partial.token if dataset.partial else "-", **crypt,
+                "written": dataset.dirty,
                 "available": self.pools.available(dataset.name), **self._restored(dataset),
                 "compressratio": dataset.props.get("compressratio", "1.00"),
             }  # fmt: skip
@@ -117,7 +118,7 @@ class Reading:
     @staticmethod
     def _used(dataset: Ds, snap: Snap) -> int:
         """Only an approximation: what was written into it, but for the newest."""
-        return 0 if snap is dataset.newest else snap.written
+        return 0 if snap is dataset.newest else snap.unique
 
     def get(self, argv: Sequence[str], words: list[str]) -> Completed:
         columns, source, rest = ["name", "property", "value"], "", []

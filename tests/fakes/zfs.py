@@ -199,13 +199,13 @@ class FakeZfs:
         if not there:
             return no(argv, "could not find any snapshots to destroy; check snapshot names.")
         if flags:
-            freed = sum(self.pools.get(name).written for name in there)
+            freed = sum(self.pools.get(name).unique for name in there)
             lines = [*(f"destroy\t{name}" for name in there), f"reclaim\t{freed}"]
             return ok(argv, "\n".join(lines) + "\n")
         if fault := "\n".join(filter(None, map(self._pinned, there))):
             return no(argv, fault)
         for name in there:
-            del self.pools.datasets[dataset].snaps[name.partition("@")[2]]
+            self._drop(self.pools.datasets[dataset], name.partition("@")[2])
         return ok(argv)
 
     def _spec(self, dataset: str, labels: str) -> list[str]:
@@ -220,6 +220,16 @@ class FakeZfs:
             elif not ranged:
                 found.append(part)
         return found
+
+    @staticmethod
+    def _drop(dataset: Ds, label: str) -> None:
+        """What was written into it counts for the next one from now on."""
+        gone = dataset.snaps.pop(label)
+        later = [snap for snap in dataset.snaps.values() if snap.createtxg > gone.createtxg]
+        if later:
+            min(later, key=lambda snap: snap.createtxg).written += gone.written
+        else:
+            dataset.dirty += gone.written
 
     def _pinned(self, name: str) -> str:
         dataset = name.partition("@")[0]

@@ -12,6 +12,7 @@ from pve_zfsbackup.model import (
     Consistency,
     Dataset,
     Guid,
+    Listing,
     PointDisk,
     PointId,
     Snapshot,
@@ -21,7 +22,7 @@ from pve_zfsbackup.model import (
     encode_disks,
 )
 from pve_zfsbackup.plan.points import by_guest, complete_points, points, points_of
-from tests.plan.worlds import HOST, ONE, OTHER, OTHER_GUID, SOURCE_GUID, TWO, ZVOL, listing, snapshot, stamp
+from tests.plan.worlds import HOST, ONE, OTHER, OTHER_GUID, ROOT, SOURCE_GUID, TWO, ZVOL, listing, snapshot, stamp
 
 
 def volume(name: str, guid: Guid | str, *snapshots: Snapshot) -> Volume:
@@ -36,6 +37,7 @@ def taken(number: int, disks: str = TWO, **changes: object) -> Snapshot:
 def test_disks_survive_encoding() -> None:
     volids = ["local-zfs:vm-100-disk-0", "local-zfs:base-102-disk-0/vm-103-disk-0", "b:subvol-1-d:_.-x"]
     disks = [PointDisk(key=f"scsi{n}", volid=volid, guid=Guid(str(n))) for n, volid in enumerate(volids)]
+    disks.append(replace(disks[0], key="scsi9", same=Guid("18446744073709551615")))
     assert decode_disks(encode_disks(disks)) == tuple(disks)
     assert encode_disks(reversed(disks)) == encode_disks(disks)
 
@@ -170,3 +172,34 @@ def test_order_and_grouping_do_not_depend_on_the_listing() -> None:
     assert sorted(guests) == [100, 200]
     assert points_of(listing(SOURCE, *volumes), Vmid(100)) == guests[Vmid(100)]
     assert [point.id for point in guests[Vmid(200)]] == [f"200/{stamp(1)}"]
+
+
+def borrowing(same: str) -> Listing:
+    """Point 2 has a snapshot of its first disk alone; `same` is said to stand for the second."""
+    one, two = (PointDisk(key=f"scsi{n}", volid=f"local-zfs:vm-100-disk-{n}", guid=Guid(f"1{n}")) for n in range(2))
+    early, late = encode_disks([one, two]), encode_disks([one, replace(two, same=Guid(same))])
+    first = taken(1, early, volume=Guid("10"), guid=Guid("20"))
+    second = taken(2, late, volume=Guid("10"), guid=Guid("30"))
+    other = taken(1, early, volume=Guid("11"), guid=Guid("21"))
+    return listing(HOST, volume(f"{ROOT}/d0", "1", first, second), volume(f"{ROOT}/d1", "2", other))
+
+
+def test_an_older_snapshot_stands_for_a_disk_that_was_not_sent_again() -> None:
+    first, second = points(borrowing("21"))
+    assert (first.complete, first.borrowed, second.complete, second.borrowed) == (True, set(), True, {"scsi1"})
+    assert second.snapshots["scsi1"] == first.snapshots["scsi1"]
+    assert second.own.keys() == {"scsi0"}
+
+
+@pytest.mark.parametrize("same", ["", "20", "99", "garbage"], ids=["nothing", "another disk's", "gone", "garbage"])
+def test_nothing_else_stands_for_it(same: str) -> None:
+    _, second = points(borrowing(same))
+    assert (second.complete, second.borrowed, second.snapshots.keys()) == (False, set(), {"scsi0"})
+
+
+def test_its_own_snapshot_beats_what_stood_for_it() -> None:
+    found = borrowing("21")
+    one, two = (found.volumes[Dataset(f"{ROOT}/d{n}")] for n in range(2))
+    late = taken(2, one.snapshots[1].disks, volume=Guid("11"), guid=Guid("31"))
+    _, second = points(listing(HOST, one, volume(two.name, "2", *two.snapshots, late)))
+    assert (second.complete, second.borrowed, second.snapshots["scsi1"].guid) == (True, set(), "31")

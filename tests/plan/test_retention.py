@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
 
@@ -291,3 +292,35 @@ def test_every_verdict_has_reasons_and_the_newest_complete_point_stays() -> None
             assert not usable or usable[-1].keep
             assert verdicts[-1].keep
             assert not complete or any(v.keep for v in verdicts if v.point.complete or v.point.gone)
+
+
+def borrowing(borrower: Point, lender: Point, key: str = "b") -> Point:
+    return replace(
+        borrower, snapshots={**borrower.snapshots, key: lender.snapshots[key]}, borrowed=borrower.borrowed | {key}
+    )
+
+
+def test_what_a_kept_point_borrows_from_stays_with_it() -> None:
+    first, second, third, fourth = (point(1000 * n, disks="ab", present="ab" if n == 1 else "a") for n in range(1, 5))
+    second, third, fourth = (borrowing(late, first) for late in (second, third, fourth))
+    verdicts = decide([first, second, third, fourth], Keep(last=2))
+    assert [verdict.keep for verdict in verdicts] == [True, False, True, True]
+    assert verdicts[0].reasons == (f"{fourth.id} and 1 more has a disk in common with it, unchanged",)
+
+
+def test_so_does_what_that_one_borrows_from() -> None:
+    first, second, third = (
+        point(1000 * n, disks="abc", present=present) for n, present in enumerate(("abc", "ab", "a"), 1)
+    )
+    second = borrowing(second, first, "c")
+    third = borrowing(borrowing(third, second, "b"), first, "c")
+    assert all(verdict.keep for verdict in decide([first, second, third], Keep(last=1)))
+    alone = borrowing(borrowing(point(3000, disks="abc", present="a"), second, "b"), second, "c")
+    assert all(verdict.keep for verdict in decide([first, second, alone], Keep(last=1)))
+
+
+def test_what_protects_the_lender_protects_no_borrower() -> None:
+    first, second, third = (point(1000 * n, disks="ab", present="ab" if n != 2 else "a") for n in range(1, 4))
+    second = borrowing(second, first)
+    verdicts = decide([first, second, third], Keep(last=1), protections={first.snapshots["b"].guid: "held"})
+    assert [verdict.keep for verdict in verdicts] == [True, False, True]

@@ -67,6 +67,20 @@ def test_points_go_oldest_first_by_the_targets_own_policy(world: World) -> None:
     assert [sorted(snap.holds) for snap in world.snaps(100)] == [[TAG]] * 2
 
 
+def test_what_a_kept_point_borrows_from_stays_with_it(world: World) -> None:
+    """`skip-unchanged` on the source: the second disk was not sent again."""
+    first = world.point(100, 5 * DAY, disks=2)
+    same = {1: world.snaps(100, 1)[0].guid}
+    later = [world.point(100, age * DAY, disks=2, present=1, same=same) for age in (4, 3, 2, 1)]
+    report = world.maintain(keep_last=2)
+    assert report.destroyed == later[:2]
+    assert world.points() == [first, *later[2:]]
+    last = world.point(100, 0, disks=2)
+    report = world.maintain(keep_last=1)
+    assert report.destroyed == [first, *later[2:]]
+    assert world.points() == [last]
+
+
 def test_a_hold_is_released_right_before_its_snapshot_goes(world: World) -> None:
     world.days(100, 3, 2, 1)
     world.maintain(keep_last=10)

@@ -96,9 +96,16 @@ def scramble(world: World, chance: random.Random) -> None:
 
 def populate(world: World, chance: random.Random) -> None:
     world.pools.add(f"{ROOT}/fast")
+    borrowing = chance.random() < 0.5
     for age in sorted(chance.sample(range(1, 2000), chance.randrange(1, 14)), reverse=True):
-        disks = chance.choice((1, 1, 2, 3))
-        world.point(chance.choice((100, 101)), age * HOUR, disks=disks, present=chance.choice((disks, disks, 1)))
+        vmid, disks = chance.choice((100, 101)), chance.choice((1, 1, 2, 3))
+        same = {}
+        for number in range(1, disks) if borrowing else ():
+            newest = world.disk(vmid, number).newest
+            if newest and chance.random() < 0.7:
+                same[number] = chance.choice((newest.guid, newest.guid, newest.guid, 7))
+        present = chance.choice((disks, disks, 1)) if not same or chance.random() < 0.1 else 1
+        world.point(vmid, age * HOUR, disks=disks, present=present, same=same)
     scramble(world, chance)
 
 
@@ -106,7 +113,7 @@ def populate(world: World, chance: random.Random) -> None:
 def test_the_same_points_and_the_same_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Both read the same target, put the same points together and let the same ones go."""
     chance = random.Random(seed)
-    odd = gone = 0
+    odd = gone = borrowed = 0
     for number in range(WORLDS // 3):
         world = World(tmp_path / str(number))
         monkeypatch.setattr(receiver, "ask", world.ask)
@@ -117,8 +124,12 @@ def test_the_same_points_and_the_same_verdicts(tmp_path: Path, monkeypatch: pyte
         assert [(p.id, p.creation, p.complete) for p in ours] == [(p.id, p.creation, p.complete) for p in theirs]
         for one, other in zip(ours, theirs, strict=True):
             assert {key: snap.name for key, snap in one.snaps.items()} == {
-                key: snap.full_name for key, snap in other.snapshots.items() if key in other.disks
+                key: snap.full_name for key, snap in other.own.items() if key in other.disks
             }
+            assert {key: snap.name for key, snap in one.borrowed.items()} == {
+                key: other.snapshots[key].full_name for key in other.borrowed
+            }
+            borrowed += len(one.borrowed)
             odd += not one.complete
         for vmid, points in plan_points.by_guest(theirs).items():
             zone = ZoneInfo(own.timezone)
@@ -128,3 +139,4 @@ def test_the_same_points_and_the_same_verdicts(tmp_path: Path, monkeypatch: pyte
             gone += len(going)
     assert odd > 100
     assert gone > 100
+    assert borrowed > 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from tests.receiver.conftest import ROOT
 
 HOUR, DAY = 3600, 86400
 TAG = "pve-zfsbackup"
+NOTHING: Mapping[int, int] = {}
 ACCOUNT = pwd.getpwuid(os.geteuid()).pw_name  # requests come from whoever runs the tests
 
 
@@ -83,11 +84,17 @@ class World:
         name = f"{ROOT}/local-zfs/vm-{vmid}-disk-{number}{suffix}"
         return self.pools.datasets.get(name) or self.pools.add(name, zvol=True)
 
-    def point(self, vmid: int, age: float, *, disks: int = 1, present: int | None = None) -> str:
-        """A marked point of that age in seconds; of its disks only the first `present` have arrived."""
+    def point(
+        self, vmid: int, age: float, *, disks: int = 1, present: int | None = None, same: Mapping[int, int] = NOTHING
+    ) -> str:
+        """A marked point of that age in seconds; of its disks only the first `present` have arrived. `same`: number
+        of a disk and guid of the older snapshot that stands for it."""
         creation = int(self.now - age)
         stamp = f"{datetime.fromtimestamp(creation, UTC):%Y%m%dT%H%M%SZ}-{vmid % 0xFFFF:04x}"
-        listed = ",".join(f"scsi{n}=local-zfs:vm-{vmid}-disk-{n}#{vmid}{n}" for n in range(disks))
+        listed = ",".join(
+            f"scsi{n}=local-zfs:vm-{vmid}-disk-{n}#{vmid}{n}" + (f"@{same[n]}" if n in same else "")
+            for n in range(disks)
+        )
         for number in range(disks if present is None else present):
             dataset = self.disk(vmid, number)
             made = self.pools.freeze(dataset, f"pzb:{stamp}", self.pools.txg(dataset.name), {})
