@@ -114,6 +114,10 @@ class StreamBrokenError(ZfsError):
     transient = True
 
 
+class GivenUpError(CommandError):
+    """A stream was ended because its disk is being taken away; what arrived stays, nothing is tried again."""
+
+
 class ResumeRefusedError(ZfsError):
     """An interrupted receive cannot go on: its snapshot or base is gone, or its token is of no use."""
 

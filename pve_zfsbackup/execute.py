@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import assert_never
@@ -125,7 +125,9 @@ class Executor:
         made = [s for volume in found.volumes.values() for s in volume.snapshots if s.point == step.point]
         self.execute([Destroy(host=SOURCE, snapshot=snapshot) for snapshot in made])
 
-    def chain(self, steps: Sequence[Step], size: int, *, compress: bool = False) -> Chain:
+    def chain(
+        self, steps: Sequence[Step], size: int, *, compress: bool = False, unwanted: Callable[[], str] = lambda: ""
+    ) -> Chain:
         """The streams of one disk with what is to be done right before them. `size` is what is expected to move."""
         streams = tuple(step for step in steps if isinstance(step, Send | Resume))
         before = [step for step in steps if not isinstance(step, Send | Resume)]
@@ -133,7 +135,7 @@ class Executor:
         def prepare() -> None:
             self.execute(before)
 
-        return Chain(streams=streams, prepare=prepare, size=size, compress=compress)
+        return Chain(streams=streams, prepare=prepare, size=size, compress=compress, unwanted=unwanted)
 
     def compressible(self, host: str, datasets: Sequence[Dataset]) -> frozenset[Dataset]:
         """The disks whose plain streams to this host are to be compressed on the wire."""

@@ -7,13 +7,22 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from pve_zfsbackup.app.gather import target_listing
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.works import Work, is_transient
-from pve_zfsbackup.errors import BackupError, QueuedError, ResumeRefusedError, VerificationError
+from pve_zfsbackup.errors import (
+    BackupError,
+    DatasetNotFoundError,
+    GivenUpError,
+    QueuedError,
+    ResumeRefusedError,
+    VerificationError,
+)
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.pipeline import Chain, Fate, sent_guids
+from pve_zfsbackup.host.vigil import Vigil
 from pve_zfsbackup.model import (
     AbortReceive,
     CreateBookmark,
@@ -56,9 +65,10 @@ def attempt(session: Session, course: Course, works: Sequence[Work]) -> Iterator
     session.executor.execute(list(dict.fromkeys(parents)))
     _abort(session, course, works)
     lanes = session.config.targets[course.target].parallel
-    with ThreadPoolExecutor(lanes) as carriers, ThreadPoolExecutor(lanes) as finishers:
+    vigil = session.vigil([work.guest for work in works])
+    with vigil, ThreadPoolExecutor(lanes) as carriers, ThreadPoolExecutor(lanes) as finishers:
         try:
-            yield from _Attempt(session, course, works, carriers, finishers).run()
+            yield from _Attempt(session, (course, vigil), works, carriers, finishers).run()
         except BaseException:
             course.stop.set()
             session.runner.cancel()  # leaving the block waits for the threads, and a stream may take hours
@@ -75,13 +85,14 @@ class _Attempt:
     def __init__(
         self,
         session: Session,
-        course: Course,
+        course: tuple[Course, Vigil],
         works: Sequence[Work],
         carriers: ThreadPoolExecutor,
         finishers: ThreadPoolExecutor,
     ) -> None:
-        self._session, self._course = session, course
-        self._lanes = session.config.targets[course.target].parallel
+        self._session = session
+        self._course, self._vigil = course
+        self._lanes = session.config.targets[self._course.target].parallel
         self._works = {work.guest.vmid: work for work in works}
         self._carriers, self._finishers = carriers, finishers
         self._carried: dict[Future[None], list[tuple[Load, Chain]]] = {}
@@ -120,7 +131,15 @@ class _Attempt:
     def _start(self, loads: Sequence[Load]) -> None:
         executor = self._session.executor
         for session in pack(loads, self._lanes):
-            chains = [executor.chain(load.steps, load.size, compress=load.compress) for load in session]
+            chains = [
+                executor.chain(
+                    load.steps,
+                    load.size,
+                    compress=load.compress,
+                    unwanted=partial(self._vigil.gone, load.dataset),
+                )
+                for load in session
+            ]
             future = self._carriers.submit(executor.carry, self._course.target, chains)
             self._carried[future] = list(zip(session, chains, strict=True))
 
@@ -158,6 +177,9 @@ class _Attempt:
         if chain.fate is Fate.AGAIN:
             return False
         self._ended(load)
+        if isinstance(chain.error, GivenUpError):
+            work.leave(load.dataset, chain.error)
+            return True
         if chain.error is not None and chain.begun:
             self._course.suspects.add(load.dataset)
         if chain.error is None:
@@ -227,7 +249,7 @@ def _settle(session: Session, target: str, works: Sequence[Work], marked: Set[st
     except Exception as error:
         if len(works) == 1 or is_transient(error):
             for work in works:
-                work.error = error
+                work.error = None if work.gone and isinstance(error, DatasetNotFoundError) else error
             return
         marked = _marked(session, target)
         for work in works:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
@@ -29,8 +29,9 @@ from pve_zfsbackup.host.pvesh import PveshApi
 from pve_zfsbackup.host.quiesce import Quiescer
 from pve_zfsbackup.host.runner import ProcessRunner, Runner
 from pve_zfsbackup.host.ssh import Destination, Host, Link, connected
+from pve_zfsbackup.host.vigil import TASKS, Vigil
 from pve_zfsbackup.host.watchdog import BOOTED, ChildWatchdog, SystemdWatchdog
-from pve_zfsbackup.model import SOURCE, GuestKind, rate_at
+from pve_zfsbackup.model import SOURCE, Guest, GuestKind, rate_at
 
 HOLD_TAG = "pve-zfsbackup"
 
@@ -51,6 +52,7 @@ class Session:
     pause: Callable[[threading.Event, float], bool] = threading.Event.wait
     random: Callable[[], float] = random.random
     kstat: Path = field(default=KSTAT)
+    tasks: Path = field(default=TASKS)
     migration_locks: Path = MIGRATION_LOCKS
     own_lock: str = ""  # the lock of the task that called us: no reason to wait for its end
     systemd: bool = field(default_factory=BOOTED.is_dir)
@@ -58,6 +60,10 @@ class Session:
     @property
     def executor(self) -> Executor:
         return Executor(hosts=self.hosts, emit=self.emit)
+
+    def vigil(self, guests: Iterable[Guest]) -> Vigil:
+        """Who sees when Proxmox takes one of their disks away."""
+        return Vigil(guests, root=self.pve_root, tasks=self.tasks)
 
     @property
     def quiescer(self) -> Quiescer:

@@ -32,6 +32,7 @@ class Work:
     faults: dict[Dataset, Exception] = field(default_factory=dict)
     broken: dict[Dataset, Exception] = field(default_factory=dict)
     parked: set[Dataset] = field(default_factory=set)  # wait for something the target does itself
+    gone: bool = False  # one of its disks is being taken away
     error: Exception | None = None
     said: list[Result] = field(default_factory=list)
     point: str = ""
@@ -45,6 +46,12 @@ class Work:
     def blame(self, dataset: Dataset, error: Exception) -> None:
         """A disk could not be sent: for now, or for good."""
         (self.broken if is_transient(error) else self.faults)[dataset] = error
+
+    def leave(self, dataset: Dataset, error: BackupError) -> None:
+        """The disk is being taken away: no failure of ours, and nothing to try again."""
+        self.parked.add(dataset)
+        self.gone = True
+        self.say(self.result(Outcome.WARNING, f"{dataset}: {error.message}", error.hint))
 
     @property
     def again(self) -> bool:
@@ -74,7 +81,7 @@ class Work:
         for dataset, fault in faults.items():
             told = failed(STAGE, fault, guest=self.guest, host=self.host)
             yield replace(told, message=f"{dataset}: {told.message}")
-        if not faults and not any(result.outcome is Outcome.FAILED for result in self.said):
+        if not faults and not self.gone and not any(result.outcome is Outcome.FAILED for result in self.said):
             outcome = Outcome.OK if self.streams or self.changed else Outcome.SKIPPED
             unchanged = f", {self.spared} disks unchanged" if self.spared else ""
             yield self.result(outcome, f"{self.streams} streams{unchanged}" if self.streams else "nothing new")

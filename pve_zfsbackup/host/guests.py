@@ -203,7 +203,7 @@ def read_config_file(vmid: Vmid, kind: GuestKind, *, digest: str = "", root: Pat
     Raises `GuestMissingError` when the node has no such guest, `PveError` when the file cannot be read or is not
     the one with this sha1 `digest`.
     """
-    raw = _config_bytes(vmid, kind, root)
+    raw = config_bytes(vmid, kind, root)
     found = hashlib.sha1(raw, usedforsecurity=False).hexdigest()
     if digest and found != digest:
         raise GuestChangedError(f"guest {vmid}: its configuration changed since it was read: {found}, before {digest}")
@@ -228,10 +228,11 @@ def guest_kind(vmid: Vmid, *, root: Path = Path("/etc/pve")) -> GuestKind:
 
 def digest_now(vmid: Vmid, kind: GuestKind, *, root: Path = Path("/etc/pve")) -> str:
     """Proxmox's digest of the configuration file. Raises as `read_config_file`."""
-    return hashlib.sha1(_config_bytes(vmid, kind, root), usedforsecurity=False).hexdigest()
+    return hashlib.sha1(config_bytes(vmid, kind, root), usedforsecurity=False).hexdigest()
 
 
-def _config_bytes(vmid: Vmid, kind: GuestKind, root: Path) -> bytes:
+def config_bytes(vmid: Vmid, kind: GuestKind, root: Path) -> bytes:
+    """The guest's configuration file. Raises `GuestMissingError` when it has none, `PveError` when nobody can tell."""
     path = root / f"{'qemu-server' if kind is GuestKind.VM else 'lxc'}/{vmid}.conf"
     try:
         return path.read_bytes()

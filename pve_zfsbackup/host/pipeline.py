@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Protocol
 
-from pve_zfsbackup.errors import BackupError, CommandError, StreamBrokenError, VerificationError
+from pve_zfsbackup.errors import BackupError, CommandError, GivenUpError, StreamBrokenError, VerificationError
 from pve_zfsbackup.host import listing, zfs
 from pve_zfsbackup.host.pump import Flow
 from pve_zfsbackup.host.runner import Completed, Piped
@@ -43,11 +43,12 @@ class Chain:
     """The streams of one disk, in order. `prepare` is called before the first is sent; its errors are the disk's.
 
     `size` is what is expected of them, for choosing a connection, `compress` whether that pays on the wire.
-    `begun`: something of it was sent.
+    `unwanted` tells why it is not to be sent after all, also while it is. `begun`: something of it was sent.
     """
 
     streams: tuple[Send | Resume, ...]
     prepare: Callable[[], None] = lambda: None
+    unwanted: Callable[[], str] = lambda: ""
     size: int = 0
     compress: bool = False
     moved: int = field(default=0, init=False)
@@ -113,9 +114,14 @@ def _session(source: Host, target: Host, chains: Sequence[Chain], meter: Meter) 
         progress=lambda number, moved: meter.moved(turn.streams[number][1], moved),
         stall=target.link.stall,
         pace=target.link.pace,
+        unwanted=lambda number: turn.streams[number][0].unwanted(),
     )
     try:
         done = source.runner.pipe(turn.producers(), _consumers(target, chains), flow)
+    except GivenUpError as given_up:
+        fault: BackupError = given_up
+        _judge(target, chains, next((c for c in chains if c.unwanted()), None), lambda chain: fault)
+        return
     except BackupError as error:
         _fail_all(chains, error)
         return
@@ -127,7 +133,7 @@ def _session(source: Host, target: Host, chains: Sequence[Chain], meter: Meter) 
     if target.destination and last.returncode == SSH_FAILED:
         _fail_all(chains, target.unreachable(last))
     elif any(end.returncode for end in (*done.sent, *done.received)) or turn.error:
-        _judge(target, chains, turn, done)
+        _judge(target, chains, None, lambda chain: _cause(target, chain, turn, done))
     else:
         for chain in chains:
             chain.fate = Fate.ARRIVED
@@ -150,6 +156,8 @@ class _Turn:
     def producers(self) -> Iterator[tuple[str, ...]]:
         for chain in self._chains:
             try:
+                if why := chain.unwanted():
+                    raise GivenUpError(f"not begun: {why}")
                 chain.prepare()
                 for stream in chain.streams:
                     self._meter.begin(stream)
@@ -169,19 +177,21 @@ class _Turn:
             self._under_way = None
 
 
-def _judge(target: Host, chains: Sequence[Chain], turn: _Turn, done: Piped) -> None:
-    """The first chain that did not arrive is the one that failed; what is there tells."""
+def _judge(
+    target: Host, chains: Sequence[Chain], culprit: Chain | None, cause: Callable[[Chain], BackupError]
+) -> None:
+    """What is there tells which arrived. Where nobody is known to have failed, it is the first that did not."""
     try:
         found = listing.read_guids(target, [chain.dataset for chain in chains])
     except BackupError as error:
         _fail_all(chains, error)
         return
-    culprit = next((chain for chain in chains if not _arrived(chain, found)), None)
+    culprit = culprit or next((chain for chain in chains if not _arrived(chain, found)), None)
     for chain in chains:
         if _arrived(chain, found):
             chain.fate = Fate.ARRIVED
         elif chain is culprit:
-            chain.fail(_cause(target, chain, turn, done))
+            chain.fail(cause(chain))
         else:
             chain.fate = Fate.AGAIN
 

@@ -26,11 +26,13 @@ class Killable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """How streams are to be moved. `stall`: seconds without a byte, and without an end, after which it is given up."""
+    """How streams are to be moved. `stall`: seconds without a byte, and without an end, after which it is given up.
+    `unwanted` tells of the stream under way why it is not to go on; it is asked every second, and must not wait."""
 
     progress: Progress
     stall: float
     pace: Pace | None = None
+    unwanted: Callable[[int], str] = lambda number: ""
 
 
 class Pump:
@@ -39,6 +41,7 @@ class Pump:
     def __init__(self, sink: IO[bytes], flow: Flow) -> None:
         self.moved: list[int] = []
         self.stalled = False
+        self.unwanted = ""
         self.broken = False  # the sink takes no more
         self._sink, self._flow = sink, flow
         self._processes: list[Killable] = []
@@ -108,6 +111,9 @@ class Pump:
                 seen, since = now, time.monotonic()
             elif time.monotonic() - since > self._flow.stall:
                 self.stalled = True
+                self.kill()
+            if self.moved and not self.ended and (why := self._flow.unwanted(len(self.moved) - 1)):
+                self.unwanted = why
                 self.kill()
 
     def kill(self) -> None:

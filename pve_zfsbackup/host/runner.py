@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
 
-from pve_zfsbackup.errors import CommandError, CommandTimeoutError, InterruptedRunError
+from pve_zfsbackup.errors import CommandError, CommandTimeoutError, GivenUpError, InterruptedRunError
 from pve_zfsbackup.host.pump import Flow, Pump
 
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -61,7 +61,8 @@ class Runner(Protocol):
 
         `producers` may be a generator: it is asked for the next one when the last has ended. After a producer that
         failed, or when the consumers are gone, no other is started. Raises `CommandTimeoutError` when no byte moved,
-        and nothing ended, for `flow.stall` seconds, `InterruptedRunError` after `cancel`.
+        and nothing ended, for `flow.stall` seconds, `GivenUpError` when `flow.unwanted` told so, `InterruptedRunError`
+        after `cancel`.
         """
         ...
 
@@ -139,6 +140,8 @@ class ProcessRunner:
                 hint="the receive is resumable; the next run goes on from here",
                 stderr=next((end.stderr for end in reversed(ends) if end.stderr), ""),
             )
+        if pump.unwanted:
+            raise GivenUpError(f"given up: {pump.unwanted}", hint="what arrived is kept; nothing is tried again")
         if pump.ended:
             raise InterruptedRunError("interrupted while streams were under way")
 

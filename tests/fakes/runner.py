@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pve_zfsbackup.errors import GivenUpError
 from pve_zfsbackup.host.pump import Flow
 from pve_zfsbackup.host.runner import DEFAULT_TIMEOUT, Completed, Piped, failure
 from tests.fakes.node import FakeNode
@@ -44,7 +45,7 @@ class Ran:
 class Fault:
     """What goes wrong at the `nth` command that has all `words` (on `host`, if given), and at every one after it
     with `again`. One of: `answer` instead of the command, `error` raised, `cut` a stream after so many bytes (with
-    `sender`, that end dies then with `answer`), `lie`: success without the work."""
+    `sender`, that end dies then with `answer`), `lie`: success without the work, `slow`: what happens meanwhile."""
 
     words: tuple[str, ...]
     host: str = ""
@@ -55,6 +56,7 @@ class Fault:
     cut: int | None = None
     lie: bool = False
     sender: bool = False
+    slow: Callable[[], None] | None = None
     seen: int = 0
 
     def strikes(self, ran: Ran) -> bool:
@@ -157,7 +159,14 @@ class FakeRunner:
                 receiving = Ran(target, receives[number])
                 self.ran.append(receiving)
                 struck = (fault for ran in (sending, receiving) for fault in self.faults if fault.strikes(ran))
-                sent, received, count = self._stream(sending, receiving, next(struck, None))
+                fault = next(struck, None)
+                if fault and fault.slow:  # there is time to look, and a part of it has arrived
+                    fault.slow()
+                    if why := flow.unwanted(number):
+                        self._stream(sending, receiving, Fault(words=(), cut=100))
+                        raise GivenUpError(f"given up: {why}")
+                    fault = None
+                sent, received, count = self._stream(sending, receiving, fault)
                 moved.append(count)
                 self._end()
                 ends.append(sent)

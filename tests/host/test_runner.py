@@ -6,11 +6,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pve_zfsbackup.errors import CommandError, CommandTimeoutError, InterruptedRunError
+from pve_zfsbackup.errors import CommandError, CommandTimeoutError, GivenUpError, InterruptedRunError
 from pve_zfsbackup.host import runner
 from pve_zfsbackup.host.pace import Pace
 from pve_zfsbackup.host.pump import Flow, Progress
@@ -278,6 +279,21 @@ def test_a_stall_in_the_second_stream_is_one(tmp_path: Path) -> None:
 
 
 # -- the pace
+
+
+def test_a_stream_that_is_not_wanted_any_more_is_ended_at_once() -> None:
+    asked: list[int] = []
+
+    def unwanted(number: int) -> str:
+        asked.append(number)
+        return "its guest is gone" if number == 1 and len(asked) > 2 else ""
+
+    producers = [("echo", "x"), sh("echo begun; exec sleep 60")]
+    begun = time.monotonic()
+    with pytest.raises(GivenUpError, match="given up: its guest is gone") as told:
+        ProcessRunner().pipe(producers, [sh("exec cat >/dev/null")], replace(flow(), unwanted=unwanted))
+    assert not told.value.transient
+    assert time.monotonic() - begun < 30
 
 
 def test_a_pace_is_kept_by_all_streams_together_and_stalls_nothing() -> None:
