@@ -13,6 +13,7 @@ from pve_zfsbackup.app.targets import comparison
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.model import Dataset, Disk, Guest, Listing, Mark, Plan
+from pve_zfsbackup.plan.fitting import crowded_out
 from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides, plan_replication
 from pve_zfsbackup.plan.takeover import conflict_of, takeovers
 from pve_zfsbackup.plan.unchanged import NO_REFERENCES, References, references
@@ -136,6 +137,10 @@ def plan_works(session: Session, found: Inventory, works: Sequence[Work], listin
         for disk in work.guest.protected_disks:
             if _dataset(disk) not in work.given_up:
                 _plan(work, disk, (sides, spared), policy)
+    for vmid, conflict in crowded_out({w.guest.vmid: tuple(w.plans.values()) for w in works}, sides, policy).items():
+        work = next(work for work in works if work.guest.vmid == vmid)
+        work.plans.clear()
+        work.say(blocked(STAGE, conflict, guest=work.guest, host=listing.host))
 
 
 def _plan(work: Work, disk: Disk, seen: tuple[Sides, References], policy: ReplicationPolicy) -> None:

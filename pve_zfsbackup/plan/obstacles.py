@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
-from pve_zfsbackup.model import Conflict, Dataset, Listing, Send, Snapshot, Volume
+from pve_zfsbackup.model import Conflict, Dataset, Listing, Resume, Send, Snapshot, Volume
 from pve_zfsbackup.plan.features import missing, read_only
-from pve_zfsbackup.plan.pairing import Base, Sides
+from pve_zfsbackup.plan.pairing import Base, Sides, bases
 from pve_zfsbackup.plan.route import ReplicationPolicy
 
 MARGIN = 10  # percent, for what the estimate does not know (reliability §1, "Full/quota")
@@ -37,6 +37,22 @@ def obstacle(source: Volume, sends: Sequence[Send], sides: Sides, policy: Replic
     return _no_room(source, sends, sides, policy)
 
 
+def needed(source: Volume, streams: Sequence[Send | Resume], target: Listing) -> int:
+    """Bytes of room for these streams of one disk, with a margin. Of an interrupted one that goes on, the part that
+    is there does not count."""
+    size = 0
+    for stream in streams:
+        if isinstance(stream, Send):
+            size += estimated(source, [stream])
+            continue
+        volume = target.volumes.get(stream.dataset)
+        token = volume.resume if volume else None
+        base = next((b for b in bases(source) if token and b.guid == token.from_guid), None)
+        whole = Send(host=stream.host, snapshot=stream.snapshot, base=base, dataset=stream.dataset, raw=stream.raw)
+        size += max(0, estimated(source, [whole]) - (token.received if token else 0))
+    return size + size * MARGIN // 100
+
+
 def estimated(source: Volume, sends: Iterable[Send]) -> int:
     """Bytes these streams may have, as far as the listing tells: no more than what each snapshot refers to, and no
     more than what was written since its base. Compressed data leaves as it lies on disk, so the figures are near."""
@@ -62,15 +78,15 @@ def _no_room(source: Volume, sends: Sequence[Send], sides: Sides, policy: Replic
     place = _place(sends[0].dataset, sides.target)
     if place is None or place.available is None:
         return None
-    size = estimated(source, sends)
-    needed = size + size * MARGIN // 100
-    if needed <= place.available:
+    size = needed(source, sends, sides.target)
+    if size <= place.available:
         return None
+    left = readable(place.available)
     return Conflict(
         kind="target-full",
         object=sends[0].dataset,
-        message=f"about {_size(needed)} are needed on {policy.host}, {place.name} has {_size(place.available)} left",
-        evidence=(f"{len(sends)} streams of about {size} bytes, with {MARGIN} % on top; available {place.available}",),
+        message=f"about {readable(size)} are needed on {policy.host}, {place.name} has {left} left",
+        evidence=(f"{len(sends)} streams of about {size} bytes, {MARGIN} % on top; available {place.available}",),
         resolve=f"on {policy.host}: free space, or raise the quota (zfs get -r quota,refquota,available "
         f"{shlex.quote(policy.root)}); nothing is deleted from here to make room",
     )
@@ -87,7 +103,8 @@ def _place(path: Dataset, target: Listing) -> Volume | None:
     return None
 
 
-def _size(count: int) -> str:
+def readable(count: int) -> str:
+    """A size for people."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:

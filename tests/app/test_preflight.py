@@ -256,3 +256,19 @@ def test_a_target_that_gets_some_of_the_disks_has_complete_points_of_them(world:
     assert [set(point.disks) for point in there] == [{"scsi0"}] * 3
     assert all(point.complete for point in (*here, *there))
     assert [point.id for point in here] == [point.id for point in there]
+
+
+def test_what_does_not_fit_together_is_not_all_begun(world: World) -> None:
+    """Alone each guest has room. Who is on the target already goes on; the new ones that do not fit are told."""
+    assert world.run(guests=["100"]).exit_code is ExitCode.OK
+    world.write(400 << 10)
+    world.target.room = 3 << 20
+    report = world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    failed = [result for result in report.results if result.outcome is Outcome.FAILED]
+    assert [result.vmid for result in failed] == [DB] or [result.vmid for result in failed] == [CT]
+    assert "when guests" in failed[0].message
+    assert "100" in failed[0].message
+    assert_replicated(world, [WEB, DB if failed[0].vmid == CT else CT])
+    world.target.room = 1 << 40
+    assert world.run().exit_code is ExitCode.OK
+    assert_replicated(world)
