@@ -76,12 +76,13 @@ def origin_of(session: Session, host: str, listing: Listing, point: Point) -> Or
     own = {key: dict(by_name[snapshot.full_name]) for key, snapshot in snapshots.items()}
     for key, snapshot in snapshots.items():  # whose snapshot it was: on a target it says so itself
         own[key]["volume"] = snapshot.volume or listing.volumes[snapshot.dataset].guid
-    told = next(iter(own.values()))
+    telling = [own[key] for key in point.own if key in own]  # a borrowed one tells of its own point
+    told = telling[0]
     return Origin(
         host=host,
         point=point,
         kind=_kind(point, told),
-        texts=_texts(point, own.values()),
+        texts=_texts(point, telling),
         props=decode_props(told.get("props", "")),
         raw=frozenset(key for key, s in snapshots.items() if _sealed(host, listing, s.dataset)),
         own=own,

@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 
+from pve_zfsbackup.app.restore import Request, carry_out, prepare, restoring_alone
 from pve_zfsbackup.app.run import Report, Stage
 from pve_zfsbackup.app.why import why_replicate
 from pve_zfsbackup.events import Outcome
-from pve_zfsbackup.model import parse_selector
+from pve_zfsbackup.model import Vmid, parse_selector
 from pve_zfsbackup.plan.points import points
 from tests.fakes.runner import HERE, Fault
 from tests.fakes.world import REPLICAS, TARGET, WEB, World, assert_replicated, assert_safe
@@ -162,6 +163,28 @@ def test_a_snapshot_somebody_else_took_in_between_hides_nothing(resting: World) 
     busy(resting)
     assert sorted(sent(resting)) == [FAST, ZVOL]
     assert_contents(resting)
+
+
+def test_a_point_that_borrows_is_restored_from_the_target_with_its_own_configuration(resting: World) -> None:
+    conf = resting.node.etc / "qemu-server/100.conf"
+    conf.write_text(conf.read_text().replace("cores: 2", "cores: 3"))
+    busy(resting)
+    last = resting.points(TARGET, WEB)[-1]
+    assert last.borrowed == {"scsi1"}
+    contents = {key: resting.target.get(s.full_name).content for key, s in last.snapshots.items()}
+    for name in (ZVOL, FAST):
+        resting.source.drop(name)
+    resting.node.remove(WEB)
+    with resting.session() as session, restoring_alone(session):
+        found = prepare(session, Request(vmid=Vmid(WEB), where=TARGET))
+        assert found.plan.conflicts == ()
+        carry_out(session, found, start=False)
+    lines = dict(line.split(": ", 1) for line in conf.read_text().splitlines())
+    assert lines["cores"] == "3"
+    pools = {"local-zfs": "rpool/data", "fast": "fast"}
+    for key, content in contents.items():
+        storage, volume = lines[key].partition(",")[0].split(":")
+        assert resting.source.datasets[f"{pools[storage]}/{volume}"].content == content
 
 
 def test_why_tells_it(resting: World) -> None:
