@@ -19,7 +19,8 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How one stage ended for one guest (and target). `hint` says what to do next."""
+    """How one stage ended for one guest (and target). `hint` says what to do next. `alarm`: whoever is told of failures
+    is told of this as well."""
 
     stage: str
     outcome: Outcome
@@ -32,6 +33,7 @@ class Result:
     bytes: int = 0
     seconds: float = 0.0
     details: tuple[str, ...] = ()
+    alarm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

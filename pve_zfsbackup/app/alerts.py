@@ -41,7 +41,7 @@ def alerted_run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_ST
         _tell(session, [Problem(key=RUN, stage=RUN, message=message, hint=hint)], ())
         _ping(session.config, "/fail")
         raise
-    problems = [_problem(result) for result in report.results if result.outcome is Outcome.FAILED]
+    problems = [_problem(result) for result in report.results if result.outcome is Outcome.FAILED or result.alarm]
     troubles += _tell(session, problems, report.results)
     troubles += _ping(session.config, "" if report.exit_code is ExitCode.OK else "/fail")
     return report, tuple(troubles)

@@ -156,7 +156,8 @@ def _plan(work: Work, disk: Disk, seen: tuple[Sides, References], policy: Replic
     for conflict in plan.conflicts:
         work.say(blocked(STAGE, conflict, guest=work.guest, host=policy.host))
     for warning in plan.warnings:
-        work.say(work.result(Outcome.WARNING, f"{disk.key}: {warning}"))
+        told = work.result(Outcome.WARNING, f"{disk.key}: {warning}")
+        work.say(replace(told, alarm=warning in plan.alarms))
 
 
 def _dataset(disk: Disk) -> Dataset:

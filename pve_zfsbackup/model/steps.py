@@ -150,4 +150,5 @@ class Plan:
     steps: tuple[Step, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     warnings: tuple[str, ...] = ()  # done, but somebody should know: a new generation, an aborted receive
+    alarms: tuple[str, ...] = ()  # those of the warnings that whoever is told of failures is told of
     reasons: tuple[str, ...] = ()  # why these steps, for `why` and dry runs

@@ -91,7 +91,7 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy, spared
     warnings = (*way.warnings, *forged, *(_overtaken(wanted[-1], top, there, policy) if wanted else ()))
     resting: Set[PointId | None] = {point for point, volumes in spared.items() if source.guid in volumes}
     reasons = (*way.reasons, *_explain(ordered, sends, top, policy, resting))
-    return Plan(steps=tuple(steps), warnings=warnings, reasons=reasons)
+    return Plan(steps=tuple(steps), warnings=warnings, alarms=way.alarms, reasons=reasons)
 
 
 def phases(plan: Plan) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]]:

@@ -62,6 +62,7 @@ class Route:
     snapshots: tuple[Snapshot, ...] = ()
     steps: tuple[Step, ...] = ()
     warnings: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()  # those of them that somebody is to be told of
     reasons: tuple[str, ...] = ()
 
 
@@ -154,12 +155,13 @@ def _settle(
         return replace(way, path=usual)
     if free[0] == usual:
         gone = f"{policy.host} has no replica of {source.name} although one was sent there: it is sent in full"
-        return replace(way, path=usual, warnings=(*way.warnings, gone), reasons=(*way.reasons, gone))
+        return replace(way, path=usual, warnings=(*way.warnings, gone), alarms=(gone,), reasons=(*way.reasons, gone))
     why = because or "has nothing in common with {} (guest recreated, disk moved, or every common base lost)"
     if not because and _recrypted(source, volumes):
         why = "has snapshots of {} that were not received raw (same guid, another IV set): nothing goes on from them"
     warning = f"new generation {free[0]} on {policy.host}: {usual} {why.format(source.name)}; the old one stays"
-    return replace(way, path=free[0], warnings=(*way.warnings, warning), reasons=(*way.reasons, warning))
+    told = (*way.warnings, warning)
+    return replace(way, path=free[0], warnings=told, alarms=(warning,), reasons=(*way.reasons, warning))
 
 
 def _recrypted(source: Volume, volumes: list[Volume]) -> bool:

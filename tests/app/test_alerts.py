@@ -250,3 +250,20 @@ def test_a_flood_stays_within_what_a_service_takes(kind: WebhookType) -> None:
         assert len(json.loads(body)["content"]) <= 2000
     if kind is not WebhookType.GENERIC:  # data for programs is whole
         assert len(body) < 28_000
+
+
+def test_a_new_generation_is_told_though_nothing_failed(told: World, outbox: Outbox) -> None:
+    """A vmid that was recreated: the next stream is a full one, and the old replica stands beside it."""
+    run(told)
+    told.source.drop("rpool/crypt/vm-101-disk-0")
+    told.source.add("rpool/crypt/vm-101-disk-0", zvol=True, crypt="aes-256-gcm")
+    told.source.write("rpool/crypt/vm-101-disk-0")
+    report, _ = run(told)
+    assert report.exit_code is ExitCode.OK
+    (text,) = outbox.by("mail")
+    assert "guest 101 db, replicate, target backup1: " in text
+    assert "new generation" in text
+    run(told)
+    assert "well again" in outbox.by("mail")[-1]
+    run(told)
+    assert len(outbox.by("mail")) == 2
