@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,10 +93,19 @@ class Pump:
 
     def _splice(self, source: int, sink: int) -> None:
         pace = self._flow.pace
-        while count := os.splice(source, sink, pace.piece() if pace else LARGEST):
+        ready = select.poll()
+        ready.register(source, select.POLLIN)
+        while self._has(ready) and (count := os.splice(source, sink, pace.piece() if pace else LARGEST)):
             self.moved[-1] += count
             if pace and (seconds := pace.wait(count)):
                 self._ended.wait(seconds)
+
+    def _has(self, ready: select.poll) -> bool:
+        """Wait for bytes or the end of them; False when it was given up, whether or not the sender could be killed."""
+        while not ready.poll(TICK * 1000):
+            if self.ended:
+                return False
+        return True
 
     def tell(self) -> None:
         """Report the bytes of the stream under way."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from pve_zfsbackup.host.pump import Flow, Pump
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 STDERR_LIMIT = 64 << 10
 DEFAULT_TIMEOUT = 300.0
+GRACE = 5.0  # seconds for a program that was told to end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,9 +190,9 @@ def _poured(argv: Sequence[str], pump: Pump) -> Completed:
     ):
         assert process.stdout is not None
         pump.pour(process.stdout)
-        process.wait()
+        status = _ended(process, GRACE) if pump.ended else process.wait()
         pump.tell()
-        return completed(argv, process.returncode, b"", tail(errors))
+        return completed(argv, -signal.SIGKILL if status is None else status, b"", tail(errors))
 
 
 @contextlib.contextmanager
@@ -201,7 +203,7 @@ def spawn(
     stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.PIPE,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A child that never outlives the block: whatever leaves it, the child is ended and waited for."""
+    """A child that never outlives the block, if a kill can end it: whatever leaves it, the child is waited for."""
     try:
         process = subprocess.Popen(
             tuple(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=ENVIRONMENT, cwd="/", close_fds=True
@@ -215,15 +217,22 @@ def spawn(
     finally:
         if process.poll() is None:
             process.terminate()
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
+            if _ended(process, GRACE) is None:
                 process.kill()
-                process.wait()
+                _ended(process, GRACE)
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """The exit status, waited for that long. None: it goes on; on a suspended pool not even a kill ends it (openzfs
+    #6138), and it is left to itself."""
+    try:
+        return process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def failure(done: Completed) -> CommandError:

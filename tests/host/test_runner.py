@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -294,6 +295,38 @@ def test_a_stream_that_is_not_wanted_any_more_is_ended_at_once() -> None:
         ProcessRunner().pipe(producers, [sh("exec cat >/dev/null")], replace(flow(), unwanted=unwanted))
     assert not told.value.transient
     assert time.monotonic() - begun < 30
+
+
+@pytest.fixture
+def immortal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Programs that hang in the kernel: nothing ends a `sleep` until the test is over."""
+    there: list[subprocess.Popen[bytes]] = []
+    kill = subprocess.Popen.kill
+
+    def spared(process: subprocess.Popen[bytes]) -> None:
+        if "sleep" in process.args:  # type: ignore[operator]
+            there.append(process)
+        else:
+            kill(process)
+
+    monkeypatch.setattr(subprocess.Popen, "kill", spared)
+    monkeypatch.setattr(subprocess.Popen, "terminate", spared)
+    monkeypatch.setattr(runner, "GRACE", 0.1)
+    yield there
+    for process in there:
+        kill(process)
+        process.wait()
+
+
+def test_what_cannot_be_killed_is_not_waited_for(immortal: list[subprocess.Popen[bytes]]) -> None:
+    """On a suspended pool `zfs` does not even end by SIGKILL (openzfs #6138)."""
+    begun = time.monotonic()
+    with pytest.raises(CommandTimeoutError):
+        ProcessRunner().run(("sleep", "600"), timeout=0.1)
+    with pytest.raises(CommandTimeoutError, match="no byte moved"):
+        ProcessRunner().pipe([("sleep", "600")], [("cat",)], flow(stall=0.1))
+    assert time.monotonic() - begun < 60
+    assert {process.poll() for process in immortal} == {None}
 
 
 def test_a_pace_is_kept_by_all_streams_together_and_stalls_nothing() -> None:
