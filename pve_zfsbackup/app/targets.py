@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from pve_zfsbackup.app.gather import Inventory
 from pve_zfsbackup.app.session import HOLD_TAG, Session
+from pve_zfsbackup.app.target_judgement import version
 from pve_zfsbackup.errors import ZfsError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.health import pool_of, pool_properties
@@ -16,6 +18,8 @@ from pve_zfsbackup.plan.features import PoolProps
 from pve_zfsbackup.plan.pairing import Sides, compare, first_time
 from pve_zfsbackup.plan.replication import ReplicationPolicy
 from pve_zfsbackup.plan.standing import Standing, standing
+
+PACKAGES_SINCE: Final = (2, 2, 0)
 
 
 def comparison(
@@ -47,6 +51,13 @@ def replication_policy(session: Session, name: str) -> ReplicationPolicy:
         minimal=target.append_only,  # its receiver takes no packages, as `-I` makes them: those can change properties
         owner=owner_id(session.pve_root),
     )
+
+
+def older_than_packages(session: Session, name: str) -> bool:
+    """Whether this node's OpenZFS or the target's may skip a snapshot of `zfs send -I` in silence (openzfs #12661,
+    mended in 2.2.0). Asked only where one would be sent; what does not say its version counts as old."""
+    hosts = (session.hosts[SOURCE], session.hosts[name])
+    return any(version(host.run(("zfs", "version"), check=False).stdout.split()) < PACKAGES_SINCE for host in hosts)
 
 
 def remarks(session: Session, found: Inventory, listing: Listing, stage: str) -> list[Result]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pve_zfsbackup.app.gather import Assignment, Inventory
 from pve_zfsbackup.app.outcome import blocked, failed
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.app.targets import comparison
+from pve_zfsbackup.app.targets import comparison, older_than_packages
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.model import Dataset, Disk, Guest, Listing, Mark, Plan
+from pve_zfsbackup.model import Dataset, Disk, Guest, Listing, Mark, Plan, Send
 from pve_zfsbackup.plan.fitting import crowded_out
 from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides, plan_replication
 from pve_zfsbackup.plan.takeover import conflict_of, takeovers
@@ -125,22 +125,32 @@ def plan_target(session: Session, found: Inventory, items: Iterable[Assignment],
 def plan_works(session: Session, found: Inventory, works: Sequence[Work], listing: Listing) -> None:
     """Plan these guests, again or for the first time, on what the target has now. Disks given up stay so."""
     sides, policy = comparison(session, found, [work.guest for work in works], listing)
-    elsewhere = takeovers(listing)
+    _plan_all(works, sides, policy)
+    if any(_packaged(work) for work in works) and older_than_packages(session, listing.host):
+        _plan_all(works, sides, replace(policy, minimal=True))
+    for vmid, conflict in crowded_out({w.guest.vmid: tuple(w.plans.values()) for w in works}, sides, policy).items():
+        work = next(work for work in works if work.guest.vmid == vmid)
+        work.plans.clear()
+        work.say(blocked(STAGE, conflict, guest=work.guest, host=listing.host))
+
+
+def _packaged(work: Work) -> bool:
+    return any(isinstance(step, Send) and step.through for plan in work.plans.values() for step in plan.steps)
+
+
+def _plan_all(works: Sequence[Work], sides: Sides, policy: ReplicationPolicy) -> None:
+    elsewhere = takeovers(sides.target)
     for work in works:
         work.plans, work.broken, work.error, work.pending = {}, {}, None, 0
         if taken := elsewhere.get(work.guest.vmid):
-            conflict = conflict_of(taken, work.guest, listing.host)
-            work.say(blocked(STAGE, conflict, guest=work.guest, host=listing.host))
+            conflict = conflict_of(taken, work.guest, policy.host)
+            work.say(blocked(STAGE, conflict, guest=work.guest, host=policy.host))
             continue
         spared = references(work.guest.protected_disks, sides, policy) if work.sparing else NO_REFERENCES
         work.spared = len({volume for volumes in spared.values() for volume in volumes})
         for disk in work.guest.protected_disks:
             if _dataset(disk) not in work.given_up:
                 _plan(work, disk, (sides, spared), policy)
-    for vmid, conflict in crowded_out({w.guest.vmid: tuple(w.plans.values()) for w in works}, sides, policy).items():
-        work = next(work for work in works if work.guest.vmid == vmid)
-        work.plans.clear()
-        work.say(blocked(STAGE, conflict, guest=work.guest, host=listing.host))
 
 
 def _plan(work: Work, disk: Disk, seen: tuple[Sides, References], policy: ReplicationPolicy) -> None:

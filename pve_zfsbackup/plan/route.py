@@ -42,7 +42,7 @@ class ReplicationPolicy:
     host: str
     root: Dataset
     hold_tag: str
-    minimal: bool = False  # never `-I`: one side is older than OpenZFS 2.2
+    minimal: bool = False  # never `-I`: one side is older than OpenZFS 2.2, or takes no packages
     append_only: bool = False
     owner: str = ""  # what the root is marked with when it is made
     adopt: bool = False  # the root exists, and is nobody's yet

@@ -92,6 +92,23 @@ def test_parallel_lanes_bring_everything(world: World) -> None:
     assert_replicated(world, [*vmids, WEB, DB, CT])
 
 
+@pytest.mark.parametrize("old", ["", HERE, TARGET])
+def test_steps_go_together_only_where_both_sides_are_new_enough(world: World, old: str) -> None:
+    """Before OpenZFS 2.2.0 `zfs send -I` could skip a snapshot in silence (openzfs #12661)."""
+    if old:
+        world.runner.pools[old].version = "2.1.15"
+    world.run()
+    assert not world.runner.zfs("", "version"), "nobody needs to know yet"
+    for _ in range(3):
+        world.write()
+        world.run(Stage.SNAPSHOT)
+    world.runner.ran.clear()
+    assert ok(world.run(Stage.REPLICATE))
+    assert_replicated(world)
+    assert any("-I" in argv for argv in sends(world)) is not bool(old)
+    assert len(world.complete(TARGET, WEB)) == 4
+
+
 def test_one_guest_that_cannot_be_marked_does_not_keep_its_batch_from_it(world: World) -> None:
     refused = Fault(words=("set", f"{REPLICAS[ZVOL]}@pzb:20261118T120640Z-0002"), again=True, answer=(1, "cannot set"))
 

@@ -136,6 +136,7 @@ class Pools:
     features: dict[str, str] = field(default_factory=lambda: dict(FEATURES))
     key_files: dict[str, bytes] = field(default_factory=dict)  # beside those of this machine
     kstat: bool = True  # whether the states can be read
+    version: str = "2.3.9"
     room: int = 1 << 40  # what is available everywhere, quotas apart
     _made: int = 0
 

@@ -34,9 +34,13 @@ class FakeZfs:
             "destroy": self.destroy,
             "rename": self.rename,
             "promote": self.promote,
+            "version": self.version,
         }
         assert verb in commands, f"the product never issues {argv}"
         return commands[verb](argv, words)
+
+    def version(self, argv: Sequence[str], words: list[str]) -> Completed:
+        return ok(argv, f"zfs-{self.pools.version}-1\nzfs-kmod-{self.pools.version}-1\n")
 
     # -- changing
 
