@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pve_zfsbackup.errors import DatasetNotFoundError, ZfsError
+from pve_zfsbackup.errors import BackupError, DatasetNotFoundError, ZfsError
 from pve_zfsbackup.host.health import KSTAT, local_states, pool_of, state_argv, suspended
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS, TARGET_COLUMNS, volumes
 from pve_zfsbackup.host.runner import Completed
@@ -122,6 +122,16 @@ def read_guids(host: Host, datasets: Iterable[Dataset]) -> dict[Dataset, frozens
             name, guid = line.split("\t")
             found.setdefault(Dataset(name.partition("@")[0]), set()).add(Guid(guid))
     return {name: frozenset(guids) for name, guids in found.items()}
+
+
+def read_written(host: Host, dataset: Dataset) -> int | None:
+    """Bytes written to a dataset since its newest snapshot; None where that cannot be told."""
+    argv = ("zfs", "list", "-Hp", "-d", "0", "-t", "filesystem,volume", "-o", "written", "--", dataset)
+    try:
+        text = host.run(argv, check=False).stdout.strip()
+    except BackupError:
+        return None
+    return int(text) if text.isdigit() else None
 
 
 def point_properties(host: Host, snapshots: Sequence[Snapshot]) -> dict[str, dict[str, str]]:

@@ -233,7 +233,20 @@ def _cause(target: Host, chain: Chain, turn: _Turn, done: Piped) -> BackupError:
         )
     argv = ("zfs", "receive", chain.dataset)
     text = _own_words(received.stderr)
-    return classified(Completed(argv=argv, returncode=received.returncode, stdout=received.stdout, stderr=text))
+    error = classified(Completed(argv=argv, returncode=received.returncode, stdout=received.stdout, stderr=text))
+    first = chain.streams[0]
+    if "has been modified" in text and isinstance(first, Send) and first.base:
+        _show_written(error, target, f"{chain.dataset}@{first.base.name}")
+    return error
+
+
+def _show_written(error: CommandError, target: Host, base: str) -> None:
+    """What was written to a replica, as far as it says, and the command that would throw it away."""
+    count = listing.read_written(target, Dataset(base.partition("@")[0]))
+    found = f", {count} bytes" if count is not None else ""
+    error.message += f" ({base} is what both sides have; something was written since{found})"
+    place, snapshot = shlex.quote(base.partition("@")[0]), shlex.quote(base)
+    error.hint = f"on {target.name}, see what it is in a clone of {place}; to throw it away: zfs rollback {snapshot}"
 
 
 def _died(sent: Completed) -> StreamBrokenError:

@@ -489,3 +489,19 @@ def test_results_name_their_guest(world: World) -> None:
     report = world.run()
     told = {result.vmid for result in report.results if result.stage == "replicate"}
     assert told == {Vmid(WEB), Vmid(DB), Vmid(CT)}
+
+
+def test_a_replica_that_was_written_is_told_with_how_much_and_what_would_help(world: World) -> None:
+    """By hand, or by a mount: nothing is rolled back from here, and the other guests go on."""
+    world.run()
+    replica = world.target.datasets[REPLICAS["rpool/crypt/vm-101-disk-0"]]
+    replica.dirty = 4711
+    world.write()
+    report = world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert failed.vmid == DB
+    assert "something was written since, 4711 bytes" in failed.message
+    newest = max(replica.snaps.values(), key=lambda snap: snap.createtxg)
+    assert failed.hint.endswith(f"zfs rollback {replica.name}@{newest.name}")
+    assert_replicated(world, [WEB, CT])
+    assert replica.dirty == 4711
