@@ -18,6 +18,7 @@ from pve_zfsbackup.plan.route import ReplicationPolicy, Route, route
 # Seconds after which an unchanged disk is sent again. What points refer to stays, with the whole point it is part of,
 # and so does the base of the next stream: this bounds both. It is also how long a changed key waits for its way there.
 RENEW: Final = 86_400
+MOST: Final = 64  # disks of a guest: each reference makes the property `disks` longer, which ends at 8,192 bytes
 
 # For each point, by the guid of the source dataset: the snapshot on the target that stands for this disk.
 References = Mapping[PointId, Mapping[Guid, Guid]]
@@ -39,9 +40,12 @@ def references(disks: Iterable[Disk], sides: Sides, policy: ReplicationPolicy) -
 
     At least one disk of each point is sent: without a snapshot of its own there would be no point.
     """
+    disks = sorted(disks, key=lambda disk: disk.key)
+    if len(disks) > MOST:
+        return NO_REFERENCES
     courses = [
         _course(source, route(disk, source, sides, policy), sides)
-        for disk in sorted(disks, key=lambda disk: disk.key)
+        for disk in disks
         if disk.dataset and (source := sides.source.volumes.get(disk.dataset))
     ]
     for course in courses:
