@@ -27,7 +27,7 @@ PROPERTIES = {
     "pve-zfsbackup:disks": encode_disks(
         [
             PointDisk(key="scsi0", volid="local-zfs:base-9-disk-0/vm-100-disk-0", guid=Guid("17")),
-            PointDisk(key="efidisk0", volid="fast:vm-100-disk-1", guid=Guid("18446744073709551615")),
+            PointDisk(key="efidisk0", volid="fast:vm-100-disk-1", guid=Guid("18446744073709551615"), same=Guid("7")),
         ]
     ),
     "pve-zfsbackup:guest": "qemu/pve1",
