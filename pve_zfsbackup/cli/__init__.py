@@ -31,6 +31,7 @@ from pve_zfsbackup.cli import (
     why,
     work,
 )
+from pve_zfsbackup.cli.completion import complete
 from pve_zfsbackup.cli.options import cli
 from pve_zfsbackup.errors import BackupError, ExitCode
 
@@ -52,6 +53,8 @@ __all__ = [
     "why",
     "work",
 ]
+
+complete(cli)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:

@@ -82,6 +82,22 @@ def read_journal(directory: Path, since: float, *, event: str = "") -> Iterator[
             raise BackupError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+def last_lines(directory: Path, size: int) -> list[dict[str, Any]]:
+    """Of the last so many bytes of the journal, the whole lines; none where it is not there or may not be read."""
+    try:
+        with (directory / NAME).open("rb") as file:
+            start = max(file.seek(0, os.SEEK_END) - size, 0)
+            file.seek(start)
+            lines = file.read().splitlines()[1 if start else 0 :]
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [line for line in found if isinstance(line, dict)]
+
+
 def _rotated(directory: Path) -> list[Path]:
     """Oldest first: journal.jsonl.2.gz, journal.jsonl.1, journal.jsonl."""
     aged = [(int(found[1]), path) for path in directory.glob(f"{NAME}.*") if (found := _AGED.fullmatch(path.name))]
