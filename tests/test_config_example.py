@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pve_zfsbackup.config import Config, Job, Target, config_reference, example_config, parse_config
+from pve_zfsbackup.config import Config, Job, Target, config_reference, example_config, parse_config, reference_page
 from pve_zfsbackup.config.boxes import Box
 from pve_zfsbackup.config.definitions import Api
 from pve_zfsbackup.config.hooks import Hooks, Vzdump
@@ -75,6 +75,7 @@ def test_first_config_is_as_expected() -> None:
 
 def test_reference_is_as_expected() -> None:
     golden("config-reference.md", config_reference())
+    golden("../../docs/configuration.md", reference_page())
 
 
 def test_example_loads_and_is_one_job_with_all_guests_at_the_defaults() -> None:

@@ -21,7 +21,13 @@ def jobs(place: Path) -> list[str]:
 
 
 def ran(place: Path) -> list[bool]:
-    outputs = [subprocess.check_output(["/bin/sh", "-c", command], text=True) for command in jobs(place)]
+    """Which of them would run, after a sleep that is told instead of slept."""
+    outputs = [
+        subprocess.check_output(["/bin/sh", "-c", f'sleep() {{ echo "slept $1"; }}; {command}'], text=True)
+        for command in jobs(place)
+    ]
+    for text in outputs:
+        assert text == "" or 0 <= int(re.fullmatch(r"slept (\d+)\nran --stage .*\n", text)[1]) <= 240  # type: ignore[index]
     return ["ran" in text for text in outputs]
 
 
@@ -57,3 +63,50 @@ def test_a_clusters_configuration_that_is_gone_is_no_silence(tmp_path: Path) -> 
     have(tmp_path, PROGRAM, "/var/log/pve-zfsbackup/journal.jsonl")
     (tmp_path / "etc/pve").mkdir(parents=True)
     assert ran(tmp_path) == [True, True]
+
+
+WANTS = "/etc/systemd/system/timers.target.wants"
+
+
+def test_a_line_gives_way_to_its_timer_and_to_no_other(tmp_path: Path) -> None:
+    """Nothing runs twice, and nothing stops running because only one of the timers is enabled."""
+    have(tmp_path, PROGRAM, "/etc/pve-zfsbackup/config.yaml", f"{WANTS}/pve-zfsbackup.timer")
+    assert ran(tmp_path) == [False, True]
+    have(tmp_path, f"{WANTS}/pve-zfsbackup-prune.timer")
+    assert ran(tmp_path) == [False, False]
+
+
+def test_a_timer_that_was_purged_with_its_link_left_behind_holds_nothing_back(tmp_path: Path) -> None:
+    have(tmp_path, PROGRAM, "/etc/pve-zfsbackup/config.yaml")
+    (tmp_path / WANTS.lstrip("/")).mkdir(parents=True)
+    (tmp_path / WANTS.lstrip("/") / "pve-zfsbackup.timer").symlink_to(tmp_path / "usr/lib/gone.timer")
+    assert ran(tmp_path) == [True, True]
+
+
+@pytest.mark.parametrize("name", ["pve-zfsbackup", "pve-zfsbackup.pve-zfsbackup-prune", "pve-zfsbackup-receiver"])
+def test_the_timer_does_what_the_line_does(name: str) -> None:
+    """The same command at the same minute, spread as far."""
+    debian = CRON.parent
+    timer, service = ((debian / f"{name}.{kind}").read_text() for kind in ("timer", "service"))
+    cron = (debian / f"{name.partition('.')[0]}.cron.d").read_text()
+    (command,) = re.findall(r"(?m)^ExecStart=/usr/bin/(.*)$", service)
+    (line,) = [line for line in cron.splitlines() if f"; {command}; }}" in line]
+    minute, hour = line.split()[:2]
+    wanted = f"*:{minute:0>2}" if hour == "*" else f"*-*-* {hour:0>2}:{minute:0>2}"
+    assert re.findall(r"(?m)^OnCalendar=(.*)$", timer) == [wanted]
+    assert "RandomizedDelaySec=4min" in timer
+    assert "shuf -i 0-240" in line
+    conditions = re.findall(r"(?m)^ConditionPathExists=\|?(.*)$", service)
+    assert sorted(conditions) == sorted(re.findall(r"\[ ! -e (\S+) \]", line))
+    unit = name.rpartition(".")[2]
+    assert f"{WANTS}/{unit}.timer" in line
+
+
+@pytest.mark.parametrize("file", ["pve-zfsbackup.cron.d", "pve-zfsbackup-receiver.cron.d"])
+def test_lines_are_ones_cron_and_a_plain_shell_take(file: str) -> None:
+    for line in (CRON.parent / file).read_text().splitlines():
+        if " root " in line and not line.startswith("#"):
+            command = line.partition(" root ")[2]
+            assert len(command) < 998, "Debian's cron takes no longer command (MAX_COMMAND)"
+            assert "%" not in command, "cron makes a new line of it"
+            subprocess.run(["dash", "-n", "-c", command], check=True)

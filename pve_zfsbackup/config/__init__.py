@@ -3,7 +3,7 @@
 from pve_zfsbackup.config.alerts import Alerts, Webhook, WebhookType
 from pve_zfsbackup.config.boxes import Box
 from pve_zfsbackup.config.definitions import Api, Config, Job
-from pve_zfsbackup.config.example import config_reference, example_config
+from pve_zfsbackup.config.example import config_reference, example_config, reference_page
 from pve_zfsbackup.config.files import Secret, find_secret, read_secret
 from pve_zfsbackup.config.load import load_config, parse_config
 from pve_zfsbackup.config.option import DEFAULT_KEEP
@@ -26,4 +26,5 @@ __all__ = [
     "load_config",
     "parse_config",
     "read_secret",
+    "reference_page",
 ]

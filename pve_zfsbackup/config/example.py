@@ -28,6 +28,16 @@ _HEAD: Final = """\
 """
 
 
+_PAGE: Final = """\
+# Configuration
+
+`/etc/pve-zfsbackup/config.yaml`, or `/etc/pve/pve-zfsbackup.yaml` for all nodes of a cluster. It is YAML; it must be
+root's, and nobody else may write it. Every mistake in it is told at once, with line and column. Times are in seconds
+unless the key says hours or days. This page is made from the definitions in the program (`pve_zfsbackup/config/`), and
+so is the commented `/usr/share/doc/pve-zfsbackup/examples/config.yaml`.
+"""
+
+
 def example_config(guests: Sequence[Guest] = ()) -> str:
     """A commented configuration that can be loaded as it is: every guest, snapshots on this node only.
 
@@ -46,6 +56,11 @@ def config_reference() -> str:
     parts += [_table("`hooks`", *_inner(Config, "hooks")), _table("`vzdump`", *_inner(Config, "vzdump"))]
     parts += [_table("`keep` of a target, a box or a job", *_inner(Job, "keep"))]
     return "\n".join(parts)
+
+
+def reference_page() -> str:
+    """docs/configuration.md: the reference with what holds for all of it."""
+    return f"{_PAGE}\n{config_reference()}"
 
 
 def _inner(section: type, name: str) -> tuple[type, Option]:

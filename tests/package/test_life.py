@@ -10,6 +10,8 @@ from tests.package.conftest import PROJECT, Prepared, install
 from tests.package.roots import Root
 
 SECRET = "01234567-89ab-cdef-0123-456789abcdef"
+UNITS = ("pve-zfsbackup.timer", "pve-zfsbackup-prune.timer")
+WANTS = "/etc/systemd/system/timers.target.wants"
 TOKEN = "pve-zfsbackup@pve!backup"
 
 # What dpkg, apt and their triggers keep of any package that ever was there.
@@ -96,8 +98,22 @@ def test_remove_keeps_what_the_administrator_has(root: Root) -> None:
     assert root.shell(line) == ""  # cron goes on reading the file, and must not complain
 
 
+def test_timers_are_there_and_off_and_take_the_lines_place_when_enabled(root: Root) -> None:
+    """What `systemctl enable` makes are the links the lines look for."""
+    assert root.shell(f"find {WANTS} -name 'pve-*' 2>/dev/null || :") == ""
+    root.put("/etc/pve-zfsbackup/config.yaml", "jobs: {}\n", "0600")
+    for unit in UNITS:
+        root.shell(f"mkdir -p {WANTS}; ln -s $(dpkg -L pve-zfsbackup | grep /{unit}$) {WANTS}/{unit}")
+    for line in root.shell("sed -n 's/^[0-9].* root //p' /etc/cron.d/pve-zfsbackup").splitlines():
+        assert root.shell(f"{line} && echo quiet") == "quiet\n"
+
+
 def test_purge_leaves_nothing(root: Root, bare: Root) -> None:
     used(root)
+    for one in (root, bare):
+        one.run("mkdir", "-p", WANTS)  # systemd's own, where there is one
+    for unit in UNITS:
+        root.run("ln", "-s", f"/usr/lib/systemd/system/{unit}", WANTS)
     said = purge(root)
     assert "snapshots and replicas are left as they are" in said
     assert listing(root) == listing(bare)
