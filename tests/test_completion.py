@@ -72,16 +72,14 @@ def offered(config: Path) -> Offered:
         (("list", "--where", ""), ["source", "backup1", "offsite"]),
         (("setup", "target", "o"), ["offsite"]),
         (("setup", "box", ""), ["box1"]),
-        (("restore", "--from", ""), ["box1"]),
-        (("restore", "100", "--point", ""), ["20261124T180000Z-ab14", "20261123T180000Z-ab12"]),
-        (("restore", "--point", ""), ["20261124T180000Z-ab14", "20261123T180000Z-ab12", "20261123T190000Z-ab13"]),
+        (("restore", "--from", ""), ["source", "backup1", "offsite", "box1"]),
+        (("restore", "--replace", ""), ["100", "101"]),
+        (("restore", "100", "--at", ""), ["20261124T180000Z-ab14", "20261123T180000Z-ab12"]),
+        (("restore", "--at", ""), ["20261124T180000Z-ab14", "20261123T180000Z-ab12", "20261123T190000Z-ab13"]),
     ],
 )
 def test_words_are_offered(offered: Offered, words: tuple[str, ...], values: list[str]) -> None:
-    if words[0] == "restore" and "restore" not in cli.commands:
-        pytest.fail("restore is gone")
-    found = offered(*words[:-1], words[-1])
-    assert found == values
+    assert offered(*words) == values
 
 
 def test_every_place_that_means_a_guest_or_a_name_offers_it() -> None:
@@ -107,7 +105,7 @@ def test_a_hostile_name_is_one_line_of_text(config: Path, offered: Offered) -> N
     (item,) = asked.get_completions(["run", "--config", str(config)], "666")
     assert asked.format_completion(item).splitlines() == ["plain", "666", "x\\n$(reboot)\\x1b[2J"]
     write(config.parent, 777, "y", "$(reboot)")
-    assert "$(reboot)" not in offered("restore", "--point", "")
+    assert "$(reboot)" not in offered("restore", "--at", "")
 
 
 @pytest.mark.parametrize("damage", ["no config", "bad config", "no journal", "bad journal", "a directory"])

@@ -43,6 +43,9 @@ OFFERS: Final[Mapping[str, Offer]] = {
     "where": _plain(lambda found: (SOURCE, *found.targets)),
     "box": _BOXES,
     "point": _points,
+    "restore at": _points,
+    "restore where": _plain(lambda found: (SOURCE, *found.targets, *found.boxes)),
+    "restore replace": _guests,
     "setup target name": _TARGETS,
     "setup box name": _BOXES,
 }
