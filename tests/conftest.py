@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No process and no connection; a connection to this machine where that is what is tested."""
     path = request.path.relative_to(HERE)
+    monkeypatch.setattr("pve_zfsbackup.host.journal.JOURNALD", Path("/nonexistent"))
     if path.parts[0] in FREE:
         yield
         return

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import assert_never
@@ -57,6 +57,10 @@ class Report:
     results: tuple[Result, ...]
     notes: tuple[str, ...]
     seconds: float
+
+    @property
+    def bytes(self) -> int:
+        return sum(result.bytes for result in self.results)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -108,6 +112,7 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
                 if not number:
                     show_rooms(session, found.listing)
                 items, remarks = assign(session, found, scope)
+                written.jobs.update((item.guest.vmid, tuple(job.name for job in item.jobs)) for item in items)
                 notes += [note for note in (*found.notes, *remarks) if note not in notes]
                 # Closed while the lock is ours, whatever ends the loop: its streams end then.
                 with contextlib.closing(_stage(stage, session, found, items)) as stage_results:
@@ -120,7 +125,8 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
             end = {"seconds": round(seconds, 3), "notes": notes}
             written.add("end", {"exit_code": int(_exit_code(written.results)), **end})
     report = Report(run=name, results=tuple(written.results), notes=tuple(notes), seconds=seconds)
-    log_line(_summary(report, stages), failed=report.exit_code is not ExitCode.OK)
+    ended = {"run": name, "exit_code": int(report.exit_code), "bytes": report.bytes, "seconds": round(seconds, 3)}
+    log_line(_summary(report, stages), failed=report.exit_code is not ExitCode.OK, fields=ended)
     return report
 
 
@@ -202,11 +208,12 @@ class _Written:
     hooks: Hooks
     results: list[Result]
     broken: bool = False
+    jobs: dict[Vmid, tuple[str, ...]] = field(default_factory=dict)  # of the guests, as they were assigned
 
     def result(self, result: Result) -> None:
         self.results.append(result)
         self.session.emit(result)
-        self.add("result", _fields(result))
+        self.add("result", _fields(result, self.jobs.get(result.vmid, ()) if result.vmid else ()))
         for told in self.hooks.after(result):
             self.result(told)
 
@@ -261,7 +268,7 @@ def _journal(session: Session, run: str, stages: Sequence[Stage]) -> Iterator[Jo
     except BaseException as error:
         hint = error.hint if isinstance(error, BackupError) else ""
         told = error.message if isinstance(error, BackupError) else f"{type(error).__name__}: {error}"
-        log_line(f"run {run} broken off: {told}", failed=True)
+        log_line(f"run {run} broken off: {told}", failed=True, fields={"run": run, "outcome": "broken-off"})
         with contextlib.suppress(BackupError):  # the journal itself may be what broke
             journal.write("broken-off", {"error": told, "hint": hint})
         for warning in Hooks(session=session, run=run).end("broken-off", int(ExitCode.FAILED)):
@@ -271,14 +278,13 @@ def _journal(session: Session, run: str, stages: Sequence[Stage]) -> Iterator[Jo
         journal.close()
 
 
-def _fields(result: Result) -> dict[str, object]:
+def _fields(result: Result, jobs: Sequence[str]) -> dict[str, object]:
     fields = {key: value for key, value in asdict(result).items() if value not in ("", 0, None, ())}
-    return {**fields, "seconds": round(result.seconds, 3)}
+    return {**fields, **({"jobs": list(jobs)} if jobs else {}), "seconds": round(result.seconds, 3)}
 
 
 def _summary(report: Report, stages: Sequence[Stage]) -> str:
     counts = Counter(result.outcome for result in report.results)
     told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "nothing to do"
-    moved = sum(result.bytes for result in report.results)
     names = "+".join(stage.value for stage in stages)
-    return f"run {report.run} {names}: {told}, {moved} bytes sent, {report.seconds:.1f} s"
+    return f"run {report.run} {names}: {told}, {report.bytes} bytes sent, {report.seconds:.1f} s"

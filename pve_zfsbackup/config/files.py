@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 
 from pve_zfsbackup.errors import ConfigError
 from pve_zfsbackup.model import printable
+from pve_zfsbackup.model.secrets import keep_secret
 
 _CONFIG_LIMIT: Final = 1024 * 1024  # what pmxcfs takes at most (pve-facts §h)
 _SECRET_LIMIT: Final = 4096
@@ -78,6 +79,7 @@ def read_secret(path: Path) -> Secret:
         text = ""
     if not text or not text.isprintable():
         raise ConfigError([f"{_name(path)}: expected one line of printable ASCII text"])
+    keep_secret(text)
     return Secret(text)
 
 

@@ -7,16 +7,21 @@ import gzip
 import json
 import os
 import re
+import socket
 import syslog
 import zlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from pve_zfsbackup.errors import BackupError, ConfigError
+from pve_zfsbackup.model.secrets import redacted
 
 NAME = "journal.jsonl"
+IDENTIFIER: Final = "pve-zfsbackup"
+JOURNALD = Path("/run/systemd/journal/socket")
 _AGED: Final = re.compile(re.escape(NAME) + r"\.(\d+)(?:\.gz)?")
 
 
@@ -37,7 +42,7 @@ class Journal:
         """Raises `BackupError` when the disk is full or read-only."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
         # ASCII: a hostile name may hold what other readers take for the end of a line (U+2028).
-        line = json.dumps({"time": stamp, "run": self._run, "event": event, **fields})
+        line = redacted(json.dumps({"time": stamp, "run": self._run, "event": event, **fields}))
         try:
             os.write(self._file, line.encode("ascii") + b"\n")
         except OSError as error:
@@ -47,11 +52,40 @@ class Journal:
         os.close(self._file)
 
 
-def log_line(text: str, *, failed: bool) -> None:
-    """One line to syslog for a whole run; control characters of hostile names are escaped by `repr`-like rules."""
-    clean = "".join(c if c.isprintable() else "?" for c in text)
-    syslog.openlog("pve-zfsbackup", syslog.LOG_PID, syslog.LOG_DAEMON)
-    syslog.syslog(syslog.LOG_ERR if failed else syslog.LOG_INFO, clean)
+def log_line(text: str, *, failed: bool, fields: Mapping[str, object] = MappingProxyType({})) -> None:
+    """One line to journald with fields of ours (`PZB_RUN`, `PZB_GUEST`, …: `journalctl PZB_GUEST=100`), to syslog where
+    there is no journald. Control characters of hostile names are shown as `?`, secrets not at all."""
+    level = syslog.LOG_ERR if failed else syslog.LOG_INFO
+    clean = _one_line(text)
+    own = {"MESSAGE": clean, "PRIORITY": level, "SYSLOG_FACILITY": syslog.LOG_DAEMON >> 3}
+    if not _to_journald({**own, **_named(fields)}):
+        syslog.openlog(IDENTIFIER, syslog.LOG_PID, syslog.LOG_DAEMON)
+        syslog.syslog(level, clean)
+
+
+def _named(fields: Mapping[str, object]) -> dict[str, object]:
+    return {f"PZB_{key.upper()}": value for key, value in fields.items() if value not in ("", None, ())}
+
+
+def _to_journald(fields: Mapping[str, object]) -> bool:
+    """Whether journald took it, in its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram, a line for
+    each field. No value has a line break."""
+    lines = [f"{key}={_one_line(_joined(value))}" for key, value in fields.items()]
+    data = "\n".join([*lines, f"SYSLOG_IDENTIFIER={IDENTIFIER}", f"SYSLOG_PID={os.getpid()}", ""]).encode()
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.sendto(data, str(JOURNALD))
+    except OSError:
+        return False  # there is none, or it is too long for a datagram
+    return True
+
+
+def _joined(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _one_line(text: str) -> str:
+    return redacted("".join(c if c.isprintable() else "?" for c in text))
 
 
 def read_journal(directory: Path, since: float, *, event: str = "") -> Iterator[dict[str, Any]]:

@@ -575,6 +575,7 @@ def test_the_journal_tells_the_run(world: World, syslog_lines: list[tuple[int, s
     lines = journal(world)
     assert [line["event"] for line in lines if line["event"] != "room"] == ["start", *["result"] * 9, "end"]
     assert {line["run"] for line in lines} == {report.run}
+    assert all(line["jobs"] == ["all"] for line in lines if line["event"] == "result" and "vmid" in line)
     assert lines[-1]["exit_code"] == 0
     ((_, text),) = syslog_lines
     assert "snapshot+replicate+prune: 6 ok, 3 skipped" in text

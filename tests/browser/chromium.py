@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -82,14 +83,17 @@ def browser(profile: Path) -> Iterator[Browser]:
     """A browser of its own, gone afterwards."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     assert program, "no chromium: `tools/need chromium` installs it"
-    theirs_in, send = os.pipe()
-    receive, theirs_out = os.pipe()
+    low_in, send = os.pipe()
+    receive, low_out = os.pipe()
+    theirs_in, theirs_out = (fcntl.fcntl(low, fcntl.F_DUPFD, 64) for low in (low_in, low_out))  # clear of 3 and 4
+    os.close(low_in)
+    os.close(low_out)
     wanted = (
         program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
         "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run", "--disable-extensions",
     )  # fmt: skip
-    # It reads from 3 and writes to 4, whatever these are here.
-    shell = ("/bin/sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", *wanted)
+    # It reads from 3 and writes to 4, whatever these are here; sh may not know descriptors of two digits.
+    shell = ("/bin/bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", *wanted)
     with open(profile / "log", "wb") as log:
         child = subprocess.Popen(shell, pass_fds=(theirs_in, theirs_out), stdout=log, stderr=log, process_group=0)
     os.close(theirs_in)
