@@ -66,6 +66,10 @@ class CommandTimeoutError(CommandError):
     transient = True
 
 
+class NotInstalledError(CommandError):
+    """The program is not on this host."""
+
+
 class InterruptedRunError(CommandError):
     """We are being ended: streams were cut or not begun, and nothing is tried again."""
 

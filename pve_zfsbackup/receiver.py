@@ -609,7 +609,7 @@ LIST_TIMEOUT: Final = 900.0
 CHECK_TIMEOUT: Final = 120.0
 _COLUMNS: Final = (
     "type", "name", "guid", "createtxg", "creation", "userrefs", "clones", "receive_resume_token",
-    POINT, "pve-zfsbackup:disks", "pve-zfsbackup:volume",
+    POINT, "pve-zfsbackup:disks", "pve-zfsbackup:volume", "pve-zfsbackup:verified",
 )  # fmt: skip
 
 
@@ -711,6 +711,7 @@ class Snap:
     clones: bool
     point: str
     disks: str
+    proven: bool  # by a drill on this host
 
 
 @dataclass(slots=True)
@@ -761,6 +762,7 @@ def _snap(row: Mapping[str, str], guids: Mapping[str, str]) -> list[Snap]:
             clones=row["clones"] not in ("", "-"),
             point=row[POINT],
             disks=row["pve-zfsbackup:disks"],
+            proven=_PROVEN.fullmatch(row["pve-zfsbackup:verified"]) is not None,
         )
     ]
 
@@ -855,6 +857,8 @@ def _above(snap: Snap) -> str:
     return snap.dataset.rpartition("/")[0]
 
 
+_PROVEN: Final = re.compile(r"(recognised|files|booted) \d{8}T\d{6}Z", re.ASCII)
+
 _PERIODS: Final[tuple[tuple[str, Callable[[datetime, int], Hashable]], ...]] = (
     ("keep_last", lambda when, creation: creation),
     ("keep_hourly", lambda when, creation: (when.date(), when.hour)),
@@ -893,6 +897,7 @@ def doomed(own: Sequence[Point], root: Root, protected: Set[str], now: float) ->
         return []
     stay = {whole[index].id for index in kept([point.creation for point in whole], root)}
     stay |= {point.id for point in whole[-max(1, root.minimum_count) :]}
+    stay |= {point.id for point in [one for one in whole if all(snap.proven for snap in one.everything)][-1:]}
     going = [
         point
         for point in sorted(own, key=lambda point: point.order)

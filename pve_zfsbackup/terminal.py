@@ -49,6 +49,11 @@ def settle_streams() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def is_watched() -> bool:
+    """Whether a person looks, and not cron."""
+    return sys.stdout.isatty()
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     say(json.dumps(value, indent=2, ensure_ascii=True))
 

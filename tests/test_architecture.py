@@ -19,7 +19,7 @@ PACKAGE = "pve_zfsbackup"
 ROOT = Path(__file__).parent.parent / PACKAGE
 MAX_LINES = 300
 LONGER = {  # and why it is not cut
-    "receiver.py": 1250,  # one file that an administrator reads and copies to hosts without us
+    "receiver.py": 1260,  # one file that an administrator reads and copies to hosts without us
 }
 
 CORE = frozenset({"model", "errors"})
@@ -103,6 +103,7 @@ BROAD_ALLOWED = {  # "file.py:function" -> why nothing narrower will do and noth
     "app/lanes.py:_collect": "the same, for the disks of one session",
     "app/lanes.py:finish": "the same, for the guests of one batch",
     "app/lanes.py:_settle": "the same, for each guest of a batch",
+    "app/drill.py:_turn": "the same, for one guest's drill",
 }
 
 
@@ -362,7 +363,7 @@ def test_allowed_exceptions_still_exist() -> None:
         ("receiver.py", "from pve_zfsbackup.errors import BackupError", "must not import errors"),
         ("receiver.py", "from pve_zfsbackup import __version__", "not of the standard library"),
         ("receiver.py", "def f():\n    import click", "click is not of the standard library"),
-        ("receiver.py", "x = 1\n" * 1251, "1251 lines"),
+        ("receiver.py", "x = 1\n" * 1261, "1261 lines"),
         ("host/x.py", "import subprocess", "starts processes"),
         ("app/x.py", "from subprocess import run", "starts processes"),
         ("app/x.py", "import os\nos.system('true')", "starts processes"),

@@ -243,7 +243,7 @@ def test_nearest_key_is_named(word: str, nearest: str) -> None:
 def test_key_far_from_all_names_them_all() -> None:
     assert problems("xyzzy: 1") == [
         "c:1:1: unknown key 'xyzzy'; expected one of: api, targets, boxes, jobs, alerts, webhooks, failover, "
-        "hooks, vzdump, timezone, journal-dir, runtime-dir, state-dir"
+        "hooks, vzdump, verify, timezone, journal-dir, runtime-dir, state-dir"
     ]
 
 

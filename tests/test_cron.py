@@ -17,7 +17,7 @@ def jobs(place: Path) -> list[str]:
     lines = [line for line in CRON.read_text().splitlines() if " root " in line and not line.startswith("#")]
     commands = [line.partition(" root ")[2] for line in lines]
     moved = [re.sub(r"(?<= )(/(?:usr/bin|etc|var)/[\w./-]+)", rf"{place}\1", command) for command in commands]
-    return [command.replace(" pve-zfsbackup run", " echo ran") for command in moved]
+    return [re.sub(r" pve-zfsbackup (run|verify)", " echo ran", command) for command in moved]
 
 
 def ran(place: Path) -> list[bool]:
@@ -27,7 +27,7 @@ def ran(place: Path) -> list[bool]:
         for command in jobs(place)
     ]
     for text in outputs:
-        assert text == "" or 0 <= int(re.fullmatch(r"slept (\d+)\nran --stage .*\n", text)[1]) <= 240  # type: ignore[index]
+        assert text == "" or 0 <= int(re.fullmatch(r"slept (\d+)\n(?:ran .*\n)+", text)[1]) <= 240  # type: ignore[index]
     return ["ran" in text for text in outputs]
 
 
@@ -45,24 +45,24 @@ PROGRAM = "/usr/bin/pve-zfsbackup"
 @pytest.mark.parametrize("config", ["/etc/pve-zfsbackup/config.yaml", "/etc/pve/pve-zfsbackup.yaml"])
 def test_a_configuration_of_the_node_or_the_cluster_is_enough(tmp_path: Path, config: str) -> None:
     have(tmp_path, PROGRAM, config)
-    assert ran(tmp_path) == [True, True]
+    assert ran(tmp_path) == [True, True, True]
 
 
 def test_before_anything_is_configured_nothing_is_said(tmp_path: Path) -> None:
     have(tmp_path, PROGRAM)
-    assert ran(tmp_path) == [False, False]
+    assert ran(tmp_path) == [False, False, False]
 
 
 def test_without_the_package_nothing_is_said(tmp_path: Path) -> None:
     have(tmp_path, "/etc/pve-zfsbackup/config.yaml", "/var/log/pve-zfsbackup/journal.jsonl")
-    assert ran(tmp_path) == [False, False]
+    assert ran(tmp_path) == [False, False, False]
 
 
 def test_a_clusters_configuration_that_is_gone_is_no_silence(tmp_path: Path) -> None:
     """pmxcfs is not mounted: /etc/pve is an ordinary, empty directory then."""
     have(tmp_path, PROGRAM, "/var/log/pve-zfsbackup/journal.jsonl")
     (tmp_path / "etc/pve").mkdir(parents=True)
-    assert ran(tmp_path) == [True, True]
+    assert ran(tmp_path) == [True, True, True]
 
 
 WANTS = "/etc/systemd/system/timers.target.wants"
@@ -71,16 +71,16 @@ WANTS = "/etc/systemd/system/timers.target.wants"
 def test_a_line_gives_way_to_its_timer_and_to_no_other(tmp_path: Path) -> None:
     """Nothing runs twice, and nothing stops running because only one of the timers is enabled."""
     have(tmp_path, PROGRAM, "/etc/pve-zfsbackup/config.yaml", f"{WANTS}/pve-zfsbackup.timer")
-    assert ran(tmp_path) == [False, True]
+    assert ran(tmp_path) == [False, True, True]
     have(tmp_path, f"{WANTS}/pve-zfsbackup-prune.timer")
-    assert ran(tmp_path) == [False, False]
+    assert ran(tmp_path) == [False, False, True]
 
 
 def test_a_timer_that_was_purged_with_its_link_left_behind_holds_nothing_back(tmp_path: Path) -> None:
     have(tmp_path, PROGRAM, "/etc/pve-zfsbackup/config.yaml")
     (tmp_path / WANTS.lstrip("/")).mkdir(parents=True)
     (tmp_path / WANTS.lstrip("/") / "pve-zfsbackup.timer").symlink_to(tmp_path / "usr/lib/gone.timer")
-    assert ran(tmp_path) == [True, True]
+    assert ran(tmp_path) == [True, True, True]
 
 
 @pytest.mark.parametrize("name", ["pve-zfsbackup", "pve-zfsbackup.pve-zfsbackup-prune", "pve-zfsbackup-receiver"])

@@ -55,15 +55,21 @@ def held_back(session: Session) -> HeldBack:
     return HeldBack(waiting={name: counts[name] for name in names}, lasting=len(memory.known))
 
 
+def tell_results(session: Session, results: Sequence[Result]) -> tuple[str, ...]:
+    """Tell of failures and recoveries of something that is no run. Returns what could not be told."""
+    problems = [_problem(result) for result in results if result.outcome is Outcome.FAILED]
+    return tuple(_tell(session, problems, results, run=False))
+
+
 def send_test(config: Config, runner: Runner, node: str) -> dict[str, str]:
     """A test message to every service: its name, and what went wrong or nothing."""
     return {name: _attempt(send, Alert(node=node)) for name, send in _services(config, runner).items()}
 
 
-def _is_well(problem: Problem, results: Sequence[Result]) -> bool:
+def _is_well(problem: Problem, results: Sequence[Result], *, run: bool) -> bool:
     """Whether what once failed was tried in a whole run, and is well. Not every result names its host."""
     if problem.key == RUN:
-        return bool(results)
+        return run and bool(results)
     return any(
         result.stage == problem.stage
         and result.outcome is not Outcome.FAILED
@@ -120,7 +126,7 @@ def _known(value: Mapping[str, Any]) -> Known:
     return Known(**{**value, "problem": Problem(**value["problem"])})
 
 
-def _tell(session: Session, problems: Sequence[Problem], results: Sequence[Result]) -> list[str]:
+def _tell(session: Session, problems: Sequence[Problem], results: Sequence[Result], *, run: bool = True) -> list[str]:
     """Tell what is due, first what waits since earlier runs. Returns what went wrong with the telling."""
     services = _services(session.config, session.runner)
     if not services:
@@ -131,7 +137,7 @@ def _tell(session: Session, problems: Sequence[Problem], results: Sequence[Resul
         memory = _Memory.read(path)
         done = (result for result in results if result.point and result.outcome is not Outcome.FAILED)
         memory.good.update({_key(result): result.point for result in done})
-        well = [key for key, known in memory.known.items() if _is_well(known.problem, results)]
+        well = [key for key, known in memory.known.items() if _is_well(known.problem, results, run=run)]
         problems = [replace(problem, good=memory.good.get(problem.key, "")) for problem in problems]
         told = tidings(memory.known, problems, well, now=now)
         if not told.empty:

@@ -14,6 +14,7 @@ from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.host.pools import read_pools
 from pve_zfsbackup.model import SOURCE, Disk
 from pve_zfsbackup.model.health import Age, Disks, Finding, Health, Level, Pool
+from pve_zfsbackup.model.proof import Level as Proven
 from pve_zfsbackup.model.room import Outlook, rooms
 from pve_zfsbackup.plan.forecast import outlook
 from pve_zfsbackup.plan.past import past_rooms
@@ -62,6 +63,7 @@ def judge(
     for entry in found.coverage:
         findings += _of_coverage(entry)
         findings += _of_takeover(found, entry)
+        findings += _of_drills(found, entry)
     findings += (finding for pool in pools for finding in _of_pool(pool))
     findings += _of_outlooks(outlooks)
     findings.sort(key=lambda finding: (-(finding.level % 3), finding.about))  # unknown last
@@ -76,12 +78,24 @@ def judge(
     )
 
 
+def _of_drills(found: History, entry: Coverage) -> Iterator[Finding]:
+    """A failed drill stays critical until one passes: nobody knows what a restore would give."""
+    for host in found.hosts:
+        proof = found.last_drill(host, entry.guest.vmid)
+        if proof and proof.level is Proven.FAILED:
+            about, where = (
+                f"guest {entry.guest.vmid} {entry.guest.name}".rstrip(),
+                "here" if host == SOURCE else f"on {host}",
+            )
+            yield Finding(
+                level=Level.CRITICAL, about=about, text=f"the last drill {where} failed: `verify drill` tells more"
+            )
+
+
 def _disks(entry: Coverage) -> Disks:
     protected = len(entry.guest.disks) - len(entry.unprotected)
     open_ = len(_unexplained(entry))
-    return Disks(
-        guest=entry.guest.name, protected=protected, open=open_, left_out=len(entry.unprotected) - open_
-    )
+    return Disks(guest=entry.guest.name, protected=protected, open=open_, left_out=len(entry.unprotected) - open_)
 
 
 def _ages(found: History, entry: Coverage, config: Config) -> Iterator[Age]:

@@ -11,6 +11,8 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError, PveError
 from pve_zfsbackup.host.guests import read_replications
 from pve_zfsbackup.model import SOURCE, Archived, Conflict, Disk, Guest, Listing, Point, PointId, Vmid, World
+from pve_zfsbackup.model.proof import Proof
+from pve_zfsbackup.plan.drill import last_drill
 from pve_zfsbackup.plan.foreign import blocked_rollbacks
 from pve_zfsbackup.plan.points import by_guest, points
 from pve_zfsbackup.plan.takeover import conflict_of, takeovers
@@ -92,6 +94,10 @@ class History:
     def vmids(self) -> tuple[Vmid, ...]:
         """The guests in scope, those that are gone last."""
         return (*(entry.guest.vmid for entry in self.coverage), *self.orphans)
+
+    def last_drill(self, host: str, vmid: Vmid) -> Proof | None:
+        """When a point of the guest was last drilled on that host, and whether it passed."""
+        return last_drill(self.points.get(host, {}).get(vmid, ()))
 
     @property
     def hosts(self) -> tuple[str, ...]:

@@ -64,10 +64,10 @@ class Report:
 
     @property
     def exit_code(self) -> ExitCode:
-        return _exit_code(self.results)
+        return exit_code(self.results)
 
 
-def _exit_code(results: Iterable[Result]) -> ExitCode:
+def exit_code(results: Iterable[Result]) -> ExitCode:
     """OK, PARTIAL when something failed and something else worked, FAILED when nothing worked."""
     outcomes = {result.outcome for result in results}
     if Outcome.FAILED not in outcomes:
@@ -118,12 +118,12 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
                 with contextlib.closing(_stage(stage, session, found, items)) as stage_results:
                     for result in stage_results:
                         written.result(result)
-            code = _exit_code(written.results)
+            code = exit_code(written.results)
             for told in hooks.end(code.name.lower(), int(code)):
                 written.result(told)
             seconds = time.monotonic() - started
             end = {"seconds": round(seconds, 3), "notes": notes}
-            written.add("end", {"exit_code": int(_exit_code(written.results)), **end})
+            written.add("end", {"exit_code": int(exit_code(written.results)), **end})
     report = Report(run=name, results=tuple(written.results), notes=tuple(notes), seconds=seconds)
     ended = {"run": name, "exit_code": int(report.exit_code), "bytes": report.bytes, "seconds": round(seconds, 3)}
     log_line(_summary(report, stages), failed=report.exit_code is not ExitCode.OK, fields=ended)

@@ -14,6 +14,7 @@ from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.app.setup_box import BoxSetup, try_out
 from pve_zfsbackup.cli.options import cli, common, scoped
 from pve_zfsbackup.cli.prepare import setup
+from pve_zfsbackup.cli.verify import verify
 from pve_zfsbackup.cli.work import do_stages
 from pve_zfsbackup.config import load_config
 from pve_zfsbackup.errors import ConfigError, ExitCode
@@ -32,11 +33,6 @@ IDENTITY = click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=
 def archive(**options: Any) -> int:
     """Put the newest points that are due into the storage boxes, encrypted, and remove there what had its time."""
     return do_stages((Stage.ARCHIVE,), **options)
-
-
-@cli.group()
-def verify() -> None:
-    """Prove that what is kept is whole."""
 
 
 @verify.command("archive")

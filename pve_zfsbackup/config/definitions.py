@@ -20,6 +20,7 @@ from pve_zfsbackup.config.failover import Failover
 from pve_zfsbackup.config.hooks import Hooks, Vzdump
 from pve_zfsbackup.config.option import DEFAULT_KEEP, KEEP_HELP, option
 from pve_zfsbackup.config.targets import Target
+from pve_zfsbackup.config.verify import Verify
 from pve_zfsbackup.model import DiskPattern, Keep, Quiesce, Selector, SelectorKind
 
 ALL_GUESTS: Final = Selector(kind=SelectorKind.ALL, text="all")
@@ -144,6 +145,19 @@ class Job:
         kinds.YES_OR_NO,
         default=False,
     )
+    verify_files: tuple[str, ...] = option(
+        "Files that a drill must find in each of these guests, as a list: such as one written for that purpose. Found "
+        "in whichever file system of the guest has it, mounted anywhere.",
+        kinds.GUEST_PATH,
+        default=(),
+        example="[/srv/data/canary]",
+    )
+    verify_raw: tuple[DiskPattern, ...] = option(
+        "Disks on which a drill need not find a file system, as a list; * ? [ab] are wildcards.",
+        kinds.DISK,
+        default=(),
+        example="['101:scsi2']",
+    )
     keep: Keep = option(
         f"History kept on this node. {KEEP_HELP}", kinds.whole(0, 100_000), default=DEFAULT_KEEP, prefix="keep-"
     )
@@ -200,6 +214,7 @@ class Config:
     )
     hooks: Hooks = option("Commands of yours at the points of a run (docs/hooks.md).", default=Hooks())
     vzdump: Vzdump = option("What the hook in a vzdump job does (docs/hooks.md).", default=Vzdump())
+    verify: Verify = option("How often what is kept is proven (`verify`).", default=Verify())
     timezone: ZoneInfo | None = option(
         "Time zone in which days, weeks and months of the history begin. Without it: the system's.",
         kinds.TIMEZONE,

@@ -54,6 +54,7 @@ def config_reference() -> str:
     parts += [_table("`jobs: NAME:`", Job, Option(help=""))]
     parts += [_table("`alerts`", *_inner(Config, "alerts")), _table("`webhooks: NAME:`", Webhook, Option(help=""))]
     parts += [_table("`hooks`", *_inner(Config, "hooks")), _table("`vzdump`", *_inner(Config, "vzdump"))]
+    parts += [_table("`verify`", *_inner(Config, "verify"))]
     parts += [_table("`keep` of a target, a box or a job", *_inner(Job, "keep"))]
     return "\n".join(parts)
 

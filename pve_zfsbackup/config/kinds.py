@@ -31,6 +31,7 @@ from pve_zfsbackup.model import (
     parse_selector,
     parse_size,
 )
+from pve_zfsbackup.model.proof import Reading
 
 RESERVED_TARGETS: Final = (SOURCE, "local")
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
@@ -90,6 +91,11 @@ def hours(low: float, high: float) -> Kind:
     return _duration(f"hours, from {low:g} to {high:g}", low, high, "h")
 
 
+def days(low: float, high: float) -> Kind:
+    """A duration in days, both ends included."""
+    return _duration(f"days, from {low:g} to {high:g}", low, high, "d")
+
+
 def _duration(expects: str, low: float, high: float, unit: str) -> Kind:
     def parse(text: str) -> float:
         if not _DECIMAL.match(text) or not low <= float(text) <= high:
@@ -118,6 +124,13 @@ def choice(values: type[EnumT], aliases: dict[str, EnumT]) -> Kind:
 
 def _place(text: str) -> str:
     return str(_path(text)) if text.startswith("/") else _host(text)
+
+
+def _guest_path(text: str) -> str:
+    path = str(_path(text))
+    if path == "/" or not text.isprintable():
+        raise ValueError(f"expected {GUEST_PATH.expects}")
+    return path
 
 
 def _path(text: str) -> Path:
@@ -235,6 +248,7 @@ RELATIVE_PATH: Final = _matching(
     "a relative path of a-z, A-Z, 0-9, '.', '_' and '-'",
 )
 PATH: Final = Kind(expects="an absolute path", parse=_path)
+GUEST_PATH: Final = Kind(expects="an absolute path of a file in the guest", parse=_guest_path)
 SECRET_PATH: Final = Kind(expects="an absolute path", parse=_path, private=True)
 FINGERPRINT: Final = Kind(expects="a SHA-256 fingerprint (AA:BB:…)", parse=_fingerprint)
 ROOT: Final = Kind(expects="a dataset below a pool", parse=_root)
@@ -247,4 +261,5 @@ BUFFER: Final = Kind(expects="bytes from 1M to 4G, or 0 for none", parse=_buffer
 YES_OR_NO: Final = Kind(expects="true or false", parse=_yes_or_no)
 # YAML reads a bare `off` or `no` as false; both mean what they look like.
 QUIESCE: Final = choice(Quiesce, {"no": Quiesce.OFF, "false": Quiesce.OFF})
+READING: Final = choice(Reading, {"no": Reading.NONE, "false": Reading.NONE})
 COMPRESS: Final = choice(Compress, {"no": Compress.OFF, "false": Compress.OFF})

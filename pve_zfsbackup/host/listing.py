@@ -15,6 +15,7 @@ from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import PROPERTY, SUSPENDED, Dataset, Guid, Listing, ResumeToken, Snapshot
+from pve_zfsbackup.model.proof import VERIFIED
 
 LIST_TIMEOUT = 900.0
 _MISSING = re.compile(r"cannot open '([^']+)': dataset does not exist")
@@ -135,7 +136,7 @@ def read_written(host: Host, dataset: Dataset) -> int | None:
 
 
 def point_properties(host: Host, snapshots: Sequence[Snapshot]) -> dict[str, dict[str, str]]:
-    """All of our properties of each snapshot, by its full name."""
+    """All of our properties of each snapshot, by its full name; what was proven of it holds for this host alone."""
     if not snapshots:
         return {}
     names = [snapshot.full_name for snapshot in snapshots]
@@ -147,7 +148,7 @@ def point_properties(host: Host, snapshots: Sequence[Snapshot]) -> dict[str, dic
     with _readable(host):
         for line in done.stdout.splitlines():
             name, key, value = line.split("\t", 2)
-            if key.startswith(PROPERTY):
+            if key.startswith(PROPERTY) and key != VERIFIED:
                 found[name][key] = value
     return found
 

@@ -29,7 +29,7 @@ _NATIVE: Final = (
     "encryption", "keystatus", "origin", "receive_resume_token", "available", "ivsetguid",
 )  # fmt: skip
 _OURS: Final = tuple(
-    PROPERTY + name for name in ("point", "disks", "consistency", "window", "volume", "owner", "failover")
+    PROPERTY + name for name in ("point", "disks", "consistency", "window", "volume", "verified", "owner", "failover")
 )
 # What a restore needs is asked for where new points are made: on the source.
 TARGET_COLUMNS: Final = _NATIVE + _OURS
@@ -38,7 +38,7 @@ SOURCE_COLUMNS: Final = TARGET_COLUMNS + RESTORE_PROPS + (PROPERTY + "restore", 
 
 _SNAPSHOT: Final = (
     "name", "guid", "createtxg", "creation", "used", "referenced", "written", "userrefs", "clones", "ivsetguid",
-    *(PROPERTY + name for name in ("point", "disks", "consistency", "window", "volume")),
+    *(PROPERTY + name for name in ("point", "disks", "consistency", "window", "volume", "verified")),
 )  # fmt: skip
 _BOOKMARK: Final = ("name", "guid", "createtxg", "creation", "ivsetguid")
 
@@ -125,7 +125,7 @@ def _restored(row: Mapping[str, str]) -> str:
 
 def _snapshot(cells: tuple[str, ...]) -> Snapshot:
     (full, guid, createtxg, creation, used, refer, written, userrefs, clones, ivset,
-     point, disks, consistency, window, volume) = cells  # fmt: skip
+     point, disks, consistency, window, volume, verified) = cells  # fmt: skip
     dataset, _, name = full.partition("@")
     match = SNAPSHOT_NAME.match(name)
     # A property is inherited by every snapshot of a dataset that has it: ours only if it names this snapshot.
@@ -148,6 +148,7 @@ def _snapshot(cells: tuple[str, ...]) -> Snapshot:
         volume=Guid(_text(volume)) if ours else Guid(""),
         ivset=_ivset(ivset),
         written=_number(written) if written.isdigit() else _number(refer),  # what is not told may be all of it
+        verified=_text(verified) if ours else "",
     )
 
 

@@ -16,7 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
 
-from pve_zfsbackup.errors import CommandError, CommandTimeoutError, GivenUpError, InterruptedRunError
+from pve_zfsbackup.errors import (
+    CommandError,
+    CommandTimeoutError,
+    GivenUpError,
+    InterruptedRunError,
+    NotInstalledError,
+)
 from pve_zfsbackup.host.pump import Flow, Pump
 
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -209,7 +215,7 @@ def spawn(
             tuple(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=ENVIRONMENT, cwd="/", close_fds=True
         )
     except FileNotFoundError:
-        raise CommandError(f"{argv[0]}: not installed", hint=f"install the package that has {argv[0]}") from None
+        raise NotInstalledError(f"{argv[0]}: not installed", hint=f"install the package that has {argv[0]}") from None
     except OSError as error:
         raise CommandError(f"{_label(argv)}: cannot be started: {error.strerror}") from None
     try:

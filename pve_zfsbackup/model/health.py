@@ -44,6 +44,21 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What `zpool status` says of a pool. `errors` and `devices` are empty while there are none; `ended` is when the
+    last scrub ended, in seconds since the epoch, `found` its errors, `done` how much of one that runs is done, in
+    percent."""
+
+    state: str
+    errors: str = ""
+    devices: tuple[str, ...] = ()
+    ended: int | None = None
+    found: int = 0
+    running: bool = False
+    done: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Age:
     """Age of a guest's newest complete point on one host, in seconds, and when that is too much."""
 

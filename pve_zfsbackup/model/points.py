@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from pve_zfsbackup.model.names import Guid, PointId, Vmid
+from pve_zfsbackup.model.proof import Proof, decode_proof
 from pve_zfsbackup.model.zfs import UNKNOWN, Snapshot
 
 PROPS_LIMIT: Final = 8000  # a user property's value ends at 8,192 bytes
@@ -69,6 +70,17 @@ class Point:
     @property
     def complete(self) -> bool:
         return bool(self.disks) and self.disks.keys() <= self.snapshots.keys()
+
+    @property
+    def proof(self) -> Proof | None:
+        """How far it is proven on its host: as far as all its own snapshots say, and since the last of them. What it
+        borrows tells of another point."""
+        proofs = [decode_proof(snapshot.verified) for snapshot in self.own.values()]
+        known = [proof for proof in proofs if proof is not None]
+        if not known or len(known) < len(proofs) or not self.complete:
+            return None
+        weakest = min(known, key=lambda proof: proof.level.rank)
+        return Proof(level=weakest.level, at=max(proof.at for proof in known))
 
     @property
     def stamp(self) -> str:

@@ -38,6 +38,7 @@ class Snapshot:
     volume: Guid = UNKNOWN  # on a target: guid of the source dataset it was taken of, set when it is marked
     ivset: Guid = UNKNOWN  # of an encrypted one: a receive that is not raw keeps the guid and changes this
     written: int = 0  # bytes since the snapshot before it; 0 says that nothing at all was
+    verified: str = ""  # how far it is proven on this host, see `model.proof`
 
     @property
     def full_name(self) -> str:

@@ -26,6 +26,7 @@ from pve_zfsbackup.model import (
     Volume,
     World,
 )
+from pve_zfsbackup.plan.drill import proven_guids
 from pve_zfsbackup.plan.pairing import bases, common_base, holders
 from pve_zfsbackup.plan.points import GuestPoints, bookmark_target, guest_points
 from pve_zfsbackup.plan.retention import decide_retention
@@ -100,6 +101,8 @@ def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now
         own = seen.points[host].of(vmid)
         volumes = _volumes(own, seen.world[SOURCE]) if host == SOURCE else []
         protections = _of_guest(own, volumes, seen.protections[host])
+        for guid, reason in proven_guids(own).items():
+            _protect(protections, guid, reason)
         for guid, reason in (found for volume in volumes for found in _unseen(volume, seen, policy)):
             _protect(protections, guid, reason)
         if host in policy.append_only:

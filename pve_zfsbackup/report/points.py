@@ -11,6 +11,7 @@ from pve_zfsbackup.app.cost import Cost
 from pve_zfsbackup.app.health import worth_a_word
 from pve_zfsbackup.app.history import Coverage, History, Newest
 from pve_zfsbackup.model import SOURCE, Point, Vmid
+from pve_zfsbackup.model.proof import Level, Proof
 from pve_zfsbackup.report.coverage import reason
 from pve_zfsbackup.report.format import FORMAT, Table, age, clean, cost, moment, size
 
@@ -22,7 +23,7 @@ def points_table(found: History, tz: tzinfo, *, disks: bool = False, costs: Sequ
             rows.append(
                 (
                     str(vmid), name, host, point.stamp, moment(point.creation, tz),
-                    _total(point, "used"), _total(point, "refer"), _quality(point),
+                    _total(point, "used"), _total(point, "refer"), _quality(point, tz),
                 )
             )  # fmt: skip
             if disks:
@@ -95,6 +96,7 @@ def _point_json(host: str, name: str, point: Point) -> dict[str, Any]:
         "creation": point.creation,
         "complete": point.complete,
         "consistency": point.consistency,
+        "verified": _proof_json(point.proof),
         "window": point.window,
         "disks": [
             {
@@ -144,11 +146,16 @@ def _total(point: Point, name: str) -> str:
     return size(sum(getattr(snapshot, name) for snapshot in snapshots.values()))
 
 
-def _quality(point: Point) -> str:
+def _quality(point: Point, tz: tzinfo) -> str:
     if point.complete:
-        return point.consistency
+        proof = point.proof
+        return f"{point.consistency}, {proof.level} {moment(proof.at, tz)}" if proof else point.consistency
     missing = sorted(point.disks.keys() - point.snapshots.keys())
     return f"incomplete: {', '.join(missing)} missing"
+
+
+def _proof_json(proof: Proof | None) -> dict[str, Any] | None:
+    return {"level": proof.level.value, "at": proof.at} if proof else None
 
 
 def status_table(found: History) -> Table:
@@ -184,6 +191,11 @@ def status_json(found: History) -> dict[str, Any]:
                     for host in found.places
                     if (point := found.newest(host, entry.guest.vmid))
                 },
+                "drilled": {
+                    host: _proof_json(proof)
+                    for host in found.hosts
+                    if (proof := found.last_drill(host, entry.guest.vmid))
+                },
                 "unprotected": {disk.key: reason(entry, disk) for disk in entry.unprotected},
                 "problems": problems(found, entry),
             }
@@ -204,6 +216,8 @@ def problems(found: History, entry: Coverage) -> list[str]:
             told.append(f"{host} does not answer")
         elif host in found.places and entry.guest.protected_disks and not found.newest(host, vmid):
             told.append(f"no point on {host}" if host != SOURCE else "no point")
+        elif (proof := found.last_drill(host, entry.guest.vmid)) and proof.level is Level.FAILED:
+            told.append(f"the last drill on {host} failed" if host != SOURCE else "the last drill failed")
     told += [f"{disk.key} not protected: {reason(entry, disk)}" for disk in entry.unprotected if worth_a_word(disk)]
     told += [f"Proxmox cannot roll back to {name} (unblock-rollback)" for name in entry.blocked]
     told += [f"pvesr replicates it to {node} as well" for node in entry.replicated]

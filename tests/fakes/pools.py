@@ -135,6 +135,8 @@ class Pools:
     states: dict[str, str] = field(default_factory=dict)  # of pools that are not ONLINE
     features: dict[str, str] = field(default_factory=lambda: dict(FEATURES))
     key_files: dict[str, bytes] = field(default_factory=dict)  # beside those of this machine
+    scrubs: dict[str, str] = field(default_factory=dict)  # what `zpool status` says of the last one
+    bad_sums: dict[str, int] = field(default_factory=dict)
     kstat: bool = True  # whether the states can be read
     version: str = "2.3.9"
     room: int = 1 << 40  # what is available everywhere, quotas apart
@@ -203,7 +205,26 @@ class Pools:
         state = self.states.get(pool, "ONLINE")
         return no(argv, "", status=1) if state == "SUSPENDED" else ok(argv, f"{state}\n")
 
+    def status(self, argv: Sequence[str]) -> Completed:
+        """`zpool status -p POOL` of OpenZFS 2.3, in UTC."""
+        assert argv[:-1] == ("env", "TZ=UTC", "zpool", "status", "-p"), argv
+        pool = argv[-1]
+        if pool not in self.txgs:
+            return no(argv, f"cannot open '{pool}': no such pool")
+        state = self.states.get(pool, "ONLINE")
+        scan = self.scrubs.get(pool, "none requested")
+        lines = [f"  pool: {pool}", f" state: {state}", f"  scan: {scan}", "config:", ""]
+        lines += ["\tNAME        STATE     READ WRITE CKSUM", f"\t{pool}       {state}     0     0     0"]
+        lines += [f"\t  vda       ONLINE       0     0     {self.bad_sums.get(pool, 0)}", ""]
+        return ok(argv, "\n".join([*lines, "errors: No known data errors", ""]))
+
     def zpool(self, argv: Sequence[str]) -> Completed:
+        if argv[1] == "scrub":
+            self.scrubs[argv[2]] = (
+                "scrub in progress since Wed Nov 18 11:06:40 2026\n\t1.50G / 4.00G scanned, 1.00G / 4.00G issued\n"
+                "\t0B repaired, 25.00% done, 00:00:12 to go"
+            )
+            return ok(argv)
         if argv[1:] == ("list", "-Hp", "-o", "name,health,size,free"):
             states = ((pool, self.states.get(pool, "ONLINE")) for pool in sorted(self.txgs))
             return ok(argv, "".join(f"{pool}\t{state}\t{1 << 40}\t{1 << 39}\n" for pool, state in states))

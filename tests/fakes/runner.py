@@ -19,6 +19,7 @@ from tests.fakes.zfs import FakeZfs
 
 HERE = "pve1"
 BUFFERED = 64 << 10
+TOOLS = ("lsblk", "blkid", "mount", "umount", "e2fsck", "xfs_repair", "btrfs", "pvs", "lvs", "dmsetup", "udevadm")
 CHANGING = {"set", "create", "clone", "snapshot", "bookmark", "hold", "release", "destroy", "receive", "rename",
             "change-key"}  # fmt: skip
 
@@ -79,6 +80,7 @@ class FakeRunner:
     watchers: list[Callable[[Ran], None]] = field(default_factory=list)  # called before each command
     timers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     hooks: Callable[[tuple[str, ...]], Completed] = field(default=ok)
+    tools: Callable[[tuple[str, ...]], Completed] | None = None  # programs that look into disks
     connections: int = 0
     lines: list[str] = field(default_factory=list)  # what ssh was given, as it was
     frozen_at: list[tuple[str, frozenset[int]]] = field(default_factory=list)  # snapshot, guests frozen then
@@ -290,10 +292,9 @@ class FakeRunner:
         program = ran.argv[0]
         if program == "zfs":
             return self._zfs(ran, input)
-        if program == "grep":
-            return self.pools[ran.host].state(ran.argv)
-        if program == "zpool":
-            return self.pools[ran.host].zpool(ran.argv)
+        pools = self.pools[ran.host]
+        if answer := {"grep": pools.state, "env": pools.status, "zpool": pools.zpool}.get(program):
+            return answer(ran.argv)
         assert ran.host == HERE, f"only zfs runs on a target: {ran.argv}"
         if program == "pvesh":
             return self.node.pvesh(ran.argv)
@@ -303,6 +304,8 @@ class FakeRunner:
             return self.node.qm(ran.argv)
         if program.startswith("lxc-"):
             return self.node.lxc(ran.argv)
+        if program in TOOLS and self.tools:
+            return self.tools(ran.argv)
         if program == "timeout":  # a command of the administrator
             return self.hooks(ran.argv)
         if program == "systemd-run":

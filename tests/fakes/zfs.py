@@ -27,6 +27,7 @@ class FakeZfs:
             "set": self.set,
             "create": self.create,
             "clone": self.clone,
+            "mount": self.mount,
             "snapshot": self.snapshot,
             "bookmark": self.bookmark,
             "hold": self.hold,
@@ -78,7 +79,8 @@ class FakeZfs:
         return "" if parent in self.pools.datasets else f"cannot {verb} '{name}': parent does not exist"
 
     def clone(self, argv: Sequence[str], words: list[str]) -> Completed:
-        origin, name = words
+        *_, origin, name = words
+        options = dict(words[at + 1].split("=", 1) for at, word in enumerate(words) if word == "-o")
         snap = self.pools.find(origin)
         if snap is None:
             return no(argv, f"cannot open '{origin}': dataset does not exist")
@@ -89,6 +91,14 @@ class FakeZfs:
         made.origin, made.content, made.refer = origin, snap.content, snap.refer
         if made.zvol:
             made.props["volsize"] = mother.props["volsize"]
+        made.props.update(options)
+        return ok(argv)
+
+    def mount(self, argv: Sequence[str], words: list[str]) -> Completed:
+        """Only of a clone that has a place of its own."""
+        dataset = self.pools.datasets[words[-1]]
+        assert dataset.origin, f"the product never mounts what is no clone: {argv}"
+        assert dataset.props["mountpoint"].startswith("/"), argv
         return ok(argv)
 
     def promote(self, argv: Sequence[str], words: list[str]) -> Completed:
@@ -253,11 +263,13 @@ class FakeZfs:
         )
 
     def _destroy_place(self, argv: Sequence[str], name: str) -> Completed:
-        """Of datasets the product destroys only its own empty places."""
+        """Of datasets the product destroys only its own empty places, and clones."""
         dataset = self.pools.datasets.get(name)
-        assert dataset is None or "pve-zfsbackup:restore" in dataset.props, f"the product never destroys {argv}"
         if dataset is None:
             return no(argv, f"cannot open '{name}': dataset does not exist")
+        bench = name.count("/") == 1 and "/pve-zfsbackup-" in name
+        ours = dataset.origin or bench or "pve-zfsbackup:restore" in dataset.props
+        assert ours, f"the product never destroys {argv}"
         below = [f"{ds.name}" for ds in self.pools.below(name) if ds is not dataset]
         below += [f"{name}@{label}" for label in dataset.snaps]
         if below:

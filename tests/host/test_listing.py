@@ -138,7 +138,7 @@ def test_any_other_trouble_is_never_absence(host: Host, runner: FakeRunner, text
 
 def test_a_line_that_is_not_understood_is_not_skipped(host: Host, pools: Pools) -> None:
     pools.snap(f"{SRC}@a").props["pve-zfsbackup:disks"] = "evil\nrpool/other\t1"
-    with pytest.raises(ZfsError, match="columns instead of 22"):
+    with pytest.raises(ZfsError, match="columns instead of 24"):
         list_host(host, [ROOT])
 
 

@@ -89,11 +89,11 @@ def test_cron_file_is_one_cron_accepts(unpacked: Path) -> None:
         "SHELL=/bin/sh",
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     ]
-    jobs = [re.fullmatch(r"(\d+) +(\*|\d+) \* \* \* root (.*)", line) for line in lines[2:]]
-    stages = [re.findall(r"--stage (\w+)", job[3]) for job in jobs if job]
-    assert [job[2] for job in jobs if job] == ["*", "3"]
-    assert stages == [["snapshot", "replicate", "archive"], ["prune"]]
-    assert all(job and "%" not in job[3] for job in jobs)  # cron makes a new line of it
+    jobs = [re.fullmatch(r"(\d+) +(\*|\d+) \* \* (\*|\d) root (.*)", line) for line in lines[2:]]
+    stages = [re.findall(r"(?:--stage|pve-zfsbackup verify) (\w+)", job[4]) for job in jobs if job]
+    assert [(job[2], job[3]) for job in jobs if job] == [("*", "*"), ("3", "*"), ("4", "0")]
+    assert stages == [["snapshot", "replicate", "archive"], ["prune"], ["pools", "points", "drill"]]
+    assert all(job and "%" not in job[4] for job in jobs)  # cron makes a new line of it
 
 
 def test_package_is_the_same_when_built_again_elsewhere(deb: Path, tmp_path: Path) -> None:

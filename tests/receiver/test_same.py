@@ -16,6 +16,7 @@ from pve_zfsbackup.host.runner import Completed, Runner
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import Dataset, Keep
 from pve_zfsbackup.plan import points as plan_points
+from pve_zfsbackup.plan.drill import proven_guids
 from pve_zfsbackup.plan.retention import decide_retention, marks
 from pve_zfsbackup.receiver import Root
 from tests.fakes.zfs import FakeZfs
@@ -82,6 +83,11 @@ def scramble(world: World, chance: random.Random) -> None:
                     snap.props.pop("pve-zfsbackup:point")
                 case 4:
                     del dataset.snaps[snap.name]
+                case 6 | 7 | 8:
+                    text = chance.choice(
+                        ("files 20261126T120000Z", "failed 20261126T120000Z", "points 20261126T120000Z")
+                    )
+                    snap.props["pve-zfsbackup:verified"] = text
                 case 5:
                     snap.creation += chance.choice((-1, 0, 1)) * DAY
                 case _:
@@ -113,7 +119,7 @@ def populate(world: World, chance: random.Random) -> None:
 def test_the_same_points_and_the_same_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Both read the same target, put the same points together and let the same ones go."""
     chance = random.Random(seed)
-    odd = gone = borrowed = 0
+    odd = gone = borrowed = kept_proven = 0
     for number in range(WORLDS // 3):
         world = World(tmp_path / str(number))
         monkeypatch.setattr(receiver, "ask", world.ask)
@@ -133,10 +139,13 @@ def test_the_same_points_and_the_same_verdicts(tmp_path: Path, monkeypatch: pyte
             odd += not one.complete
         for vmid, points in plan_points.by_guest(theirs).items():
             zone = ZoneInfo(own.timezone)
-            verdicts = decide_retention(points, [keep], {}, host="backup1", tz=zone, now=world.now + 1000 * DAY)
+            proven = proven_guids(points)
+            kept_proven += bool(proven)
+            verdicts = decide_retention(points, [keep], proven, host="backup1", tz=zone, now=world.now + 1000 * DAY)
             going = receiver.doomed([p for p in ours if p.vmid == vmid], own, set(), world.now + 1000 * DAY)
             assert [p.id for p in going] == [v.point.id for v in verdicts if not v.keep], (keep, own.timezone)
             gone += len(going)
     assert odd > 100
     assert gone > 100
     assert borrowed > 100
+    assert kept_proven > 100

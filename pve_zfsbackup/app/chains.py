@@ -1,0 +1,65 @@
+"""`verify points`: every replica point against the source, without reading any data."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from pve_zfsbackup.app.gather import Scope, assign, inventory, target_listings
+from pve_zfsbackup.app.outcome import failed
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host import zfs
+from pve_zfsbackup.model.proof import VERIFIED, Level, Proof, encode_proof
+from pve_zfsbackup.plan.chain import Chain, chain
+from pve_zfsbackup.plan.points import guest_points
+
+STAGE = "verify-points"
+
+
+def verify_points(session: Session, scope: Scope) -> Generator[Chain | Result, None, None]:
+    """A verdict for each guest and target, and the failures of targets that did not answer. What is whole is noted on
+    the target's snapshots; an append-only target lets nobody do so from here, and is compared all the same."""
+    found = inventory(session)
+    items, _ = assign(session, found, scope)
+    names = [name for name in session.config.targets if any(name in item.targets for item in items)]
+    listings, errors = target_listings(session, names)
+    here = guest_points(found.listing)
+    for name, listing in listings.items():
+        there = guest_points(listing)
+        own = [item.guest.vmid for item in items if name in item.targets]
+        chains = [chain(vmid, found.listing, listing, here.of(vmid), there.of(vmid)) for vmid in own]
+        yield from chains
+        if not session.config.targets[name].append_only:
+            yield from _note(session, name, chains)
+    yield from (failed(STAGE, error, host=name) for name, error in errors.items())
+
+
+def _note(session: Session, name: str, chains: Sequence[Chain]) -> Generator[Result, None, None]:
+    new = [point for found in chains for point in found.whole if point.proof is None]
+    names = [snapshot.full_name for point in new for snapshot in point.own.values()]
+    if not names:
+        return
+    value = encode_proof(Proof(level=Level.POINTS, at=int(session.now().timestamp())))
+    try:
+        zfs.set_properties(session.hosts[name], names, {VERIFIED: value})
+    except BackupError as error:
+        yield failed(STAGE, error, host=name)
+
+
+def as_result(found: Chain | Result) -> Result:
+    """A verdict as a result of a run has it."""
+    if isinstance(found, Result):
+        return found
+    return Result(
+        stage=STAGE,
+        outcome=Outcome.FAILED if found.problems else Outcome.OK,
+        vmid=found.vmid,
+        host=found.host,
+        message="; ".join(found.problems) or f"{len(found.whole)} of {found.points} points are whole",
+        hint="the next replication may mend it; `pve-zfsbackup why replicate` tells" if found.problems else "",
+        details=found.notes,
+    )
+
+
+__all__ = ["Chain", "as_result", "verify_points"]

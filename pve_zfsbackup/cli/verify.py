@@ -1,0 +1,172 @@
+"""`verify`: prove that what is kept is whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pve_zfsbackup import terminal
+from pve_zfsbackup.app import chains, pools
+from pve_zfsbackup.app.alerts import tell_results
+from pve_zfsbackup.app.drill import Ground, Rules, as_result, drill, on_node, on_target
+from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.run import exit_code
+from pve_zfsbackup.cli.options import chosen, cli, common, scoped, session_of, tell_notes
+from pve_zfsbackup.config import Config, load_config
+from pve_zfsbackup.errors import ConfigError
+from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host.runner import ProcessRunner
+from pve_zfsbackup.model import Dataset, Selector
+from pve_zfsbackup.model.proof import Drilled, Expected, Reading
+from pve_zfsbackup.plan.chain import Chain
+from pve_zfsbackup.report.verify import (
+    chains_json,
+    chains_table,
+    drill_json,
+    drilled_table,
+    looks_table,
+    pools_json,
+    pools_table,
+)
+
+DAY = 86_400.0
+
+
+class Span(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic since click 8.2
+    """A span of time: 90s, 30m, 2h."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = re.fullmatch(r"(\d{1,7})([smhd]?)", str(value))
+        if not match:
+            self.fail(f"{value!r}: expected a span of time, such as 90s, 30m or 2h", param, ctx)
+        return int(match[1]) * {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}[match[2]]
+
+
+@cli.group()
+def verify() -> None:
+    """Prove that what is kept is whole."""
+
+
+@verify.command("pools")
+@click.option("--follow", is_flag=True, help="Wait for the scrubs that run on this node.")
+@common
+def verify_pools(follow: bool, config_path: Path, as_json: bool, verbose: bool) -> int:
+    """Ask ZFS for the state, the errors and the last scrub of every pool here and of each target's.
+
+    A scrub that is due (`verify: scrub-every`) is started on this node; on a target it is only told.
+    """
+    with session_of(config_path) as session:
+        found = list(pools.verify_pools(session, follow=follow, note=terminal.note))
+        results = [pools.as_result(end) for end in found]
+        tell_notes(tell_results(session, results))
+    states = [end for end in found if isinstance(end, pools.PoolFound)]
+    if as_json:
+        terminal.print_json(pools_json(states, results))
+    elif states and _speaking(results, verbose=verbose):
+        terminal.print_table(pools_table(states, session.now().timestamp()))
+    if not as_json:
+        _tell([end for end in found if isinstance(end, Result)], verbose=verbose)
+    return exit_code(results)
+
+
+@verify.command("points")
+@scoped
+@common
+def verify_points(
+    guests: Sequence[Selector], jobs: Sequence[str], config_path: Path, as_json: bool, verbose: bool
+) -> int:
+    """Compare every point on the targets with the source: guids, holds, properties, and the base of the next send.
+
+    No data is read: that is what `verify drill` is for.
+    """
+    with session_of(config_path) as session:
+        found = list(chains.verify_points(session, Scope(jobs=tuple(jobs), guests=tuple(guests))))
+        results = [chains.as_result(end) for end in found]
+        tell_notes(tell_results(session, results))
+    verdicts = [end for end in found if isinstance(end, Chain)]
+    if as_json:
+        terminal.print_json(chains_json(verdicts, results))
+    elif verdicts and _speaking(results, verbose=verbose):
+        terminal.print_table(chains_table(verdicts))
+    if not as_json:
+        _tell([end for end in found if isinstance(end, Result)], verbose=verbose)
+    return exit_code(results)
+
+
+@verify.command("drill")
+@scoped
+@click.option("--budget", type=Span(), help="Begin no further drill after this time, such as 30m.")
+@click.option("--read", type=click.Choice([reading.value for reading in Reading]), help="How much is read.")
+@click.option("--local", "root", default="", metavar="ROOT", help="Run on a target: the replicas below this dataset.")
+@click.option("--expect", "files", multiple=True, metavar="PATH", help="With --local: a file each guest must have.")
+@common
+def verify_drill(
+    guests: Sequence[Selector], jobs: Sequence[str], budget: float | None, read: str | None, root: str,
+    files: Sequence[str], config_path: Path, as_json: bool, verbose: bool,
+) -> int:  # fmt: skip
+    """Open the newest point of each guest that is due, check and mount its file systems, and look for its files.
+
+    The point's snapshots are cloned; nothing of the guest is touched, and nothing stays. Named guests are drilled
+    whether due or not. On a target, run it there as root with --local: that is the honest drill.
+    """
+    if root:
+        if jobs:
+            raise ConfigError(["--job is for the node: a target knows no jobs"])
+        path = chosen(config_path)
+        config = load_config(path) if path.exists() else Config()
+        wanted = Expected(files=tuple(files))
+        ground = on_target(config, ProcessRunner(), Dataset(root), guests, wanted)
+        ends = list(_drills(ground, config, budget, read, named=bool(guests)))
+        return _show(ends, as_json=as_json, verbose=verbose)
+    if files:
+        raise ConfigError(["--expect goes with --local; on the node, jobs have `verify-files`"])
+    with session_of(config_path) as session:
+        ground = on_node(session, Scope(jobs=tuple(jobs), guests=tuple(guests)))
+        ends = list(_drills(ground, session.config, budget, read, named=bool(guests), now=session.now().timestamp()))
+        tell_notes(tell_results(session, [as_result(end) for end in ends]))
+    return _show(ends, as_json=as_json, verbose=verbose)
+
+
+def _drills(
+    ground: Ground, config: Config, budget: float | None, read: str | None, *, named: bool, now: float | None = None
+) -> Iterable[Drilled | Result]:
+    own = config.verify
+    rules = Rules(
+        every=own.every * DAY,
+        budget=own.budget if budget is None else budget,
+        reading=Reading(read) if read else own.read,
+        named=named,
+    )
+    return drill(ground, rules, config, now)
+
+
+def _show(ends: Sequence[Drilled | Result], *, as_json: bool, verbose: bool) -> int:
+    drills = [end for end in ends if isinstance(end, Drilled)]
+    others = [end for end in ends if isinstance(end, Result)]
+    results = [as_result(end) for end in ends]
+    if as_json:
+        terminal.print_json(drill_json(drills, others))
+        return exit_code(results)
+    if drills and _speaking(results, verbose=verbose):
+        terminal.print_table(drilled_table(drills))
+        if verbose or any(end.judgement.problems for end in drills):
+            terminal.print_table(looks_table(drills))
+    _tell(others, verbose=verbose)
+    return exit_code(results)
+
+
+def _speaking(results: Sequence[Result], *, verbose: bool) -> bool:
+    """Nothing on standard output while all is well and nobody looks: cron's mail means trouble."""
+    return verbose or terminal.is_watched() or any(result.outcome is Outcome.FAILED for result in results)
+
+
+def _tell(results: Sequence[Result], *, verbose: bool) -> None:
+    for result in results:
+        if result.outcome is not Outcome.SKIPPED or verbose or terminal.is_watched():
+            terminal.note(terminal.result_line(result))

@@ -1,0 +1,126 @@
+"""How far a recovery point is proven, and what a look into it found."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Final
+
+from pve_zfsbackup.model.names import PROPERTY, PointId, Vmid
+
+VERIFIED: Final = f"{PROPERTY}verified"
+_TIME: Final = "%Y%m%dT%H%M%SZ"
+_FORM: Final = re.compile(r"([a-z]+) (\d{8}T\d{6}Z)\Z", re.ASCII)
+
+
+class Level(StrEnum):
+    """What was proven. Each says more than the one before; `FAILED` says that the last drill found something wrong."""
+
+    FAILED = "failed"
+    POINTS = "points"  # complete, the chain of guids whole, held, marked
+    RECOGNISED = "recognised"  # its disks could be read and are what they should be, but nothing there can be opened
+    FILES = "files"  # file systems without errors, mounted, the expected files there
+    BOOTED = "booted"  # started as a guest, its agent answered
+
+    @property
+    def rank(self) -> int:
+        return list(Level).index(self)
+
+    @property
+    def drilled(self) -> bool:
+        """Whether somebody looked into the disks, and found them good."""
+        return self.rank >= Level.RECOGNISED.rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """A level and when it was reached, in seconds since the epoch."""
+
+    level: Level
+    at: int
+
+
+def encode_proof(proof: Proof) -> str:
+    """The value of the property `verified`: `files 20261126T111516Z`."""
+    return f"{proof.level.value} {datetime.fromtimestamp(proof.at, UTC).strftime(_TIME)}"
+
+
+def decode_proof(text: str) -> Proof | None:
+    """What `encode_proof` made; None for anything else: a target is not trusted."""
+    match = _FORM.match(text)
+    if match is None or match[1] not in {level.value for level in Level}:
+        return None
+    try:
+        at = datetime.strptime(match[2], _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return Proof(level=Level(match[1]), at=int(at.timestamp()))
+
+
+class State(StrEnum):
+    GOOD = "good"
+    UNOPENED = "unopened"  # recognised, and not looked into
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What one disk, partition, volume or file system of a point turned out to be. `kind` is blkid's word or ours."""
+
+    disk: str
+    place: str  # for people: "", "partition 2", "LV vg/root"
+    kind: str
+    state: State
+    text: str = ""
+
+
+class Reading(StrEnum):
+    """How much of the data is read: ZFS and the file systems check the sums of what they hand out."""
+
+    NONE = "none"
+    SAMPLE = "sample"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What was found in the disks of a point. `present` are those of the files that were looked for, `system` is how
+    the guest calls itself in its os-release, `read` are bytes."""
+
+    looks: tuple[Look, ...] = ()
+    present: frozenset[str] = frozenset()
+    system: str = ""
+    read: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What the disks of a guest should have: files of the administrator's, and the keys of disks that have no file
+    system."""
+
+    files: tuple[str, ...] = ()
+    raw: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What a drill proved. `problems` empty means that the point passed."""
+
+    level: Level
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drilled:
+    """One guest's point after its drill."""
+
+    vmid: Vmid
+    guest: str
+    host: str
+    point: PointId
+    judgement: Judgement
+    contents: Contents
+    seconds: float

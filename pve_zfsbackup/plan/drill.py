@@ -1,0 +1,100 @@
+"""Which guests are drilled when, and what a drill's findings say about a point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pve_zfsbackup.model import Dataset, Guid, Point, Snapshot, Vmid, Volume
+from pve_zfsbackup.model.proof import Contents, Expected, Judgement, Level, Look, Proof, State
+
+WITHOUT: Final = ("efidisk", "tpmstate", "vmstate")  # keys of disks that never have a file system
+EMPTY: Final = 1 << 20  # so little does a disk refer to that nobody ever wrote on
+_UNREMARKABLE: Final = ("", "swap", "LVM2_member")
+REASON: Final = "newest point proven by a drill"
+
+
+def last_drill(points: Iterable[Point]) -> Proof | None:
+    """The newest drill of a guest's points on one host, passed or failed."""
+    proofs = [proof for point in points if (proof := point.proof) and proof.level is not Level.POINTS]
+    return max(proofs, key=lambda proof: proof.at, default=None)
+
+
+def newest_proven(points: Sequence[Point]) -> Point | None:
+    """The newest point that passed a drill: it is never pruned."""
+    return next((p for p in reversed(points) if (proof := p.proof) and proof.level.drilled), None)
+
+
+def proven_guids(points: Sequence[Point]) -> Mapping[Guid, str]:
+    """Why the snapshots of that one must stay."""
+    point = newest_proven(points)
+    return {snapshot.guid: REASON for snapshot in point.own.values()} if point else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A guest whose newest complete point is to be drilled. `last` is when one was, None for never."""
+
+    vmid: Vmid
+    point: Point
+    last: int | None
+    due: bool
+
+
+def turns(guests: Mapping[Vmid, Sequence[Point]], *, now: int, every: float) -> tuple[Turn, ...]:
+    """In which order: never drilled first, then the longest ago. Due is who was not drilled for `every` seconds; the
+    others come last, for whoever names them. A time in the future (a clock that was wrong) counts as never."""
+    found = []
+    for vmid, points in sorted(guests.items()):
+        complete = [point for point in points if point.complete]
+        if not complete:
+            continue
+        proof = last_drill(points)
+        last = proof.at if proof and proof.at <= now else None
+        found.append(Turn(vmid=vmid, point=complete[-1], last=last, due=last is None or now - last >= every))
+    return tuple(sorted(found, key=lambda turn: (turn.last is not None, turn.last or 0, turn.vmid)))
+
+
+def closed(point: Point, volumes: Mapping[Dataset, Volume]) -> tuple[str, ...]:
+    """The disks whose key is not loaded on this host: nothing but their chain can be proven here."""
+    found = ((key, volumes.get(snapshot.dataset)) for key, snapshot in sorted(point.snapshots.items()))
+    return tuple(key for key, volume in found if volume and volume.encrypted and volume.keystatus != "available")
+
+
+def judged(contents: Contents, expected: Expected, snapshots: Mapping[str, Snapshot]) -> Judgement:
+    """What the findings say. A point passes when nothing is bad, every file is there, each disk is something, and a
+    container has a system."""
+    problems = [_told(look) for look in contents.looks if look.state is State.BAD]
+    problems += [f"{path}: not there" for path in expected.files if path not in contents.present]
+    if "rootfs" in snapshots and not contents.system:
+        problems.append("rootfs: no os-release: no system lies there")
+    notes = [_told(look) for look in contents.looks if look.state is State.UNOPENED and look.kind not in _UNREMARKABLE]
+    for key, snapshot in sorted(snapshots.items()):
+        own = [look for look in contents.looks if key in look.disk.split(" ")]
+        if any(look.state is State.BAD or _something(look) for look in own):
+            continue
+        if key.startswith(WITHOUT) or key in expected.raw:
+            notes.append(f"{key}: no file system is expected there")
+        elif snapshot.refer < EMPTY:
+            notes.append(f"{key}: empty")
+        else:
+            problems.append(f"{key}: neither a file system nor anything else is recognised there")
+    mounted = [look for look in contents.looks if look.state is State.GOOD and look.text and not _is_table(look)]
+    if problems:
+        return Judgement(level=Level.FAILED, problems=tuple(problems), notes=tuple(notes))
+    level = Level.FILES if mounted else Level.RECOGNISED
+    return Judgement(level=level, notes=tuple(notes))
+
+
+def _something(look: Look) -> bool:
+    return bool(look.kind) and not _is_table(look)
+
+
+def _is_table(look: Look) -> bool:
+    return look.kind in ("gpt", "dos", "disk")
+
+
+def _told(look: Look) -> str:
+    where = " ".join(part for part in (look.disk, look.place) if part)
+    return f"{where}: {look.kind}: {look.text}" if look.kind else f"{where}: {look.text}"

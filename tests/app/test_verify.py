@@ -1,0 +1,203 @@
+"""`verify points` and `verify pools`: what can be known without reading a guest's data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pve_zfsbackup.app.chains import Chain, as_result, verify_points
+from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.pools import PoolFound, verify_pools
+from pve_zfsbackup.errors import ZfsError
+from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host.pools import read_scan
+from pve_zfsbackup.model import SOURCE
+from pve_zfsbackup.model.proof import VERIFIED
+from tests.fakes.pools import Ds
+from tests.fakes.runner import Fault
+from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
+
+WEB_DISK = REPLICAS["rpool/data/vm-100-disk-0"]
+CRYPT = REPLICAS["rpool/crypt/vm-101-disk-0"]
+
+
+@pytest.fixture
+def old(world: World) -> World:
+    for _ in range(3):
+        world.write()
+        world.run()
+    return world
+
+
+def chains(world: World) -> list[Chain | Result]:
+    with world.session() as session:
+        return list(verify_points(session, Scope()))
+
+
+def of(found: list[Chain | Result], vmid: int) -> Chain:
+    (chain,) = (one for one in found if isinstance(one, Chain) and one.vmid == vmid)
+    return chain
+
+
+def test_whole_points_are_noted_once_on_the_target(old: World) -> None:
+    found = chains(old)
+    assert [(one.problems, len(one.whole)) for one in found if isinstance(one, Chain)] == [((), 3)] * 3
+    snaps = old.target.datasets[WEB_DISK].snaps.values()
+    assert all(snap.props[VERIFIED].startswith("points 2026") for snap in snaps)
+    old.runner.ran.clear()
+    chains(old)
+    assert not old.runner.changes
+
+
+def another_snapshot(replica: Ds) -> None:
+    newest = replica.newest
+    assert newest
+    newest.guid += 1
+
+
+def no_hold(replica: Ds) -> None:
+    assert replica.newest
+    replica.newest.holds.clear()
+
+
+def no_mark(replica: Ds) -> None:
+    assert replica.newest
+    del replica.newest.props["pve-zfsbackup:volume"]
+
+
+def other_consistency(replica: Ds) -> None:
+    assert replica.newest
+    replica.newest.props["pve-zfsbackup:consistency"] = "quiesced!"
+
+
+def gone_bases(replica: Ds) -> None:
+    for snap in replica.snaps.values():
+        snap.guid += 1
+
+
+@pytest.mark.parametrize(
+    ("wreck", "told"),
+    [
+        (another_snapshot, "another snapshot of the same name: guid"),
+        (no_hold, "is not held, and the next increment starts from it"),
+        (no_mark, "not marked with the disk it came from"),
+        (other_consistency, "is called quiesced! there, and quiesced here"),
+        (gone_bases, "the chain is broken"),
+    ],
+)
+def test_what_is_wrong_with_a_replica_is_found(old: World, wreck: Callable[[Ds], None], told: str) -> None:
+    wreck(old.target.datasets[WEB_DISK])
+    found = chains(old)
+    web = of(found, WEB)
+    assert any(told in problem for problem in web.problems), web.problems
+    assert as_result(web).outcome is Outcome.FAILED
+    assert of(found, DB).problems == ()
+
+
+def test_a_foreign_snapshot_behind_the_base_is_found(old: World) -> None:
+    old.target.snap(f"{WEB_DISK}@by-hand")
+    assert of(chains(old), WEB).problems == (
+        f"scsi0: {WEB_DISK}@by-hand is not from the source: nothing can be received behind it",
+    )
+
+
+def test_a_receive_that_was_not_raw_is_found(old: World) -> None:
+    newest = old.target.datasets[CRYPT].newest
+    assert newest
+    newest.ivset += 1
+    assert any("encrypted anew there" in problem for problem in of(chains(old), DB).problems)
+
+
+def test_no_point_and_no_answer_are_failures(old: World) -> None:
+    old.target.drop(WEB_DISK)
+    assert of(chains(old), WEB).problems == ("no complete point there",)
+    old.runner.down[TARGET] = "no route to host"
+    (result,) = chains(old)
+    assert isinstance(result, Result)
+    assert (result.outcome, result.host) == (Outcome.FAILED, TARGET)
+
+
+def test_on_an_append_only_target_nothing_is_set(old: World) -> None:
+    text = old.config.read_text().replace("parallel: 1, keep: {keep-last: 3}}", "parallel: 1, append-only: true}")
+    old.config.write_text(text)
+    old.runner.ran.clear()
+    assert of(chains(old), WEB).problems == ()
+    assert not old.runner.changes
+
+
+def test_a_point_proven_by_its_chain_alone_is_not_protected(old: World) -> None:
+    chains(old)
+    first = old.complete(TARGET, WEB)[0]
+    for _ in range(3):
+        old.write()
+        old.run()
+    assert first not in old.complete(TARGET, WEB)
+
+
+# -- pools
+
+SCRUBBED = "scrub repaired 0B in 00:00:01 with 0 errors on {when}"
+
+
+def pools(world: World, *, follow: bool = False) -> dict[tuple[str, str], PoolFound]:
+    with world.session() as session:
+        found = list(verify_pools(session, follow=follow, note=lambda _: None))
+    return {(one.host, one.pool): one for one in found if isinstance(one, PoolFound)}
+
+
+def test_a_scrub_that_is_due_is_started_here_and_told_of_a_target(world: World) -> None:
+    world.source.scrubs["fast"] = SCRUBBED.format(when="Tue Nov 17 00:00:00 2026")
+    found = pools(world)
+    assert (found[SOURCE, "rpool"].started, found[SOURCE, "rpool"].scan.running) == (True, True)
+    assert (found[SOURCE, "fast"].started, found[SOURCE, "fast"].problems) == (False, ())
+    assert found[TARGET, "tank"].problems == ("was never scrubbed",)
+    assert "tank" not in world.target.scrubs
+    world.source.scrubs["fast"] = SCRUBBED.format(when="Sat Oct 10 00:00:00 2026")
+    assert pools(world)[SOURCE, "fast"].started
+
+
+def test_a_scrub_is_followed_to_its_end(world: World) -> None:
+    def ends(ran: object) -> None:
+        if getattr(ran, "argv", ())[3:4] == ("status",) and "25.00%" in world.source.scrubs.get("rpool", ""):
+            world.runner.watchers.append(done)
+
+    def done(ran: object) -> None:
+        world.source.scrubs["rpool"] = "scrub repaired 4K in 00:00:01 with 3 errors on Wed Nov 18 11:06:50 2026"
+
+    world.runner.watchers.append(ends)
+    found = pools(world, follow=True)[SOURCE, "rpool"]
+    assert found.problems == ("the last scrub found 3 errors",)
+
+
+def test_errors_and_states_are_problems(world: World) -> None:
+    world.source.states["rpool"] = "DEGRADED"
+    world.source.bad_sums["rpool"] = 7
+    assert pools(world)[SOURCE, "rpool"].problems == ("is DEGRADED", "vda: 0 read, 0 write, 7 checksum errors")
+
+
+def test_a_target_whose_account_may_not_ask_is_told(world: World) -> None:
+    world.runner.faults.append(
+        Fault(words=("zpool", "status"), host=TARGET, answer=(126, "pve-zfsbackup-receiver: denied"))
+    )
+    with world.session() as session:
+        found = list(verify_pools(session, follow=False, note=lambda _: None))
+    (result,) = (one for one in found if isinstance(one, Result))
+    assert (result.host, result.outcome) == (TARGET, Outcome.FAILED)
+    assert "pool tank" in result.message
+
+
+def test_a_scan_is_read_as_zpool_writes_it() -> None:
+    text = (
+        "  pool: tank\n state: DEGRADED\nstatus: One or more devices\n"
+        "  scan: resilvered 1M in 00:00:01 with 0 errors on Thu Nov 26 11:15:16 2026\n"
+        "config:\n\n\tNAME  STATE  READ WRITE CKSUM\n\ttank  DEGRADED  0  0  0\n"
+        "\t  mirror-0  DEGRADED  0  0  0\n\t    sda  FAULTED  3  1  0  too many errors\n\n"
+        "errors: 2 data errors, use '-v' for a list\n"
+    )
+    scan = read_scan(text)
+    assert (scan.state, scan.ended, scan.running) == ("DEGRADED", None, False)
+    assert scan.errors == "2 data errors, use '-v' for a list"
+    assert scan.devices == ("sda: 3 read, 1 write, 0 checksum errors",)
+    with pytest.raises(ZfsError):
+        read_scan("garbage")

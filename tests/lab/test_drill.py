@@ -1,0 +1,148 @@
+"""Drills on real ZFS: what is whole passes, what is not is found, and nothing stays, also after SIGKILL (fault 66).
+
+The guests are made here, below a root of their own on pve1, and drilled there as root on a target would: --local.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.host import Host
+from tests.lab.product import Product
+
+ROOT = "rpool/drilled"
+CANARY = "/srv/canary"
+# Disks of guests with real contents. The one of 901 and that of 903 are mounted while they are snapshotted, as those
+# of running guests are.
+MAKE = r"""
+root=$1
+stamp=20261126T110000Z-ab12
+disk() {
+  zfs create -s -V "$2" "$root/vm-$1-disk-0"; d=/dev/zvol/$root/vm-$1-disk-0
+  for i in $(seq 600); do [ -b "$d" ] && break; sleep 0.1; done; udevadm settle
+}
+part() {
+  parted -s "$d" mklabel gpt mkpart a 1MiB 20MiB mkpart b 20MiB 100% 2> /dev/null
+  for i in $(seq 600); do [ -b "$d-part2" ] && break; sleep 0.1; done; udevadm settle
+}
+fill() {
+  mkdir -p "$1/etc" "$1/usr/lib" "$1/srv"
+  printf 'ID=debian\nPRETTY_NAME="Debian lab"\n' > "$1/usr/lib/os-release"
+  ln -s ../usr/lib/os-release "$1/etc/os-release"
+  echo alive > "$1/srv/canary"; cp -a /usr/bin/[a-d]* "$1/srv/"; sync -f "$1"
+}
+point() {
+  guid=$(zfs get -Hp -o value guid "$root/$3")
+  zfs snapshot -o "pve-zfsbackup:point=$1/$stamp" -o "pve-zfsbackup:disks=$2=local-zfs:$3#$guid" \
+    -o pve-zfsbackup:consistency=crash-consistent -o "pve-zfsbackup:volume=$guid" "$root/$3@pzb:$stamp"
+}
+at=$(mktemp -d)
+zfs create -o mountpoint=none -o canmount=off "$root"
+disk 901 200M; part; mkfs.ext4 -q -F "$d-part2"; mount "$d-part2" "$at"; fill "$at"; rm "$at/srv/bash"; sync -f "$at"
+point 901 scsi0 vm-901-disk-0; umount "$at"
+disk 902 400M; mkfs.xfs -q "$d"; mount "$d" "$at"; fill "$at"; umount "$at"; point 902 scsi0 vm-902-disk-0
+disk 903 300M; part; pvcreate -q "$d-part2"; vgcreate -q labvg "$d-part2"
+lvcreate -q -Wn -y -L 100M -n root labvg; lvcreate -q -Wn -y -L 20M -n swap labvg; lvextend -q -L +40M labvg/root
+mkfs.ext4 -q /dev/labvg/root; mkswap /dev/labvg/swap; mount /dev/labvg/root "$at"; fill "$at"; sync
+point 903 scsi0 vm-903-disk-0; umount "$at"; vgchange -q -an labvg
+disk 904 200M; mkfs.ext4 -q -F -b 1024 "$d"; mount "$d" "$at"; fill "$at"; umount "$at"
+dd if=/dev/urandom of="$d" bs=1024 seek=300 count=400 conv=notrunc,fsync status=none; point 904 scsi0 vm-904-disk-0
+disk 905 100M; mkfs.ext4 -q -F "$d"; mount "$d" "$at"; fill "$at"; rm "$at/srv/canary"; umount "$at"
+point 905 scsi0 vm-905-disk-0
+disk 906 100M; mkfs.ext4 -q -F "$d"; mount "$d" "$at"; fill "$at"; umount "$at"
+dd if=/dev/zero of="$d" bs=1M count=4 conv=notrunc,fsync status=none; point 906 scsi0 vm-906-disk-0
+zfs create -o mountpoint="$at/ct" "$root/subvol-907-disk-0"; fill "$at/ct"; point 907 rootfs subvol-907-disk-0
+"""
+CLEAR = r"""
+for map in $(dmsetup ls | grep -o '^labvg-[a-z]*' || true); do dmsetup remove "$map"; done
+for i in $(seq 50); do ! zfs list "$1" > /dev/null 2>&1 || zfs destroy -r "$1" && break; sleep 0.2; done
+"""
+LEFT = r"""
+! grep -E 'pve-zfsbackup(-drill|/drill)' /proc/mounts
+! dmsetup ls | grep pve-zfsbackup-drill
+! zfs list -H -o name -t filesystem,volume | grep pve-zfsbackup-drill
+! losetup -a | grep .
+test "$(vgs --noheadings -o lv_active labvg 2> /dev/null | grep -c active)" = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def guests(product: Product) -> Iterator[Host]:
+    host = product.pve1
+    host.script(CLEAR, ROOT, timeout=300)
+    try:
+        host.script(MAKE, ROOT, timeout=900)
+        yield host
+    finally:
+        host.script(CLEAR, ROOT, timeout=300)
+
+
+def drill(product: Product, *guests: int) -> dict[int, dict[str, Any]]:
+    words = ("verify", "drill", *map(str, guests), "--local", ROOT, "--expect", CANARY, "--json")
+    done = product.run(*words, check=False)
+    found = json.loads(done.stdout)
+    assert found["failed"] == [], done.stdout
+    failed = [end for end in found["drills"] if end["problems"]]
+    assert done.returncode == (0 if not failed else 1 if len(failed) < len(found["drills"]) else 2)
+    return {end["vmid"]: end for end in found["drills"]}
+
+
+def nothing_is_left(host: Host) -> None:
+    host.script(LEFT)
+
+
+def test_what_is_whole_passes_and_what_is_not_is_found(product: Product, guests: Host) -> None:
+    found = drill(product)
+    nothing_is_left(guests)
+    assert {vmid: end["level"] for vmid, end in found.items()} == {
+        901: "files", 902: "files", 903: "files", 904: "failed", 905: "failed", 906: "failed", 907: "files",
+    }  # fmt: skip
+    for vmid in (901, 902, 903, 907):
+        assert (found[vmid]["problems"], found[vmid]["system"]) == ([], "Debian lab")
+    kinds = {(look["place"], look["kind"]) for look in found[903]["looks"]}
+    assert {("LV labvg/root", "ext4"), ("LV labvg/swap", "swap")} <= kinds
+    assert "e2fsck" in found[904]["problems"][0]
+    assert found[905]["problems"] == [f"{CANARY}: not there"]
+    assert "scsi0: neither a file system nor anything else is recognised there" in found[906]["problems"]
+    proofs = guests.run(("zfs", "list", "-H", "-r", "-t", "snapshot", "-o", "pve-zfsbackup:verified", ROOT)).lines
+    assert sorted(proof.split(" ")[0] for proof in proofs) == ["failed"] * 3 + ["files"] * 4
+
+
+def test_who_was_just_drilled_is_not_due(product: Product, guests: Host) -> None:
+    assert drill(product) == {}
+
+
+@pytest.mark.parametrize("seconds", [4, 9, 14])
+def test_a_killed_drill_is_swept_by_the_next(product: Product, guests: Host, seconds: int) -> None:
+    """Fault 66: SIGKILL to the drill and all it started, wherever it is then."""
+    words = ("pve-zfsbackup", "verify", "drill", "903", "907", "--local", ROOT, "--expect", CANARY)
+    guests.run(("systemd-run", "--quiet", "--collect", "--unit=drill-killed", *words))
+    time.sleep(seconds)
+    guests.run(("systemctl", "kill", "--signal=KILL", "drill-killed"), check=False)
+    guests.run(("systemctl", "stop", "drill-killed"), check=False)
+    found = drill(product, 903)
+    assert (found[903]["level"], found[903]["problems"]) == ("files", [])
+    nothing_is_left(guests)
+
+
+def test_a_broken_chain_is_found(product: Product) -> None:
+    """The base was destroyed on the target, and another snapshot bears its name."""
+    product.run("run", "100")
+    assert product.run("verify", "points", "100", check=False).returncode == 0
+    (disk, *_) = product.points(100, "backup1")[-1]["disks"]
+    name = disk["snapshot"]
+    product.backup1.script(
+        'zfs release pve-zfsbackup "$1"; zfs destroy "$1"; zfs snapshot "$1"; zfs set pve-zfsbackup:point="$2" "$1"',
+        name, product.points(100)[-1]["point"],
+    )  # fmt: skip
+    try:
+        found = product.json("verify", "points", "100", check=False)
+        (guest,) = found["guests"]
+        assert any("another snapshot of the same name" in problem for problem in guest["problems"]), guest
+    finally:
+        product.backup1.run(("zfs", "destroy", "-r", name.partition("@")[0]), check=False)

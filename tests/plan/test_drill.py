@@ -1,0 +1,175 @@
+"""Whose turn it is, and what a drill's findings say."""
+
+from __future__ import annotations
+
+import pytest
+
+from pve_zfsbackup.model import Dataset, Guid, Point, PointId, Snapshot, Vmid
+from pve_zfsbackup.model.proof import (
+    Contents,
+    Expected,
+    Level,
+    Look,
+    Proof,
+    State,
+    decode_proof,
+    encode_proof,
+)
+from pve_zfsbackup.plan.drill import judged, last_drill, newest_proven, proven_guids, turns
+
+NOW = 1_795_000_000
+DAY = 86_400
+NOTHING = Expected()
+
+
+def point(vmid: int, number: int, *verified: str, disks: int = 0) -> Point:
+    """With a snapshot for each proof; `disks` of which more belong to it than are there."""
+    keys = [f"scsi{at}" for at in range(max(disks, len(verified)))]
+    stamp = f"20261118T{number:06d}Z-ab12"
+    snapshots = {
+        key: Snapshot(
+            dataset=Dataset(f"rpool/vm-{vmid}-{key}"), name=f"pzb:{stamp}", guid=Guid(f"{vmid}{number}{key}"),
+            createtxg=number, creation=NOW - 90 * DAY + number, refer=1 << 30, verified=text,
+        )
+        for key, text in zip(keys, verified, strict=False)
+    }  # fmt: skip
+    return Point(
+        id=PointId(f"{vmid}/{stamp}"), vmid=Vmid(vmid), creation=NOW - 90 * DAY + number, consistency="quiesced",
+        disks=dict.fromkeys(keys, "x"), snapshots=snapshots,
+    )  # fmt: skip
+
+
+def proven(level: Level, days_ago: float) -> str:
+    return encode_proof(Proof(level=level, at=int(NOW - days_ago * DAY)))
+
+
+def test_a_proof_is_read_as_it_was_written() -> None:
+    for level in Level:
+        assert decode_proof(encode_proof(Proof(level=level, at=NOW))) == Proof(level=level, at=NOW)
+    assert encode_proof(Proof(level=Level.FILES, at=NOW)) == "files 20261118T110640Z"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-",
+        "files",
+        "files 2026",
+        "files 20261332T110640Z",
+        "Files 20261118T110640Z",
+        "x 20261118T110640Z",
+        "files 20261118T110640Z\n",
+    ],
+)
+def test_what_is_no_proof_proves_nothing(text: str) -> None:
+    assert decode_proof(text) is None
+
+
+def test_a_point_is_as_proven_as_its_weakest_disk() -> None:
+    both = point(100, 1, proven(Level.BOOTED, 2), proven(Level.FILES, 3))
+    assert both.proof == Proof(level=Level.FILES, at=NOW - 2 * DAY)
+    assert point(100, 1, proven(Level.FILES, 2), "").proof is None
+    assert point(100, 1, proven(Level.FILES, 2), disks=2).proof is None
+    failed = point(100, 1, proven(Level.FAILED, 2), proven(Level.FILES, 3))
+    assert failed.proof == Proof(level=Level.FAILED, at=NOW - 2 * DAY)
+
+
+def test_the_newest_that_passed_is_kept_whatever_failed_since() -> None:
+    points = [
+        point(100, 1, proven(Level.FILES, 60)),
+        point(100, 2, proven(Level.RECOGNISED, 30)),
+        point(100, 3, proven(Level.FAILED, 2)),
+        point(100, 4, proven(Level.POINTS, 1)),
+        point(100, 5, ""),
+    ]
+    assert newest_proven(points) == points[1]
+    assert proven_guids(points) == {points[1].snapshots["scsi0"].guid: "newest point proven by a drill"}
+    assert proven_guids(points[2:]) == {}
+    assert last_drill(points) == Proof(level=Level.FAILED, at=NOW - 2 * DAY)
+
+
+def test_who_waits_longest_comes_first_and_who_was_just_drilled_is_not_due() -> None:
+    guests = {
+        Vmid(100): [point(100, 1, proven(Level.FILES, 40)), point(100, 2, "")],
+        Vmid(101): [point(101, 1, "")],
+        Vmid(102): [point(102, 1, proven(Level.FAILED, 50))],
+        Vmid(103): [point(103, 1, proven(Level.FILES, 5))],
+        Vmid(104): [point(104, 1, "", disks=2)],  # incomplete: nothing to drill
+        Vmid(105): [point(105, 1, proven(Level.FILES, -400))],  # a clock was wrong once
+        Vmid(106): [point(106, 1, proven(Level.POINTS, 1))],  # nobody looked into it
+    }
+    found = turns(guests, now=NOW, every=30 * DAY)
+    assert [(turn.vmid, turn.due) for turn in found] == [
+        (101, True), (105, True), (106, True), (102, True), (100, True), (103, False),
+    ]  # fmt: skip
+    assert found[4].point.id.endswith("000002Z-ab12")
+
+
+def test_every_guest_has_its_turn_within_the_period() -> None:
+    """Forty guests, five a week: none waits for more than eight weeks, and each is drilled as often as the others."""
+    last: dict[int, float] = {}
+    drilled: dict[int, int] = dict.fromkeys(range(100, 140), 0)
+    for week in range(80):
+        now = NOW + week * 7 * DAY
+        guests = {
+            Vmid(vmid): [
+                point(vmid, 1, encode_proof(Proof(level=Level.FILES, at=int(last[vmid]))) if vmid in last else "")
+            ]
+            for vmid in drilled
+        }
+        for turn in turns(guests, now=now, every=30 * DAY)[:5]:
+            assert now - last.get(turn.vmid, now) <= 8 * 7 * DAY
+            last[turn.vmid] = now
+            drilled[turn.vmid] += 1
+    assert set(drilled.values()) == {10}
+
+
+def look(disk: str, kind: str, state: State = State.GOOD, text: str = "12 files read", place: str = "") -> Look:
+    return Look(disk=disk, place=place, kind=kind, state=state, text=text)
+
+
+def verdict(
+    *looks: Look, expected: Expected = NOTHING, present: tuple[str, ...] = (), keys: tuple[str, ...] = ("scsi0",)
+) -> tuple[Level, tuple[str, ...]]:
+    snapshots = {key: point(100, 1, "").snapshots["scsi0"] for key in keys}
+    found = judged(Contents(looks=looks, present=frozenset(present)), expected, snapshots)
+    return found.level, found.problems
+
+
+def test_a_file_system_that_could_be_opened_is_the_level_files() -> None:
+    assert verdict(look("scsi0", "ext4")) == (Level.FILES, ())
+    assert verdict(look("scsi0", "ntfs", State.UNOPENED)) == (Level.RECOGNISED, ())
+    assert (
+        verdict(look("scsi0", "gpt", text="2 partitions"), look("scsi0", "swap", State.UNOPENED))[0] is Level.RECOGNISED
+    )
+
+
+def test_one_bad_place_fails_the_point() -> None:
+    level, problems = verdict(look("scsi0", "ext4"), look("scsi0", "xfs", State.BAD, "bad magic", "partition 3"))
+    assert (level, problems) == (Level.FAILED, ("scsi0 partition 3: xfs: bad magic",))
+
+
+def test_a_disk_must_be_something() -> None:
+    table = look("scsi0", "gpt", text="2 partitions")
+    nothing = look("scsi0", "", State.UNOPENED, "nothing recognised", "partition 1")
+    told = "scsi0: neither a file system nor anything else is recognised there"
+    assert verdict(table, nothing) == (Level.FAILED, (told,))
+    assert verdict(nothing, expected=Expected(raw=frozenset({"scsi0"})))[0] is Level.RECOGNISED
+    for key in ("efidisk0", "tpmstate0"):
+        assert verdict(look("scsi0", "ext4"), look(key, "", State.UNOPENED), keys=("scsi0", key)) == (Level.FILES, ())
+
+
+def test_a_file_that_is_not_there_is_a_failure() -> None:
+    wanted = Expected(files=("/srv/canary", "/etc/fstab"))
+    assert verdict(look("scsi0", "ext4"), expected=wanted, present=("/etc/fstab",)) == (
+        Level.FAILED, ("/srv/canary: not there",),
+    )  # fmt: skip
+
+
+def test_a_container_without_a_system_is_none() -> None:
+    assert verdict(look("rootfs", "zfs"), keys=("rootfs",)) == (
+        Level.FAILED,
+        ("rootfs: no os-release: no system lies there",),
+    )
+    assert verdict(look("mp0", "zfs"), keys=("mp0",)) == (Level.FILES, ())
