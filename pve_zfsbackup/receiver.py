@@ -90,6 +90,12 @@ FORMS: Final = {
     "zfs receive -s -u -- BELOW": "receive",
     "zfs receive -A -- BELOW": "abort",
     "zfs set PAIR+ SNAPSHOT+": "set",
+    # The way back: what this source sent, and nobody else's. Encrypted disks leave as they came.
+    "zfs send -w -- SNAPSHOT": "run",
+    "zfs send -w -i SNAPSHOT -- SNAPSHOT": "run",
+    "zfs send -L -c -- SNAPSHOT": "run",
+    "zfs send -L -c -i SNAPSHOT -- SNAPSHOT": "run",
+    "zfs send -t TOKEN": "resume",
 }
 # How a stream begins: type, length of its payload, magic, version with its kind (1: one snapshot; 2: a package) in the
 # last two bits (`dmu_replay_record` in OpenZFS's zfs_ioctl.h), in this host's byte order.
@@ -214,6 +220,8 @@ def parse(line: str, root: str) -> Request:
     for command in commands:
         if command.action == "set":
             _agreeing(command.words)
+        if command.words[:2] == ("zfs", "send") and len(commands) > 1:
+            raise DeniedError("'send' goes alone: its stream would not be told from what another command says")
     return Request(filters, commands)
 
 
@@ -316,6 +324,7 @@ KINDS: Final[dict[str, Callable[[str, str], bool]]] = {
     "BELOW": _is_below,
     "SNAPSHOT": _is_snapshot,
     "PAIR": _is_pair,
+    "TOKEN": lambda word, root: re.fullmatch(r"[0-9a-f]{1,4}(?:-[0-9a-f]{1,4096}){3}", word) is not None,
     "SIZE": _is_size,
 }
 
@@ -555,6 +564,18 @@ def _set(site: Site, words: tuple[str, ...], stdin: int) -> int:
         os.close(lock)
 
 
+def _resume(site: Site, words: tuple[str, ...], stdin: int) -> int:
+    """Go on with a stream that broke. The token is the client's, and names a snapshot: it must be one of this root's.
+
+    Its contents are printed whether or not the send would succeed (seen on OpenZFS 2.3.9).
+    """
+    told = ask(site, "send", "-nvP", "-t", words[-1], hear=True)
+    names = re.findall(r"^\s*toname = (.*)$", told.out + told.err, re.MULTILINE)
+    if len(names) != 1 or not _is_snapshot(names[0], site.root):
+        raise DeniedError(f"the token is of {shown(names[0], 300) if names else 'nothing that is understood'}")
+    return _run(site, words, stdin)
+
+
 def _hello(site: Site, words: tuple[str, ...], stdin: int) -> int:
     told = {
         "receiver": VERSION,
@@ -577,6 +598,7 @@ ACTIONS: Final = {
     "create": _create,
     "abort": _abort,
     "set": _set,
+    "resume": _resume,
     "hello": _hello,
 }
 

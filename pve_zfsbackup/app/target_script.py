@@ -19,9 +19,9 @@ from pve_zfsbackup.model import Dataset, Keep, printable
 from pve_zfsbackup.plan.standing import OWNER
 
 _RECEIVE: Final = "RECEIVE"  # the narrowest there is
-_LIMITED: Final = ("create", "mount", _RECEIVE, "userprop")
+_LIMITED: Final = ("create", "mount", _RECEIVE, "send", "userprop")
 _PLAIN: Final = (
-    "create", "mount", "receive", "destroy", "hold", "release", "userprop",
+    "create", "mount", "receive", "send", "destroy", "hold", "release", "userprop",
     "readonly", "mountpoint", "canmount", "volmode", "snapdir",
 )  # fmt: skip
 _HEAD: Final = """\

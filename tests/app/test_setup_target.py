@@ -361,7 +361,7 @@ def allowed(*names: str) -> Damage:
     return lambda state: state["allow"][ROOT]["user pve-zfsbackup"].update({"Local+Descendent": list(names)})
 
 
-APPEND = ("create", "mount", "receive:append", "userprop")
+APPEND = ("create", "mount", "receive:append", "send", "userprop")
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ APPEND = ("create", "mount", "receive:append", "userprop")
         (drift("pve-zfsbackup:owner", "pve-other"), f"owner of {ROOT}", "belongs to pve-other", "zfs set"),
         (lambda state: state["datasets"].pop(ROOT), f"dataset {ROOT}", "does not exist", "setup target backup1"),
         (lambda state: state["allow"].clear(), "permissions of pve-zfsbackup", "lacks create,mount", "zfs allow -u"),
-        (allowed(*APPEND[:3]), f"permissions of {USER}", "lacks userprop", f"zfs allow -u {USER} userprop {ROOT}"),
+        (allowed(*APPEND[:4]), f"permissions of {USER}", "lacks userprop", f"zfs allow -u {USER} userprop {ROOT}"),
         (allowed(*APPEND, "destroy"), f"permissions of {USER}", "destroy", f"zfs unallow -u {USER} destroy"),
         (allowed(*APPEND, "receive"), "permissions of pve-zfsbackup", "more than add: receive", "zfs unallow"),
         (lambda state: state["users"].clear(), f"ssh {USER}@backup1", "Permission denied", "--admin root@backup1"),

@@ -80,7 +80,7 @@ def test_a_bare_host_becomes_a_target(host: TargetHost) -> None:
     assert state["datasets"]["tank/backups"] == INERT
     assert state["datasets"][ROOT] == {**INERT, OWNER: "pve-0123"}
     assert state["allow"] == {
-        ROOT: {"user pve-zfsbackup": {"Local+Descendent": ["create", "mount", "receive:append", "userprop"]}}
+        ROOT: {"user pve-zfsbackup": {"Local+Descendent": ["create", "mount", "receive:append", "send", "userprop"]}}
     }
     assert host.keys().read_text() == f"{line(host)}\n"
     assert [path.stat().st_mode & 0o777 for path in (host.home(), host.keys().parent, host.keys())] == [
@@ -145,7 +145,7 @@ def test_what_is_drifted_is_put_right_and_only_that(host: TargetHost) -> None:
     def drift(state: dict) -> None:  # type: ignore[type-arg]
         state["datasets"][ROOT]["readonly"] = "off"
         reaches = state["allow"][ROOT]["user pve-zfsbackup"]
-        reaches["Local+Descendent"] = ["create", "destroy", "receive:append", "userprop"]
+        reaches["Local+Descendent"] = ["create", "destroy", "receive:append", "send", "userprop"]
         reaches["Local"] = ["mount"]
         state["allow"][ROOT]["user bob"] = {"Local+Descendent": ["destroy"]}
         state["changes"] = []
@@ -175,7 +175,7 @@ def test_a_plain_account_becomes_append_only(host: TargetHost) -> None:
     assert (key.state, "it was: restrict ssh-ed25519" in key.detail) == ("changed", True)
     assert host.keys().read_text() == f"{line(host)}\n"
     assert host.state["allow"][ROOT]["user pve-zfsbackup"]["Local+Descendent"] == [
-        "create", "mount", "receive:append", "userprop"
+        "create", "mount", "receive:append", "send", "userprop"
     ]  # fmt: skip
 
 

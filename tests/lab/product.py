@@ -31,7 +31,7 @@ chown pve-zfsbackup ~pve-zfsbackup/.ssh/authorized_keys
 zfs list "$2" > /dev/null 2>&1 ||
   zfs create -o readonly=on -o mountpoint=none -o canmount=off -o volmode=none -o snapdir=hidden "$2"
 zfs allow pve-zfsbackup \
-  create,mount,receive,destroy,hold,release,userprop,readonly,mountpoint,canmount,volmode,snapdir "$2"
+  create,mount,receive,send,destroy,hold,release,userprop,readonly,mountpoint,canmount,volmode,snapdir "$2"
 """
 # Both sides as they were before the first run: nothing of ours on any dataset, an empty root there.
 _FORGET_SOURCE = r"""

@@ -42,7 +42,7 @@ for name in "$root" "$other"; do
   zfs create -p -o readonly=on -o mountpoint=none -o canmount=off -o volmode=none -o snapdir=hidden "$name"
 done
 zfs allow "$account" receive:append "$root" 2> /dev/null && append=yes || zfs allow "$account" receive "$root"
-zfs allow "$account" create,mount,userprop "$root"
+zfs allow "$account" create,mount,send,userprop "$root"
 zfs create -o mountpoint=none "$source"
 zfs create -V 32M -s -o volmode=dev "$source/vm-100-disk-0"
 zfs create -o mountpoint=/mnt/receiver-source "$source/subvol-200-disk-0"

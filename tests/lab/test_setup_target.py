@@ -25,7 +25,7 @@ CONFIG = "/root/setup-target.yaml"
 KEYS = f"/home/{ACCOUNT}/.ssh/authorized_keys"
 RECEIVER = "/etc/pve-zfsbackup-receiver.toml"
 WHERE = ("--host", f"{ACCOUNT}@backup1", "--root", ROOT)
-APPEND = "create,mount,receive:append,userprop"
+APPEND = "create,mount,receive:append,send,userprop"
 # Everything of a target that `setup target` answers for.
 _STATE = r"""
 getent passwd "$1" | cut -d: -f1,6,7

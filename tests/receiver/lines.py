@@ -23,6 +23,11 @@ RECEIVE = f"zfs receive -s -u -- {DISK}"
 GUIDS = f"zfs list -Hp -d 1 -t snapshot -o name,guid -- {DISK} {OTHER}"
 ABORT = f"zfs receive -A -- {DISK}"
 ZPOOL = "zpool get -Hp -o property,value all -- tank"
+SEND = f"zfs send -L -c -- {SNAPSHOT}"
+RAW = f"zfs send -w -- {SNAPSHOT}"
+OLDER = f"{DISK}@pzb:20261122T180000Z-ab11"
+TOKEN = "1-e604ea4bf-e0-789c636064000310a501c49c50360710a715e5e7a69766a63040417b735e"
+RESUME = f"zfs send -t {TOKEN}"
 ALLOWED = (
     "hello",
     "zfs version",
@@ -42,6 +47,11 @@ ALLOWED = (
     SET,
     f"{SET} {OTHER}@pzb:{STAMP}",
     ABORT,
+    SEND,
+    RAW,
+    f"zfs send -w -i {OLDER} -- {SNAPSHOT}",
+    f"zfs send -L -c -i {OLDER} -- {SNAPSHOT}",
+    RESUME,
 )
 # How `zfs send` begins: of one snapshot, and of a package (`-R`, `-p`, `-I`).
 STREAM = struct.pack("=IIQQ", 0, 0, 0x2F5BACBAC, 0x4 << 2 | 1) + b" the rest of a stream"

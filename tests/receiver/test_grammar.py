@@ -7,13 +7,30 @@ import random
 import shlex
 import string
 import subprocess
+from collections.abc import Sequence
 
 import pytest
 
 from pve_zfsbackup import receiver
 from pve_zfsbackup.receiver import DENIED, DeniedError, parse, serve
 from tests.receiver.conftest import ROOT, Target
-from tests.receiver.lines import ABORT, ALLOWED, CREATE, DISK, GREP, LIST, OTHER, RECEIVE, SET, SNAPSHOT, STAMP, ZPOOL
+from tests.receiver.lines import (
+    ABORT,
+    ALLOWED,
+    CREATE,
+    DISK,
+    GREP,
+    LIST,
+    OTHER,
+    RECEIVE,
+    RESUME,
+    SEND,
+    SET,
+    SNAPSHOT,
+    STAMP,
+    TOKEN,
+    ZPOOL,
+)
 
 POINT = f"zfs set pve-zfsbackup:point=100/{STAMP}"
 SEED = 20261123
@@ -40,7 +57,25 @@ def test_the_contract_is_understood_word_for_word(line: str) -> None:
         (f"zfs hold pve-zfsbackup {SNAPSHOT}", "'hold'"),
         (f"zfs release pve-zfsbackup {SNAPSHOT}", "'release'"),
         (f"zfs get all {DISK}", "'get'"),
-        (f"zfs send {SNAPSHOT}", "'send'"),
+        (f"zfs send {SNAPSHOT}", f"'{SNAPSHOT}'"),
+        (f"zfs send -R -- {SNAPSHOT}", "'-R'"),
+        (f"zfs send -- {SNAPSHOT}", "'--'"),
+        (f"zfs send -L -c -p -- {SNAPSHOT}", "'-p'"),
+        (f"zfs send -w -- {DISK}", f"'{DISK}'"),
+        (f"zfs send -w -- {DISK}@manual", "@manual'"),
+        (f"zfs send -w -- tank/backups/pve2/x@pzb:{STAMP}", "pve2"),
+        (f"zfs send -w -i tank/backups/pve2/x@pzb:{STAMP} -- {SNAPSHOT}", "pve2"),
+        (f"zfs send -w -I {SNAPSHOT} -- {SNAPSHOT}", "'-I'"),
+        (f"zfs send -w -- {SNAPSHOT} {SNAPSHOT}", f"'{SNAPSHOT}'"),
+        (f"{SEND} && {SEND}", "'send'"),
+        (f"{LIST} && {SEND}", "'send'"),
+        (f"zstd -dqc | {SEND}", "cannot follow"),
+        (f"{SEND} | zstd -qc", "'zfs'"),
+        (f"{SEND} > /etc/passwd", "is not"),
+        (f"{RESUME} -w", "'-w'"),
+        ("zfs send -t", "missing behind '-t'"),
+        ("zfs send -t ../../x", "'../../x'"),
+        (f"zfs send -t -nvP {TOKEN}", "'-nvP'"),
         (f"zfs allow everyone destroy {ROOT}", "'allow'"),
         (f"zfs receive -F -s -u -- {DISK}", "'-F'"),
         (f"zfs receive -s -u -F -- {DISK}", "'-F'"),
@@ -248,6 +283,8 @@ def harmless(line: str) -> bool:
             commands.append([])
         elif word not in ("{", "}", ";"):
             commands[-1].append(word)
+    if any(command[:2] == ["zfs", "send"] for command in commands) and len(commands) > 1:
+        return False
     return all(_harmless(command) for command in commands)
 
 
@@ -274,6 +311,12 @@ def _harmless(command: list[str]) -> bool:
             return command[:-1] == CREATE.split(" ") and (name == ROOT or _below(name))
         case ["zfs", "receive", "-s", "-u", "--", name] | ["zfs", "receive", "-A", "--", name]:
             return _below(name) and "@" not in name
+        case ["zfs", "send", "-t", token]:  # judged by what it names, when it is asked
+            return set(token) <= set("0123456789abcdef-")
+        case ["zfs", "send", "-w", "--", name] | ["zfs", "send", "-L", "-c", "--", name]:
+            return _below(name) and "@pzb:" in name
+        case ["zfs", "send", "-w", "-i", base, "--", name] | ["zfs", "send", "-L", "-c", "-i", base, "--", name]:
+            return all(_below(one) and "@pzb:" in one for one in (base, name))
         case ["zfs", "set", *words]:
             pairs = [word for word in words if "=" in word]
             names = [word for word in words if "=" not in word]
@@ -285,15 +328,18 @@ def _harmless(command: list[str]) -> bool:
 
 
 class Started:
-    """A process that says nothing and succeeds."""
+    """A process that succeeds, and says nothing but what a token is of."""
 
     returncode = 0
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.told = f"\ttoname = {SNAPSHOT}\n".encode() if "-nvP" in argv else b""
 
     def wait(self) -> int:
         return 0
 
     def communicate(self, timeout: float | None = None) -> tuple[bytes, bytes]:
-        return b"", b""
+        return self.told, b""
 
 
 def test_ten_thousand_mutated_lines_start_nothing(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +348,7 @@ def test_ten_thousand_mutated_lines_start_nothing(target: Target, monkeypatch: p
     started: list[str] = []
     logged: list[str] = []
     told: list[str] = []
-    monkeypatch.setattr(subprocess, "Popen", lambda argv, **_: started.append(str(argv)) or Started())
+    monkeypatch.setattr(subprocess, "Popen", lambda argv, **_: started.append(str(argv)) or Started(argv))
     monkeypatch.setattr(receiver, "peeked", lambda stdin, size: started.append("stdin") or b"")
     monkeypatch.setattr(receiver, "pool_state", lambda site, pool: started.append(pool) or None)
     monkeypatch.setattr(receiver, "log", logged.append)

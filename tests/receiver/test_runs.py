@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pve_zfsbackup.app.restore import Request, carry_out, prepare
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.model import Vmid
 from pve_zfsbackup.receiver import parse
 from tests.fakes.runner import Fault
 from tests.fakes.world import ROOT, WEB, World
@@ -68,3 +70,20 @@ def test_interrupted_streams_and_their_aborts(world: World) -> None:
     asked = verbs(world)
     assert "zfs receive" in asked
     assert any("receive -A" in line for line in world.runner.lines), "no abort was asked for: these faults are too mild"
+
+
+def test_a_restore_reads_back_what_was_sent(world: World) -> None:
+    append_only(world)
+    world.run()
+    newest = world.complete("backup1", WEB)[-1]
+    for name in [name for name in world.source.datasets if "-100-disk" in name]:
+        world.source.drop(name)
+    world.node.remove(WEB)
+    size = world.target.datasets["tank/backups/local-zfs/vm-100-disk-0"].refer
+    world.runner.faults.append(Fault(words=("send",), host="backup1", cut=size // 2))
+    with world.session() as session:
+        found = prepare(session, Request(vmid=Vmid(WEB)))
+        carry_out(session, found)
+    assert found.plan.origin.point.id == newest
+    assert {"zfs send"} <= verbs(world)
+    assert any(line.startswith("zfs send -t ") for line in world.runner.lines), "the broken stream was resumed"

@@ -24,7 +24,9 @@ from tests.receiver.lines import (
     LIST,
     OTHER,
     PACKAGE,
+    RAW,
     RECEIVE,
+    RESUME,
     SET,
     SNAPSHOT,
     STAMP,
@@ -39,6 +41,7 @@ TOKEN = ("zfs", "get", "-Hp", "-o", "value", "receive_resume_token")
 def test_every_line_of_the_contract_is_done(target: Target) -> None:
     target.says("zfs", "get", "-Hp", "-o", "property,value", out=GOOD_PARENT)
     target.says(*TOKEN, out="1-abc\n")
+    target.says("zfs", "send", "-nvP", out=f"resume token contents:\n\ttoname = {SNAPSHOT}\n")
     for line in ALLOWED:
         done = target.asked(line, b"stream")
         # No kstat of a pool on this machine: `grep` ends with 2, and nothing follows it.
@@ -46,6 +49,38 @@ def test_every_line_of_the_contract_is_done(target: Target) -> None:
         assert done.returncode == expected, (line, done)
     assert target.argvs.count(["zfs", "receive", "-s", "-u", "--", DISK]) == 6
     assert ["zfs", "receive", "-A", "--", DISK] not in target.argvs
+
+
+def test_a_stream_goes_out_as_it_is(target: Target) -> None:
+    target.says("zfs", "send", "-w", out="the stream")
+    done = target.asked(RAW)
+    assert (done.returncode, done.stdout) == (0, b"the stream")
+    assert target.argvs == [["zfs", "send", "-w", "--", SNAPSHOT]]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "",
+        "resume token contents:\n\ttoname = tank/backups/pve2/local-zfs/x@pzb:20261123T180000Z-ab12\n",
+        "resume token contents:\n\ttoname = tank/secret@pzb:20261123T180000Z-ab12\n",
+        f"\ttoname = {DISK}@manual\n",
+        f"\ttoname = {SNAPSHOT}\n\ttoname = tank/secret@pzb:20261123T180000Z-ab12\n",
+    ],
+)
+def test_a_token_of_something_else_is_denied(target: Target, told: str) -> None:
+    """A token is made by anybody who can write one: what it names decides."""
+    target.says("zfs", "send", "-nvP", err=told, status=255)
+    done = target.asked(RESUME)
+    assert (done.returncode, done.stdout) == (DENIED, b"")
+    assert b"the token is of" in done.stderr
+    assert target.argvs == [["zfs", "send", "-nvP", "-t", RESUME.split(" ")[-1]]]
+
+
+def test_a_token_of_ours_goes_on_though_asking_ends_with_an_error(target: Target) -> None:
+    target.says("zfs", "send", "-nvP", out=f"\ttoname = {SNAPSHOT}\n", status=255)
+    assert target.asked(RESUME).returncode == 0
+    assert target.argvs[-1] == RESUME.split(" ")
 
 
 def test_programs_get_a_clean_environment_and_our_stdin(target: Target) -> None:

@@ -11,7 +11,7 @@ CLIENTS=''
 OWNER_KEY=pve-zfsbackup:owner
 OWNER=pve-55abd5db82f724e1
 PROPERTIES='readonly=on mountpoint=none canmount=off volmode=none snapdir=hidden'
-PERMISSIONS='create mount RECEIVE userprop'
+PERMISSIONS='create mount RECEIVE send userprop'
 POLICY='[roots."tank/backups/pve1"]
 account = "pve-zfsbackup"
 keep-hourly = 24

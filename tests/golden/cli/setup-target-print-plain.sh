@@ -11,7 +11,7 @@ CLIENTS=''
 OWNER_KEY=pve-zfsbackup:owner
 OWNER=pve-55abd5db82f724e1
 PROPERTIES='readonly=on mountpoint=none canmount=off volmode=none snapdir=hidden'
-PERMISSIONS='create mount receive destroy hold release userprop readonly mountpoint canmount volmode snapdir'
+PERMISSIONS='create mount receive send destroy hold release userprop readonly mountpoint canmount volmode snapdir'
 POLICY='[roots."tank/backups/pve1"]
 account = "pve-zfsbackup"
 keep-hourly = 24
