@@ -35,6 +35,7 @@ class Restored:
     streams: int
     received: int
     seconds: float
+    bytes: int = 0  # of those streams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +101,12 @@ class Restorer:
         return tuple(self._disk(choice, stream.key) for stream in inner.streams)
 
     def _disk(self, choice: Choice, key: str) -> Restored:
+        return self.into(choice, key, self._dataset(streams_of(choice, key)[-1][1]))
+
+    def into(self, choice: Choice, key: str, dataset: Dataset) -> Restored:
+        """One disk of the point, into a dataset below the root. Raises as `restore`."""
         started = time.monotonic()
         steps = streams_of(choice, key)
-        dataset = self._dataset(steps[-1][1])
         volume = self._prepared(dataset)
         have = self._have(volume, steps)
         for content, stream in steps[have:]:
@@ -117,6 +121,7 @@ class Restorer:
             dataset=dataset,
             streams=len(steps),
             received=len(steps) - have,
+            bytes=sum(stream.bytes for _, stream in steps[have:]),
             seconds=time.monotonic() - started,
         )
 

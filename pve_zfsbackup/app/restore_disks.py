@@ -10,7 +10,7 @@ from pve_zfsbackup.app.restore_receive import Supply, look
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import DatasetNotFoundError, OutOfSpaceError, VerificationError, ZfsError
 from pve_zfsbackup.host import restoring, zfs
-from pve_zfsbackup.model import PROPERTY, SOURCE, STAGING, Dataset, DiskRestore, Restore, Volume
+from pve_zfsbackup.model import PROPERTY, SOURCE, STAGING, Dataset, DiskRestore, Restore, Snapshot, Volume
 from pve_zfsbackup.plan.restore import pool_of
 from pve_zfsbackup.plan.restore_props import to_set
 
@@ -120,12 +120,12 @@ def put_aside(session: Session, plan: Restore) -> None:
     """Rename what lost its place, with all its snapshots. Nothing of it is destroyed."""
     host = session.hosts[SOURCE]
     for old in plan.aside:
-        for name in _above(old.to):
+        for name in above(old.to):
             restoring.make_place(host, name)
         restoring.rename(host, old.dataset, old.guid, old.to)
 
 
-def _above(dataset: Dataset) -> Iterator[Dataset]:
+def above(dataset: Dataset) -> Iterator[Dataset]:
     """`<storage>/pzb-aside` and `<storage>/pzb-aside/<vmid>`."""
     vmid = dataset.rpartition("/")[0]
     yield Dataset(vmid.rpartition("/")[0])
@@ -138,12 +138,19 @@ def settle_snapshots(session: Session, plan: Restore) -> None:
     host = session.hosts[SOURCE]
     for disk in plan.disks:
         volume = look(session, disk.dataset)
-        mine = [s for s in volume.snapshots if s.guid == disk.snapshot.guid] if volume else []
+        mine = [s for s in volume.snapshots if _came_along(s, disk, plan)] if volume else []
         for snapshot in mine:
-            if disk.history:
+            if disk.history and snapshot.guid == disk.snapshot.guid:
                 own = plan.origin.own.get(disk.key, {})
                 zfs.set_properties(host, [snapshot.full_name], {PROPERTY + key: text for key, text in own.items()})
-            elif not snapshot.clones:
+            elif not disk.history and not snapshot.clones:
                 failed = zfs.destroy(host, [replace(snapshot, point=plan.origin.point.id)])
                 for _, error in failed:
                     raise error
+
+
+def _came_along(snapshot: Snapshot, disk: DiskRestore, plan: Restore) -> bool:
+    """The snapshot that was restored, and those before it that an archive brings: points of the origin's guest."""
+    point = plan.origin.point
+    theirs = (snapshot.point or "").partition("/")[0] == str(point.vmid)
+    return snapshot.guid == disk.snapshot.guid or (theirs and snapshot.name <= disk.snapshot.name)
