@@ -32,7 +32,7 @@ from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
 GOLDEN = Path(__file__).parent / "golden/cli"
 COMMANDS = (
     "thaw", "discover", "list", "status", "snapshot", "replicate", "prune", "run", "check", "metrics", "report",
-    "alert-test",
+    "alert-test", "restore", "rollback",
 )  # fmt: skip
 GROUPED = (("why", "replicate"), ("why", "prune"))
 Compare = Callable[[str, str], None]
@@ -189,6 +189,38 @@ def test_golden_help(call: Call, golden: Compare, command: str, monkeypatch: pyt
     assert (done.code, done.stderr) == (0, "")
     assert not [line for line in done.stdout.splitlines() if len(line) > 80]
     golden(f"help-{command or 'main'}.txt", done.stdout.replace("Usage: -c ", "Usage: pve-zfsbackup "))
+
+
+@pytest.mark.parametrize("form", ["txt", "json"])
+def test_golden_plans_of_the_way_back(old: World, call: Call, golden: Compare, form: str) -> None:
+    as_json = ("--json",) if form == "json" else ()
+    point = old.complete(HERE, WEB)[1]
+    copy = call("restore", "100", "--as", "300", "--dry-run", *as_json)
+    assert (copy.code, copy.stderr) == (0, "")
+    golden(f"restore-dry-run.{form}", copy.stdout)
+    there = call("restore", "100", "--dry-run", *as_json)
+    assert there.code == 2
+    golden(f"restore-conflict.{form}", there.stdout)
+    old.guest(WEB).running = False
+    back = call("rollback", "100", "--at", point, "--dry-run", *as_json)
+    assert (back.code, back.stderr) == (0, "")
+    golden(f"rollback-dry-run.{form}", back.stdout)
+    assert old.runner.changes == []
+
+
+def test_the_way_back_is_confirmed_or_not_gone(old: World, call: Call) -> None:
+    asked = call("restore", "100", "--as", "300")
+    assert asked.code == 3
+    assert asked.stderr == "error: not confirmed: nobody can be asked here\nhint: --yes says it beforehand\n"
+    assert old.runner.changes == []
+    done = call("restore", "100", "--as", "300", "--yes", "--json")
+    assert done.code == 0
+    assert json.loads(done.stdout)["done"]
+    assert (old.node.etc / "qemu-server/300.conf").exists()
+    old.guest(WEB).running = False
+    back = call("rollback", "100", "--at", old.complete(HERE, WEB)[1], "--yes")
+    assert back.code == 0
+    assert "to give up what was put aside: zfs destroy -r rpool/data/pzb-aside/100/" in back.stdout
 
 
 def test_a_plugin_answers_with_one_line_and_its_exit_code(old: World, call: Call, golden: Compare) -> None:

@@ -126,7 +126,8 @@ def _taken(session: Session, found: Inventory, item: Assignment, version: str) -
         assert isinstance(step, SnapshotGuest)
         _before(session, step)
         try:
-            texts = _texts(item.guest, session.pve_root, version)  # before the freeze: only the snapshot belongs inside
+            # Before the freeze: only the snapshot belongs inside.
+            texts = texts_of(item.guest, session.pve_root, version)
         except GuestChangedError:
             if attempt == ATTEMPTS:
                 raise
@@ -195,7 +196,7 @@ def _version(session: Session) -> str:
         return ""
 
 
-def _texts(guest: Guest, root: Path, version: str) -> dict[str, str]:
+def texts_of(guest: Guest, root: Path, version: str) -> dict[str, str]:
     """What a point carries of its guest: configuration and firewall file, and what stands elsewhere in Proxmox."""
     texts = read_config_file(guest.vmid, guest.kind, root=root, digest=guest.digest)
     extra = {"pool": guest.pool, "tags": ";".join(guest.tags), "pve": version}

@@ -1,7 +1,8 @@
-"""The way back: restore."""
+"""The way back: restore and rollback."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,10 @@ from pve_zfsbackup.app.archive_read import Reader
 from pve_zfsbackup.app.archive_restore import Restorer, choose, write_config
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.catalog import read_catalog
-from pve_zfsbackup.app.restore import Prepared, Request, Restored, carry_out, prepare, restoring_alone
+from pve_zfsbackup.app.gather import inventory
+from pve_zfsbackup.app.restore import Request, Restored, carry_out, plan_of, prepare, restoring_alone
+from pve_zfsbackup.app.restore_box import boxed
+from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, roll_back, rolling_alone
 from pve_zfsbackup.cli.archive import IDENTITY, noting, vault_of
 from pve_zfsbackup.cli.options import chosen, cli, common, session_of
 from pve_zfsbackup.errors import ConfigError, ExitCode
@@ -97,14 +101,25 @@ def restore(
         terminal.Reporter(verbose=verbose, quiet=as_json) as reporter,
         session_of(config_path, reporter.emit) as session,
         restoring_alone(session),
+        contextlib.ExitStack() as stack,
     ):
+        supply = None
         if where in session.config.boxes:
-            raise ConfigError([f"{where} is a storage box: name with --to what to receive its disks below"])
-        prepared = prepare(session, request)
+            if identity is None:
+                raise ConfigError(["--from BOX needs --identity FILE, with the age identity from the safe"])
+            box = stack.enter_context(
+                boxed(session, request, identity, older=older, note=noting(verbose))
+            )
+            for problem in box.problems:
+                terminal.note(problem)
+            supply = box.supply
+            prepared = plan_of(session, inventory(session), request.wish, box.origin)
+        else:
+            prepared = prepare(session, request)
         done = Restored(plan=prepared.plan)
         if not dry_run and not prepared.plan.conflicts:
-            _confirm(prepared, yes=yes, quiet=as_json)
-            done = carry_out(session, prepared, start=start)
+            _confirm(report.restore_lines(done), yes=yes, quiet=as_json)
+            done = carry_out(session, prepared, supply, start=start)
     if as_json:
         terminal.print_json(report.restore_json(done))
     else:
@@ -112,15 +127,48 @@ def restore(
     return ExitCode.FAILED if done.plan.conflicts else ExitCode.OK
 
 
+@cli.command()
+@click.argument("vmid", type=VMID)
+@click.option(
+    "--at", required=True, metavar="TIME|POINT", help="This point of this node, or the newest not after a time."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def rollback(
+    vmid: int, at: str, dry_run: bool, yes: bool, config_path: Path, as_json: bool, verbose: bool
+) -> int:  # fmt: skip
+    """Give a stopped guest's disks the content of a point, in place.
+
+    A point of how it is now is made first. What is newer is kept aside, never destroyed. Proxmox's newer snapshots of
+    the guest stand in the way: remove them first.
+    """
+    with (
+        terminal.Reporter(verbose=verbose, quiet=as_json) as reporter,
+        session_of(config_path, reporter.emit) as session,
+        rolling_alone(session),
+    ):
+        plan = prepare_rollback(session, Vmid(vmid), at)
+        done = RolledBack(plan=plan)
+        if not dry_run and not plan.conflicts:
+            _confirm(report.rollback_lines(done), yes=yes, quiet=as_json)
+            done = roll_back(session, plan)
+    if as_json:
+        terminal.print_json(report.rollback_json(done))
+    else:
+        _say(report.rollback_lines(done))
+    return ExitCode.FAILED if plan.conflicts else ExitCode.OK
+
+
 def _say(lines: Sequence[str]) -> None:
     for line in lines:
         terminal.say(printable(line))
 
 
-def _confirm(prepared: Prepared, *, yes: bool, quiet: bool) -> None:
+def _confirm(plan: Sequence[str], *, yes: bool, quiet: bool) -> None:
     """Show the plan and ask. Raises `ConfigError` where nobody can be asked."""
     if not quiet:
-        _say(report.restore_lines(Restored(plan=prepared.plan)))
+        _say(plan)
     if yes:
         return
     if quiet or not sys.stdin.isatty():

@@ -142,3 +142,16 @@ def _fitted(kind: GuestKind, key: str, value: str, fresh: Fresh, notes: list[str
         notes.append("onboot is left out: a copy does not start by itself beside its original")
         return []
     return [f"{key}: {value}"]
+
+
+def with_lock(text: str, lock: str) -> str:
+    """The whole file with a lock in its current section."""
+    head, bracket, rest = without_lock(text).partition("\n[")
+    return head.rstrip("\n") + f"\nlock: {lock}\n" + (bracket + rest if bracket else "")
+
+
+def without_lock(text: str) -> str:
+    """The whole file without a lock in its current section; the sections of snapshots stay as they are."""
+    head, bracket, rest = text.partition("\n[")
+    lines = [line for line in head.split("\n") if not re.match(r"lock:", line)]
+    return "\n".join(lines) + bracket + rest

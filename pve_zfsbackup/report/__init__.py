@@ -5,7 +5,7 @@ from pve_zfsbackup.report.coverage import discovery_json, discovery_table
 from pve_zfsbackup.report.format import Table, cost, size
 from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json, unknown_line
 from pve_zfsbackup.report.points import points_json, points_table, status_json, status_table
-from pve_zfsbackup.report.restore import restore_json, restore_lines
+from pve_zfsbackup.report.restore import restore_json, restore_lines, rollback_json, rollback_lines
 from pve_zfsbackup.report.runs import report_json, results_table, verdicts_json, verdicts_table
 from pve_zfsbackup.report.setup import actions_json, actions_table, findings_table, next_steps, script_json
 from pve_zfsbackup.report.simulate import simulated_json, simulated_points, simulated_table
@@ -35,6 +35,8 @@ __all__ = [
     "restore_json",
     "restore_lines",
     "results_table",
+    "rollback_json",
+    "rollback_lines",
     "script_json",
     "simulated_json",
     "simulated_points",

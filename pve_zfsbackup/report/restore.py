@@ -1,23 +1,24 @@
-"""`restore`: the plan before, and what was done after."""
+"""`restore` and `rollback`: the plan before, and what was done after."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from pve_zfsbackup.app.restore import Restored
-from pve_zfsbackup.model import Conflict, DiskRestore, Restore
+from pve_zfsbackup.app.rollback import RolledBack
+from pve_zfsbackup.model import Conflict, DiskRestore
 from pve_zfsbackup.report.format import FORMAT, size
 
 
 def restore_lines(shown: Restored) -> tuple[str, ...]:
     """For people: one thing per line."""
-    return tuple(_conflict_lines(shown.plan) if shown.plan.conflicts else _lines(shown))
+    return tuple(_conflict_lines(shown.plan.conflicts) if shown.plan.conflicts else _lines(shown))
 
 
-def _conflict_lines(plan: Restore) -> Iterator[str]:
-    for conflict in plan.conflicts:
+def _conflict_lines(conflicts: Iterable[Conflict]) -> Iterator[str]:
+    for conflict in conflicts:
         yield f"{conflict.object}: {conflict.message}"
         yield from (f"  {line}" for line in conflict.evidence)
         if conflict.resolve:
@@ -45,6 +46,54 @@ def _disk_line(disk: DiskRestore) -> str:
     how = "as it is encrypted, " if disk.raw else ""
     state = "there already" if disk.placed else f"{how}{size(disk.size)}"
     return f"restore {disk.key} to {disk.dataset} ({state})"
+
+
+def rollback_lines(shown: RolledBack) -> tuple[str, ...]:
+    """For people: one thing per line."""
+    return tuple(_conflict_lines(shown.plan.conflicts) if shown.plan.conflicts else _rollback_lines(shown))
+
+
+def _rollback_lines(shown: RolledBack) -> Iterator[str]:
+    plan, would = shown.plan, "" if shown.done else "would "
+    when = datetime.fromtimestamp(plan.point.creation, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    yield f"guest {plan.guest.vmid} to point {plan.point.id} of {when}, {plan.point.consistency}"
+    if plan.begun:
+        yield "an earlier try was cut off: it is finished"
+    for disk in plan.disks:
+        aside = f", what is there goes aside as {disk.aside}" if disk.aside else ""
+        yield f"{would}roll back {disk.key} {disk.dataset}{aside}"
+    yield from (f"newer point, {would}go aside: {point}" for point in plan.newer)
+    yield from (f"newer snapshot of others, {would}go aside: {name}" for name in plan.others)
+    yield from (f"not in the point, left as it is: {key}" for key in plan.untouched)
+    if not shown.done:
+        return
+    if shown.safety:
+        yield f"how it was before: point {shown.safety}"
+    asides = [disk.aside for disk in plan.disks if disk.aside]
+    if asides:
+        yield f"it can be restored: pve-zfsbackup restore {plan.guest.vmid} --at … --from source"
+    yield from (f"to give up what was put aside: zfs destroy -r {name}" for name in asides)
+    yield from (f"note: {note}" for note in shown.notes)
+
+
+def rollback_json(shown: RolledBack) -> dict[str, Any]:
+    plan = shown.plan
+    return {
+        "format": FORMAT,
+        "done": shown.done,
+        "vmid": plan.guest.vmid,
+        "point": plan.point.id,
+        "safety": shown.safety or "",
+        "disks": [
+            {"key": disk.key, "dataset": disk.dataset, "guid": disk.snapshot.guid, "aside": disk.aside or ""}
+            for disk in plan.disks
+        ],
+        "newer": list(plan.newer),
+        "others": list(plan.others),
+        "untouched": list(plan.untouched),
+        "conflicts": [_told(conflict) for conflict in plan.conflicts],
+        "notes": list(shown.notes),
+    }
 
 
 def restore_json(shown: Restored) -> dict[str, Any]:

@@ -1,0 +1,158 @@
+"""A guest's disks back to a point, in their places, with nothing lost.
+
+`zfs rollback` goes to the newest snapshot only, and with `-r` destroys what is newer. Instead each disk is cloned at
+the point, the clone is promoted (it takes over all history up to the point, in an instant and without a byte copied)
+and takes the disk's name; what was there is renamed aside with everything newer in it. The names stay, because
+Proxmox's own snapshots of the guest speak of them; meanwhile the guest is locked as Proxmox locks it for a rollback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pve_zfsbackup.model import (
+    STAGING,
+    Conflict,
+    Dataset,
+    Guest,
+    GuestKind,
+    Guid,
+    Listing,
+    Point,
+    PointId,
+    Snapshot,
+    Volume,
+)
+from pve_zfsbackup.plan.restore import aside_name
+from pve_zfsbackup.plan.snapshot import LOCKS
+
+LOCK = "rollback"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackDisk:
+    """`dataset` gets the content of `snapshot`, which now lies in it, or in `staging` where an earlier try had begun.
+
+    `aside` is where what is there goes; `volume` the guid of the dataset the point was made of.
+    """
+
+    key: str
+    dataset: Dataset
+    snapshot: Snapshot
+    staging: Dataset
+    aside: Dataset | None
+    volume: Guid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollback:
+    """The plan. `newer` are points that go aside, `others` snapshots of others that do; `begun`: an earlier try was cut
+    off."""
+
+    guest: Guest
+    point: Point
+    disks: tuple[RollbackDisk, ...] = ()
+    newer: tuple[PointId, ...] = ()
+    others: tuple[str, ...] = ()
+    untouched: tuple[str, ...] = ()  # keys of disks that are no part of the point
+    begun: bool = False
+    conflicts: tuple[Conflict, ...] = ()
+
+    @property
+    def work(self) -> str:
+        return f"{self.guest.vmid}:{self.point.id}:rollback"
+
+    @property
+    def folder(self) -> str:
+        return f"{self.guest.vmid}-{self.point.stamp}-rollback"
+
+    @property
+    def parents(self) -> tuple[Dataset, ...]:
+        return tuple(sorted({Dataset(disk.dataset.rpartition("/")[0]) for disk in self.disks}))
+
+    def mark(self, disk: RollbackDisk) -> str:
+        """What a disk that is done is known by."""
+        return f"{self.point.id},{disk.key}"
+
+
+def plan_rollback(
+    guest: Guest, point: Point, places: Sequence[Dataset], listing: Listing, work: Listing, theirs: Sequence[str]
+) -> Rollback:
+    """`places` are the datasets of the guest's disks as its configuration names them, there or not; `work` has the
+    unfinished work, `theirs` names Proxmox's own snapshots of the guest."""
+    plan = Rollback(guest=guest, point=point)
+    begun = any(volume.work == plan.work for volume in work.volumes.values())
+    disks = tuple(_disks(plan, places, listing, work))
+    touched = {disk.dataset for disk in disks}
+    newer = [(disk, s) for disk in disks for s in _newer(disk, listing.volumes.get(disk.dataset))]
+    return Rollback(
+        guest=guest,
+        point=point,
+        disks=disks,
+        newer=tuple(sorted({s.point for _, s in newer if s.point})),
+        others=tuple(s.full_name for _, s in newer if s.point is None and s.name not in theirs),
+        untouched=tuple(disk.key for disk in guest.disks if disk.dataset and disk.dataset not in touched),
+        begun=begun,
+        conflicts=tuple(_conflicts(plan, disks, [s for _, s in newer], theirs, begun=begun)),
+    )
+
+
+def _disks(plan: Rollback, places: Sequence[Dataset], listing: Listing, work: Listing) -> Iterator[RollbackDisk]:
+    """The disks of the guest that the point has a snapshot of, where it lies now."""
+    for place in sorted(places):
+        pool, _, name = place.rpartition("/")
+        staging = Dataset(f"{pool}/{STAGING}/{plan.folder}/{name}")
+        current = listing.volumes.get(place)
+        for key, snapshot in sorted(plan.point.snapshots.items()):
+            if key in plan.point.disks and snapshot.dataset in (place, staging):
+                done = current is not None and current.restored == f"{plan.point.id},{key}"
+                yield RollbackDisk(
+                    key=key,
+                    dataset=place,
+                    snapshot=snapshot,
+                    staging=staging,
+                    aside=None if current is None or done else aside_name(place, current.guid, plan.guest.vmid),
+                    volume=snapshot.volume or (current.guid if current else Guid("")),
+                )
+
+
+def _newer(disk: RollbackDisk, current: Volume | None) -> tuple[Snapshot, ...]:
+    if current is None or disk.snapshot.dataset != disk.dataset:
+        return ()
+    return tuple(s for s in current.snapshots if s.createtxg > disk.snapshot.createtxg)
+
+
+def _conflicts(
+    plan: Rollback, disks: Sequence[RollbackDisk], newer: Sequence[Snapshot], theirs: Sequence[str], *, begun: bool
+) -> Iterator[Conflict]:
+    guest, label = plan.guest, f"guest {plan.guest.vmid}"
+    tool = "qm" if guest.kind is GuestKind.VM else "pct"
+    if guest.running:
+        yield Conflict(kind="running", object=label, message="is running", resolve="stop it first, then run this again")
+    if guest.lock and not (begun and guest.lock == LOCK):
+        message = f"is locked ({guest.lock})" + (f": {LOCKS[guest.lock]}" if guest.lock in LOCKS else "")
+        yield Conflict(kind="locked", object=label, message=message, resolve="wait until the task has ended")
+    missing = sorted(plan.point.disks.keys() - {disk.key for disk in disks})
+    if missing:
+        message = f"{', '.join(missing)} of the point {'is' if len(missing) == 1 else 'are'} no disk of the guest now"
+        hint = (
+            f"`restore {guest.vmid} --at {plan.point.stamp} --replace {guest.vmid}` makes the guest anew of the point"
+        )
+        yield Conflict(kind="other-disks", object=plan.point.id, message=message, resolve=hint)
+    blocking = sorted({snapshot.name for snapshot in newer if snapshot.name in theirs})
+    if blocking:
+        message = f"Proxmox has {len(blocking)} newer snapshots of it, which would lose their disks"
+        hint = "; ".join(f"{tool} delsnapshot {guest.vmid} {name}" for name in reversed(blocking))
+        yield Conflict(
+            kind="proxmox-snapshot",
+            object=label,
+            message=message,
+            evidence=tuple(blocking),
+            resolve=f"remove them: {hint}",
+        )
+    replicated = sorted({s.full_name for s in newer if s.name.startswith("__replicate_")})
+    if replicated:
+        message = "Proxmox's own replication (pvesr) goes on from a newer snapshot"
+        hint = "remove its job (pvesr delete), roll back, and make the job anew"
+        yield Conflict(kind="pvesr", object=label, message=message, evidence=tuple(replicated), resolve=hint)

@@ -1,0 +1,213 @@
+"""`rollback` in a cluster in memory: disks in place with the content of a point, nothing lost, replication goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pve_zfsbackup.app.gather import inventory
+from pve_zfsbackup.app.restore import Request, carry_out, prepare
+from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, roll_back, rolling_alone
+from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.errors import BackupError, ConfigError
+from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.plan.points import points_of
+from tests.fakes.pools import Clock, Pools
+from tests.fakes.runner import HERE, Killed
+from tests.fakes.world import CT, DB, TARGET, WEB, World
+
+WEB_DISKS = ("fast/vm-100-disk-0", "rpool/data/vm-100-disk-0")
+
+
+def back(world: World, vmid: int, at: str) -> RolledBack:
+    with world.session() as session, rolling_alone(session):
+        plan = prepare_rollback(session, Vmid(vmid), at)
+        assert plan.conflicts == ()
+        return roll_back(session, plan)
+
+
+def conflict(world: World, vmid: int, at: str) -> str:
+    with world.session() as session:
+        (found,) = prepare_rollback(session, Vmid(vmid), at).conflicts
+    return found.kind
+
+
+def here(world: World, vmid: int) -> list[str]:
+    with world.session() as session:
+        found = points_of(inventory(session).listing, Vmid(vmid))
+    return [point.id for point in found if point.complete]
+
+
+@pytest.fixture
+def old(world: World) -> World:
+    for _ in range(3):
+        world.run()
+        world.write()
+    world.guest(WEB).running = world.guest(DB).running = world.guest(CT).running = False
+    world.runner.revive()
+    return world
+
+
+def test_the_disks_have_the_content_of_the_point_and_everything_else_is_kept(old: World) -> None:
+    points = old.complete(HERE, WEB)
+    wanted = {name: next(s for s in ds.snaps.values() if s.props["pve-zfsbackup:point"] == points[1])
+              for name in WEB_DISKS for ds in [old.source.datasets[name]]}  # fmt: skip
+    heads = {name: old.source.datasets[name].content for name in WEB_DISKS}
+    guids = {snap.guid for name in WEB_DISKS for snap in old.source.datasets[name].snaps.values()}
+    text = (old.node.etc / "qemu-server/100.conf").read_text()
+    done = back(old, WEB, points[1])
+    assert done.plan.newer == (points[2],)
+    for disk in done.plan.disks:
+        now = old.source.datasets[disk.dataset]
+        assert now.content == wanted[disk.dataset].content
+        assert now.origin == ""
+        assert disk.aside is not None
+        aside = old.source.datasets[disk.aside]
+        assert aside.content == heads[disk.dataset]
+    assert here(old, WEB) == points[:2], "the history up to the point is the disk's own, complete"
+    now_there = {snap.guid for ds in old.source.datasets.values() for snap in ds.snaps.values()}
+    assert guids <= now_there
+    assert (old.node.etc / "qemu-server/100.conf").read_text() == text, "unlocked, and as it was"
+    assert not [name for name in old.source.datasets if "pzb-restore" in name]
+
+
+def test_the_way_back_from_a_rollback_is_the_safety_point(old: World) -> None:
+    heads = {name: old.source.datasets[name].content for name in WEB_DISKS}
+    done = back(old, WEB, old.complete(HERE, WEB)[0])
+    assert done.safety is not None
+    with old.session() as session:
+        found = prepare(session, Request(vmid=Vmid(WEB), replace=WEB, at=done.safety, where="source"))
+        assert found.plan.conflicts == ()
+        carry_out(session, found)
+    made = [disk.dataset for disk in found.plan.disks]
+    assert sorted(old.source.datasets[name].content for name in made) == sorted(heads.values())
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_replication_goes_on_and_loses_nothing(old: World, number: int) -> None:
+    points = old.complete(TARGET, WEB)
+    back(old, WEB, points[number])
+    old.runner.revive()
+    for _ in range(2):
+        old.write()
+        report = old.run(Stage.SNAPSHOT, Stage.REPLICATE)
+        assert old.results(report, Outcome.FAILED) == []
+    assert set(points) <= set(old.complete(TARGET, WEB))
+    assert old.complete(TARGET, WEB)[-1] == here(old, WEB)[-1]
+    generations = [name for name in old.target.datasets if "vm-100" in name and "-g" in name]
+    assert len(generations) == (0 if number == 2 else 2), "to the newest common point: by an increment"
+    for name in WEB_DISKS:
+        now = old.source.datasets[name]
+        replicas = [ds for ds in old.target.datasets.values() if now.newest and now.newest.name in ds.snaps]
+        assert any(ds.snaps[now.newest.name].content == now.newest.content for ds in replicas if now.newest)
+    assert old.results(old.run(), Outcome.FAILED) == []
+
+
+def test_what_proxmox_knows_is_not_rolled_back_over(old: World) -> None:
+    points = old.complete(HERE, WEB)
+    old.source.snap("rpool/data/vm-100-disk-0@before-upgrade")
+    old.node.snapshots[WEB] = [{"name": "before-upgrade", "snaptime": 1}]
+    assert conflict(old, WEB, points[1]) == "proxmox-snapshot"
+    del old.node.snapshots[WEB]  # nobody's but an administrator's own: it goes aside
+    done = back(old, WEB, points[1])
+    assert done.plan.others == ("rpool/data/vm-100-disk-0@before-upgrade",)
+    assert any("before-upgrade" in ds.snaps for ds in old.source.datasets.values())
+
+
+def test_a_guest_that_runs_or_is_locked_is_left_alone(old: World) -> None:
+    points = old.complete(HERE, WEB)
+    old.guest(WEB).running = True
+    assert conflict(old, WEB, points[1]) == "running"
+    old.guest(WEB).running = False
+    path = old.node.etc / "qemu-server/100.conf"
+    text = path.read_text()
+    path.write_text("lock: rollback\n" + text)
+    assert conflict(old, WEB, points[1]) == "locked", "Proxmox's own rollback, not ours"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="no such point"):
+        conflict(old, WEB, "100/20200101T000000Z-0000")
+    path.write_text(text.replace("scsi1: fast:vm-100-disk-0", "scsi1: fast:vm-100-disk-7"))
+    assert conflict(old, WEB, points[1]) == "other-disks"
+
+
+def test_a_configuration_edited_meanwhile_stops_it(old: World) -> None:
+    with old.session() as session:
+        plan = prepare_rollback(session, Vmid(WEB), old.complete(HERE, WEB)[0])
+        path = old.node.etc / "qemu-server/100.conf"
+        path.write_text(path.read_text() + "memory: 512\n")
+        with pytest.raises(BackupError, match="changed"):
+            roll_back(session, plan)
+
+
+def test_a_containers_properties_stay(old: World) -> None:
+    name = "rpool/data/subvol-200-disk-0"
+    wanted = {"acltype": "posix", "refquota": "1073741824", "recordsize": "16384"}
+    old.source.datasets[name].props.update(wanted)
+    old.run()
+    back(old, CT, old.complete(HERE, CT)[-1])
+    now = old.source.datasets[name]
+    assert {key: value for key, value in now.props.items() if key in wanted} == wanted
+
+
+def test_an_encrypted_disk_stays_what_it_is(old: World) -> None:
+    back(old, DB, old.complete(HERE, DB)[0])
+    now = old.source.datasets["rpool/crypt/vm-101-disk-0"]
+    assert (now.crypt, now.key) == ("aes-256-gcm", True)
+    report = old.run()
+    assert old.results(report, Outcome.FAILED) == []
+
+
+def two_points(place: Path, clock: Clock) -> World:
+    place.mkdir()
+    world = World(place, clock=clock)
+    for vmid, name in ((CT, "rpool/data/subvol-200-disk-0"), (DB, "rpool/crypt/vm-101-disk-0")):
+        world.node.remove(vmid)
+        world.source.drop(name)
+    for _ in range(2):
+        world.run()
+        world.write()
+    world.runner.revive()
+    return world
+
+
+def twin(world: World, place: Path) -> World:
+    made = world.copy(place)
+    made.guest(WEB).running = False
+    return made
+
+
+def snapshots(pools: Pools) -> set[tuple[int, tuple[str, ...]]]:
+    return {(snap.guid, snap.content) for ds in pools.datasets.values() for snap in ds.snaps.values()}
+
+
+def test_killed_at_every_command_and_repeated_it_converges(tmp_path: Path, world: World) -> None:
+    """And whenever the guest may start, its disks are all as before or all of the point."""
+    first = two_points(tmp_path / "first", world.clock)
+    points = first.complete(HERE, WEB)
+    heads = {name: first.source.datasets[name].content for name in WEB_DISKS}
+    goal = {name: next(iter(first.source.datasets[name].snaps.values())).content for name in WEB_DISKS}
+    whole = twin(first, tmp_path / "whole")
+    back(whole, WEB, points[0])
+    count = len(whole.runner.counted)
+    assert count > 40
+    for at in range(1, count + 1):
+        broken = twin(first, tmp_path / str(at))
+        kept = snapshots(broken.source) | snapshots(broken.target)
+        broken.runner.kill_at = at
+        with pytest.raises(Killed):
+            back(broken, WEB, points[0])
+        broken.runner.revive()
+        if "lock:" not in (broken.node.etc / "qemu-server/100.conf").read_text():
+            now = {name: broken.source.datasets[name].content for name in WEB_DISKS}
+            assert now in (heads, goal), f"mixed after command {at}"
+        back(broken, WEB, points[0])
+        assert {name: broken.source.datasets[name].content for name in WEB_DISKS} == goal
+        assert kept <= snapshots(broken.source) | snapshots(broken.target), "a snapshot was lost"
+        texts = [ds.content for ds in broken.source.datasets.values()]
+        assert all(head in texts for head in heads.values()), "what was there is gone"
+        assert not [name for name in broken.source.datasets if "pzb-restore/" in name]
+        assert "lock:" not in (broken.node.etc / "qemu-server/100.conf").read_text()
+        report = broken.run(Stage.SNAPSHOT, Stage.REPLICATE)
+        assert broken.results(report, Outcome.FAILED) == []
