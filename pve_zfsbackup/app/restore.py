@@ -177,7 +177,7 @@ def _surroundings(session: Session, prepared: Prepared) -> Iterator[str]:
     plan, guest = prepared.plan, prepared.state.guest
     if plan.pool and (guest is None or guest.pool != plan.pool):
         try:
-            PveshApi(session.runner).put(f"/pools/{plan.pool}", vms=str(plan.wish.new))
+            PveshApi(session.runner).put("/pools", poolid=plan.pool, vms=str(plan.wish.new))
         except PveError as error:
             yield f"guest {plan.wish.new} could not be put into the pool {plan.pool}: {error.message}"
     rescan = ("disk", "rescan") if plan.origin.kind is GuestKind.VM else ("rescan",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,15 @@ def test_a_copy_beside_its_original_has_addresses_of_its_own(old: World) -> None
     report = old.run()
     assert report.exit_code is ExitCode.OK, "the copy is a guest like any other"
     assert old.complete(TARGET, 300)
+
+
+def test_it_is_put_into_its_pool_and_proxmox_looks_at_its_disks(old: World) -> None:
+    with old.session() as session:
+        found = prepare(session, Request(vmid=Vmid(CT), new=300))
+        carry_out(session, replace(found, plan=replace(found.plan, pool="production")))
+    assert old.node.pools == [("production", "300")]
+    assert old.node.rescanned == ["300"]
+    assert ("pct", "rescan", "--vmid", "300") in [ran.argv for ran in old.runner.ran]
 
 
 def test_a_guest_that_exists_is_not_overwritten(old: World) -> None:

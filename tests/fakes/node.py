@@ -89,8 +89,8 @@ class FakeNode:
         return found
 
     def pvesh(self, argv: Sequence[str]) -> Completed:
-        if argv[1] == "set" and argv[2].startswith("/pools/"):
-            self.pools.append((argv[2].removeprefix("/pools/"), argv[argv.index("--vms") + 1]))
+        if argv[1:3] == ("set", "/pools"):
+            self.pools.append((argv[argv.index("--poolid") + 1], argv[argv.index("--vms") + 1]))
             return ok(argv, "")
         assert argv[1] == "get", f"a backup never changes Proxmox's configuration: {argv}"
         if self.api == "hang":
