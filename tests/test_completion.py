@@ -75,6 +75,7 @@ def offered(config: Path) -> Offered:
         (("restore", "--from", ""), ["source", "backup1", "offsite", "box1"]),
         (("restore", "--replace", ""), ["100", "101"]),
         (("restore", "100", "--at", ""), ["20261124T180000Z-ab14", "20261123T180000Z-ab12"]),
+        (("rollback", "100", "--at", ""), ["20261124T180000Z-ab14", "20261123T180000Z-ab12"]),
         (("restore", "--at", ""), ["20261124T180000Z-ab14", "20261123T180000Z-ab12", "20261123T190000Z-ab13"]),
     ],
 )

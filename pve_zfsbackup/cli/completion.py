@@ -46,6 +46,7 @@ OFFERS: Final[Mapping[str, Offer]] = {
     "restore at": _points,
     "restore where": _plain(lambda found: (SOURCE, *found.targets, *found.boxes)),
     "restore replace": _guests,
+    "rollback at": _points,
     "setup target name": _TARGETS,
     "setup box name": _BOXES,
 }
