@@ -1,4 +1,4 @@
-"""`failover`: taking over the guests whose replicas lie here."""
+"""`failover` and `failback`: taking over the guests whose replicas lie here, and giving them back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 
 from pve_zfsbackup import terminal
+from pve_zfsbackup.app.failback import Given, failback
+from pve_zfsbackup.app.failback_way import prepare, source_host
 from pve_zfsbackup.app.failover import Request, ask, failover
 from pve_zfsbackup.app.restore import restoring_alone
 from pve_zfsbackup.cli.options import cli, common, session_of
@@ -17,7 +19,7 @@ from pve_zfsbackup.cli.restore import VMID, storage_map
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.model import Vmid, printable
 from pve_zfsbackup.plan.failover import Question, permitted
-from pve_zfsbackup.report.failover import failover_json, failover_lines
+from pve_zfsbackup.report.failover import failback_json, failback_lines, failover_json, failover_lines
 
 
 @cli.command("failover")
@@ -70,6 +72,39 @@ def failover_command(
         _say(failover_lines(done))
     good = [taking for taking in done.guests if taking.good]
     return ExitCode.OK if len(good) == len(done.guests) else ExitCode.PARTIAL if good else ExitCode.FAILED
+
+
+@cli.command("failback")
+@click.argument("vmid", type=VMID)
+@click.option("--root", default="", metavar="DATASET", help="Where the replicas lie. Without: as configured.")
+@click.option("--source", default="", metavar="HOST", help="Where it goes home to. Without: as configured.")
+@click.option("--start", is_flag=True, help="Start it there.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done.")
+@common
+def failback_command(
+    vmid: int, root: str, source: str, start: bool, dry_run: bool, config_path: Path, as_json: bool, verbose: bool
+) -> int:
+    """Give a guest that was taken over back to its source, with what it wrote here.
+
+    Only what changed since the common point travels, most of it while the guest still runs; then it is shut down. On
+    the source nothing is overwritten: its old disks are put aside. The copy here stays until you remove it. Safe to
+    repeat.
+    """
+    with (
+        terminal.Reporter(verbose=verbose, quiet=as_json) as reporter,
+        session_of(config_path, reporter.emit) as session,
+        restoring_alone(session),
+        source_host(session, source) as host,
+    ):
+        way = prepare(session, host, Vmid(vmid), root)
+        done = Given(plan=way.plan)
+        if not dry_run and not way.plan.conflicts:
+            done = failback(way, start=start)
+    if as_json:
+        terminal.print_json(failback_json(done))
+    else:
+        _say(failback_lines(done))
+    return ExitCode.FAILED if done.plan.conflicts else ExitCode.OK
 
 
 def _fenced(question: Question, *, quiet: bool) -> Question:

@@ -173,7 +173,12 @@ def _guest(
 
 def read_storages(api: Api) -> dict[str, Storage]:
     """The storages by id. `/storage/{id}` needs more privileges than the list (pve-facts §a)."""
-    return {str(entry["storage"]): _storage(entry) for entry in api.get("/storage")}
+    return storages_of(api.get("/storage"))
+
+
+def storages_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, Storage]:
+    """The same from an answer somebody else got."""
+    return {str(entry["storage"]): _storage(entry) for entry in entries}
 
 
 def _storage(entry: Mapping[str, Any]) -> Storage:

@@ -90,7 +90,8 @@ def compress_ratios(host: Host, datasets: Sequence[Dataset]) -> dict[Dataset, fl
 
 def receive_argv(step: Send | Resume) -> tuple[str, ...]:
     """Resumable, never mounted, never forced."""
-    return ("zfs", "receive", "-s", "-u", "--", step.dataset)
+    origin = ("-o", f"origin={step.origin}") if isinstance(step, Send) and step.origin else ()
+    return ("zfs", "receive", "-s", "-u", *origin, "--", step.dataset)
 
 
 def abort_receive(host: Host, dataset: Dataset) -> None:

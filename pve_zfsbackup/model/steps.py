@@ -67,6 +67,7 @@ class Send:
     dataset: Dataset  # received as
     raw: bool
     through: tuple[Snapshot, ...] = ()
+    origin: str = ""  # a snapshot of the receiving host: received as a clone of it, an increment into a new dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pve_zfsbackup.app.failback import Given
 from pve_zfsbackup.app.failover import Failover, Taking, how
 from pve_zfsbackup.model import Conflict
-from pve_zfsbackup.report.format import FORMAT, age
+from pve_zfsbackup.report.format import FORMAT, age, size
 
 
 def failover_lines(found: Failover) -> Iterator[str]:
@@ -87,4 +88,45 @@ def _conflict(conflict: Conflict) -> dict[str, Any]:
         "message": conflict.message,
         "evidence": list(conflict.evidence),
         "resolve": conflict.resolve,
+    }
+
+
+def failback_lines(done: Given) -> Iterator[str]:
+    plan = done.plan
+    for conflict in plan.conflicts:
+        yield from conflict_lines(conflict)
+    if plan.conflicts:
+        return
+    word = "went home" if done.done else "would go home"
+    for disk in plan.disks:
+        how = f"from {disk.base.full_name}" if disk.base else "on from what is there" if not disk.raw else "in full"
+        yield f"guest {plan.vmid} {disk.key}: {disk.here} {word} as {disk.name}, {how}"
+    if done.done:
+        yield f"{size(done.moved)} were sent; the disks have {size(done.full)}"
+        yield f"guest {plan.vmid} {'runs' if done.started else 'can be started'} on the source, and is replicated again"
+        yield "the copy here is stopped and stays: remove it when all is well"
+    yield from done.notes or plan.notes
+
+
+def failback_json(done: Given) -> dict[str, Any]:
+    plan = done.plan
+    return {
+        "format": FORMAT,
+        "vmid": plan.vmid,
+        "done": done.done,
+        "started": done.started,
+        "bytes": done.moved,
+        "size": done.full,
+        "disks": [
+            {
+                "key": disk.key,
+                "here": disk.here,
+                "there": disk.name,
+                "base": disk.base.full_name if disk.base else "",
+                "aside": disk.aside,
+            }
+            for disk in plan.disks
+        ],
+        "conflicts": [_conflict(conflict) for conflict in plan.conflicts],
+        "notes": list(done.notes or plan.notes),
     }

@@ -14,6 +14,7 @@ from pve_zfsbackup.model import Vmid
 from pve_zfsbackup.plan.failover import HOLD, Question
 from pve_zfsbackup.plan.takeover import FAILOVER
 from pve_zfsbackup.report.failover import failover_json, failover_lines
+from tests.fakes.node import GuestState
 from tests.fakes.pools import Keys
 from tests.fakes.runner import HERE, Fault, Killed
 from tests.fakes.second import Second
@@ -231,13 +232,16 @@ def test_killed_anywhere_and_repeated_it_converges_on_the_point_it_began_with(se
 COPIES = iter(range(10_000))
 
 
-def copy_of(second: Second) -> Second:
-    """The same hosts in a parallel world."""
+def copy_of(second: Second, *, fresh: bool = True) -> Second:
+    """The same hosts in a parallel world; `fresh`: before anything was taken over."""
     world = second.first
     twin = world.copy(world.place.parent / f"{world.place.name}-{next(COPIES)}")
-    for name in ("tank/data", "ssd"):
-        twin.target.datasets.pop(name, None)
-    twin.target.txgs.pop("ssd", None)
+    kept, txgs = dict(twin.target.datasets), dict(twin.target.txgs)
     made = Second(twin)
+    if not fresh:
+        twin.target.datasets.update(kept)
+        twin.target.txgs.update(txgs)
+        for vmid in [int(path.stem) for path in made.node.etc.glob("*/*.conf")]:
+            made.node.guests[vmid] = GuestState()
     made.pools.datasets[CRYPT].key = True
     return made

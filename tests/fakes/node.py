@@ -45,6 +45,7 @@ class FakeNode:
     snapshots: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     pools: list[tuple[str, str]] = field(default_factory=list)  # guests that were put into one
     rescanned: list[str] = field(default_factory=list)
+    options: dict[int, dict[str, str]] = field(default_factory=dict)  # set by `qm set`
     api: str = "ok"  # or the stderr of a pvesh that fails
 
     def __post_init__(self) -> None:
@@ -142,8 +143,23 @@ class FakeNode:
         if "rescan" in argv:
             self.rescanned.append(argv[-1])
             return ok(argv)
+        vmid = int(argv[2])
+        if not list(self.etc.glob(f"*/{vmid}.conf")):
+            return no(argv, f"Configuration file 'nodes/{self.name}/qemu-server/{vmid}.conf' does not exist", status=2)
+        guest = self._state(vmid)
+        if argv[1] == "status":
+            return ok(argv, f"status: {'running' if guest.running else 'stopped'}\n")
+        if argv[1] == "config":
+            return ok(argv, "".join(f"{key}: {value}\n" for key, value in self._config(vmid).items()))
+        if argv[1] == "set":
+            self.options.setdefault(vmid, {})[argv[3].removeprefix("--")] = argv[4]
+            return ok(argv)
+        if argv[1] == "shutdown":
+            if guest.agent == "deaf":
+                return no(argv, "VM quit/powerdown failed - got timeout", status=255)
+            guest.running = False
+            return ok(argv)
         assert argv[1] == "start", argv
-        guest = self._state(int(argv[2]))
         if "lock" in self._config(int(argv[2])):
             return no(argv, f"VM is locked ({self._config(int(argv[2]))['lock']})", status=255)
         guest.running = True

@@ -21,7 +21,7 @@ HERE = "pve1"
 BUFFERED = 64 << 10
 TOOLS = ("lsblk", "blkid", "mount", "umount", "e2fsck", "xfs_repair", "btrfs", "pvs", "lvs", "dmsetup", "udevadm")
 CHANGING = {"set", "create", "clone", "snapshot", "bookmark", "hold", "release", "destroy", "receive", "rename",
-            "change-key"}  # fmt: skip
+            "change-key", "promote", "inherit"}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -74,6 +74,7 @@ class FakeRunner:
     pools: dict[str, Pools]
     node: FakeNode
     addresses: dict[str, str]
+    nodes: dict[str, FakeNode] = field(default_factory=dict)  # other Proxmox nodes, by host
     ran: list[Ran] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     down: dict[str, str] = field(default_factory=dict)  # host -> what ssh says
@@ -295,11 +296,12 @@ class FakeRunner:
         pools = self.pools[ran.host]
         if answer := {"grep": pools.state, "env": pools.status, "zpool": pools.zpool}.get(program):
             return answer(ran.argv)
-        assert ran.host == HERE, f"only zfs runs on a target: {ran.argv}"
+        node = self.node if ran.host == HERE else self.nodes.get(ran.host)
+        assert node, f"only zfs runs on a target: {ran.argv}"
         if program == "pvesh":
-            return self.node.pvesh(ran.argv)
+            return node.pvesh(ran.argv)
         if program in ("qm", "pct") and ran.argv[1] != "guest":
-            return self.node.tool(ran.argv)
+            return node.tool(ran.argv)
         if program == "qm":
             return self.node.qm(ran.argv)
         if program.startswith("lxc-"):

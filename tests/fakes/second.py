@@ -47,7 +47,12 @@ class Second:
         self.pools.add("tank/data")
         self.node = FakeNode(etc=place / "etc-pve2", name=TARGET, storages=list(STORAGES))
         (self.node.etc / "pve-root-ca.pem").write_text("another certificate authority\n")
-        self.runner = FakeRunner({HERE: self.pools, FIRST: self.first.source}, self.node, {"pve1.example": FIRST})
+        self.runner = FakeRunner(
+            {HERE: self.pools, FIRST: self.first.source},
+            self.node,
+            {"pve1.example": FIRST},
+            nodes={FIRST: self.first.node},
+        )
         self.config = place / "second.yaml"
         self.config.write_text(CONFIG.format(place=place, root=ROOT))
         self.config.chmod(0o600)

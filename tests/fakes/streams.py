@@ -144,6 +144,7 @@ class Receiver:
 
     def __init__(self, pools: Pools) -> None:
         self.pools = pools
+        self._origin = ""  # the snapshot a new dataset is to be a clone of
 
     def abort(self, argv: Sequence[str]) -> Completed:
         name = argv[-1]
@@ -162,6 +163,7 @@ class Receiver:
         """Take the stream, or its first `cut` bytes, and save what arrived."""
         assert argv[2:4] == ("-s", "-u"), f"received without -s -u: {argv}"
         name = argv[-1]
+        self._origin = next((word.partition("=")[2] for word in argv if word.startswith("origin=")), "")
         if stream is None or cut == 0:
             return no(argv, "cannot receive: failed to read from stream")
         left = stream.size if cut is None else cut
@@ -183,7 +185,7 @@ class Receiver:
             return "" if dataset and dataset.partial else "cannot receive resume stream: no state"
         if dataset is None:
             return self._no_place(name, package)
-        if not package.base:
+        if not package.base or self._origin:
             return (
                 f"cannot receive new filesystem stream: destination '{name}' exists\n"
                 "must specify -F to overwrite it"
@@ -214,7 +216,10 @@ class Receiver:
 
     def _no_place(self, name: str, package: Package) -> str:
         parent = name.rpartition("/")[0]
-        if package.base:
+        origin = self.pools.find(self._origin) if self._origin else None
+        if self._origin and (origin is None or origin.guid != package.base):
+            return f"cannot receive: local origin for clone {self._origin} does not exist"
+        if package.base and origin is None:
             return f"cannot receive incremental stream: destination '{name}' does not exist"
         if parent in self.pools.datasets:
             return ""
@@ -230,6 +235,7 @@ class Receiver:
             crypt = "aes-256-gcm" if package.raw else above.crypt if above else "off"
             dataset = self.pools.add(name, zvol=package.zvol, crypt=crypt)
             dataset.key, dataset.keys = not package.raw, package.keys  # raw: an encryption root of its own
+            dataset.origin = self._origin
         if package.volsize:
             dataset.props["volsize"] = package.volsize
         return dataset

@@ -36,6 +36,7 @@ class FakeZfs:
             "rename": self.rename,
             "promote": self.promote,
             "version": self.version,
+            "inherit": self.inherit,
         }
         assert verb in commands, f"the product never issues {argv}"
         return commands[verb](argv, words)
@@ -54,6 +55,13 @@ class FakeZfs:
                 return no(argv, f"cannot open '{name}': dataset does not exist")
             pairs_of = dict(pair.split("=", 1) for pair in pairs)
             found.props.update({k: "0" if v == "none" and k in SIZES else v for k, v in pairs_of.items()})
+        return ok(argv)
+
+    def inherit(self, argv: Sequence[str], words: list[str]) -> Completed:
+        prop, name = words
+        if name not in self.pools.datasets:
+            return no(argv, f"cannot open '{name}': dataset does not exist")
+        self.pools.datasets[name].props.pop(prop, None)
         return ok(argv)
 
     def create(self, argv: Sequence[str], words: list[str]) -> Completed:

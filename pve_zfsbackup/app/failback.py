@@ -1,0 +1,238 @@
+"""`failback`: a guest that was taken over goes home with what it wrote. The source's host is reached by ssh, as root.
+
+While the guest still runs here, most of it travels; then it is shut down, the rest follows, and its disks there change
+places. Every step looks first at what is there: interrupted anywhere and repeated, it goes on.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pve_zfsbackup.app.failback_way import Way, tool
+from pve_zfsbackup.app.restore_disks import apply_props, make_places, remove_places
+from pve_zfsbackup.app.restore_receive import look
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import BackupError, CommandError, VerificationError
+from pve_zfsbackup.events import Progress
+from pve_zfsbackup.host import restoring, zfs
+from pve_zfsbackup.host.guests import is_running
+from pve_zfsbackup.host.pipeline import Chain, carry
+from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.model import (
+    SOURCE,
+    Dataset,
+    Guest,
+    GuestKind,
+    PointId,
+    Resume,
+    Send,
+    Volume,
+)
+from pve_zfsbackup.plan.failback import PREFIX, Failback, Return
+from pve_zfsbackup.plan.failover import HOLD
+from pve_zfsbackup.plan.takeover import FAILOVER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What was given back, or would be. `moved` are bytes, `full` what a whole send would have been."""
+
+    plan: Failback
+    done: bool = False
+    moved: int = 0
+    full: int = 0
+    notes: tuple[str, ...] = ()
+    started: bool = False
+
+
+def failback(way: Way, *, start: bool = False) -> Given:
+    """Bring it home. Raises what went wrong: run again, it goes on from there."""
+    session, there, plan, guest = way.session, way.there, way.plan, way.guest
+    make_places(there, plan.work, plan.folder, plan.parents)
+    moved = _bring(way) if is_running(session.api, guest) else 0  # the most of it, while the guest works on
+    _shut_down(session, guest)
+    moved += _bring(way)
+    notes = tuple(note for disk in plan.disks if (note := _exchange(way, disk)))
+    remove_places(there, plan.work, plan.folder, plan.parents)
+    host = there.hosts[SOURCE]
+    rescan = ("disk", "rescan") if guest.kind is GuestKind.VM else ("rescan",)
+    notes += _told(host, (tool(guest), *rescan, "--vmid", str(guest.vmid)), "its sizes were not looked at anew")
+    _hand_over(way)
+    notes += _told(
+        session.hosts[SOURCE],
+        (tool(guest), "set", str(guest.vmid), "--onboot", "0"),
+        "it would start here again at the next boot",
+    )
+    if start:
+        host.run((tool(guest), "start", str(guest.vmid)), timeout=600)
+    full = sum(volume.refer for disk in plan.disks if (volume := look(there, disk.name)))
+    return Given(plan=plan, done=True, moved=moved, full=full, notes=(*plan.notes, *notes), started=start)
+
+
+def _told(host: Host, argv: Sequence[str], trouble: str) -> tuple[str, ...]:
+    """A command that is no reason to fail."""
+    try:
+        host.run(argv, timeout=600)
+    except CommandError as error:
+        return (f"{trouble}: {error.message}",)
+    return ()
+
+
+def _bring(way: Way) -> int:
+    """A snapshot of all disks, and what is missing of it to the other side; read back."""
+    session, plan = way.session, way.plan
+    name = f"{PREFIX}{session.now():%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"  # two passes may share a second
+    left = [disk for disk in plan.disks if not _home(way, disk)]
+    pools: dict[str, list[Dataset]] = {}
+    for disk in left:
+        pools.setdefault(disk.here.partition("/")[0], []).append(disk.here)
+    for datasets in pools.values():
+        zfs.snapshot(session.hosts[SOURCE], datasets, name, {})
+    return sum(_send(way, disk, name) for disk in left)
+
+
+def _send(way: Way, disk: Return, name: str) -> int:
+    here, there = look(way.session, disk.here), look(way.there, disk.staging)
+    assert here is not None
+    goal = next(snapshot for snapshot in here.snapshots if snapshot.name == name)
+    if there and there.resume:  # an interrupted one begins anew: what it has is of a snapshot that may be gone
+        zfs.abort_receive(way.there.hosts[SOURCE], disk.staging)
+        there = look(way.there, disk.staging)
+    known = {snapshot.guid for snapshot in there.snapshots} if there else set()
+    if goal.guid in known:
+        return 0
+    common = [snapshot for snapshot in here.snapshots if snapshot.guid in known]
+    if there and not common:
+        raise VerificationError(
+            f"{disk.staging} on the source has nothing in common with {disk.here}",
+            hint=f"look at it, then there: zfs destroy -r {disk.staging}",
+        )
+    base = common[-1] if common else disk.base
+    origin = "" if common or disk.raw else disk.origin
+    step = Send(
+        host=SOURCE, snapshot=goal, base=None if disk.raw and not common else base, dataset=disk.staging, raw=disk.raw,
+        origin=origin,
+    )  # fmt: skip
+    chain = Chain(streams=(step,), size=goal.refer)
+    carry(way.session.hosts[SOURCE], way.there.hosts[SOURCE], [chain], _Meter(way, disk, goal.refer))
+    if chain.error:
+        raise chain.error
+    after = look(way.there, disk.staging)
+    if after is None or all(snapshot.guid != goal.guid for snapshot in after.snapshots):
+        raise VerificationError(f"{disk.staging} on the source lacks {goal.name} (guid {goal.guid})")
+    return chain.moved
+
+
+class _Meter:
+    """Progress of one disk, as events."""
+
+    def __init__(self, way: Way, disk: Return, size: int) -> None:
+        self._way, self._disk, self._size = way, disk, size
+        self._began, self._moved = time.monotonic(), 0
+
+    def begin(self, stream: Send | Resume) -> None:
+        self._emit(done=False)
+
+    def moved(self, stream: Send | Resume, count: int) -> None:
+        self._moved = count
+        self._emit(done=False)
+
+    def end(self, stream: Send | Resume) -> None:
+        self._emit(done=True)
+
+    def _emit(self, *, done: bool) -> None:
+        event = Progress(
+            host=self._way.there.hosts[SOURCE].name,
+            disk=self._disk.here,
+            moved=self._moved,
+            total=max(self._size, self._moved),
+            seconds=time.monotonic() - self._began,
+            done=done,
+        )
+        self._way.session.emit(event)
+
+
+def _home(way: Way, disk: Return) -> bool:
+    """Whether the disk has its place again: an earlier try came that far. Raises `VerificationError` when it was
+    written to after that: the guest was started here once more."""
+    if _newest(look(way.session, disk.here)) not in _guids(look(way.there, disk.name)):
+        return False
+    told = zfs.zfs(way.session.hosts[SOURCE], "get", "-Hp", "-o", "value", "written", "--", disk.here)
+    if told.stdout.strip() != "0":
+        raise VerificationError(
+            f"{disk.here} was written to after it had gone home as {disk.name}",
+            hint="stop the guest here; decide which of the two counts: nothing was lost yet",
+        )
+    return True
+
+
+def _newest(volume: Volume | None) -> str:
+    """Guid of the newest snapshot a failback made."""
+    mine = [s.guid for s in volume.snapshots if s.name.startswith(PREFIX)] if volume else []
+    return mine[-1] if mine else "none"
+
+
+def _guids(volume: Volume | None) -> set[str]:
+    return {snapshot.guid for snapshot in volume.snapshots} if volume else set()
+
+
+def _shut_down(session: Session, guest: Guest) -> None:
+    if not is_running(session.api, guest):
+        return
+    limit = int(session.config.failover.shutdown)
+    try:
+        session.runner.run((tool(guest), "shutdown", str(guest.vmid), "--timeout", str(limit)), timeout=limit + 60)
+    except CommandError as error:
+        raise BackupError(
+            f"guest {guest.vmid}: does not shut down, and stays here: {error.message}",
+            hint="shut it down yourself, then run this again; what was sent stays",
+        ) from None
+    if is_running(session.api, guest):
+        raise BackupError(f"guest {guest.vmid}: runs on, and stays here", hint="shut it down, then run this again")
+
+
+def _exchange(way: Way, disk: Return) -> str:
+    """The new disk takes the old one's name; the old one is kept aside, with what was written after the point."""
+    there, host = way.there, way.there.hosts[SOURCE]
+    if _home(way, disk):
+        return ""
+    new = look(there, disk.staging)
+    if new is None or _newest(look(way.session, disk.here)) not in _guids(new):
+        raise VerificationError(f"{disk.staging} on the source is not what was sent")
+    apply_props(there, disk.staging, disk.props)
+    if new.origin:
+        restoring.promote(host, disk.staging)
+    old = look(there, disk.name)
+    if old is not None:
+        for name in (disk.aside.rpartition("/")[0].rpartition("/")[0], disk.aside.rpartition("/")[0]):
+            restoring.make_place(host, Dataset(name))
+        restoring.rename(host, disk.name, old.guid, disk.aside)
+    restoring.rename(host, disk.staging, new.guid, disk.name)
+    note = restoring.inherit_key(host, disk.name, Dataset(disk.name.rpartition("/")[0])) if disk.raw else ""
+    kept = f"what it had there is kept as {disk.aside}" if old else ""
+    return "; ".join(text for text in (f"{disk.name} {note.replace('NAME', disk.name)}" if note else "", kept) if text)
+
+
+def _hand_over(way: Way) -> None:
+    """The marks go last of all; then the snapshots that were only made for this."""
+    here, there = way.session.hosts[SOURCE], way.there.hosts[SOURCE]
+    for disk in way.plan.disks:
+        if not _home(way, disk):
+            raise VerificationError(f"{disk.name} on the source is not what was sent: the role stays here")
+    for name in way.taken.datasets:
+        zfs.zfs(here, "inherit", FAILOVER, name)
+    held = [s for n in way.taken.datasets for s in way.replicas.volumes[n].snapshots if s.userrefs]
+    copies = [s for d in way.plan.disks if (v := look(way.session, d.here)) for s in v.snapshots if s.userrefs]
+    zfs.release(here, HOLD, [*held, *copies])
+    for host, names, session in (
+        (there, [disk.name for disk in way.plan.disks], way.there),
+        (here, [disk.here for disk in way.plan.disks], way.session),
+    ):
+        for name in names:
+            volume = look(session, name)
+            mine = [s for s in volume.snapshots if s.name.startswith(PREFIX) and not s.clones] if volume else []
+            # Ours by their name and by where they are; `destroy` looks at the guid again.
+            zfs.destroy(host, [replace(s, point=PointId(f"{way.guest.vmid}/failback")) for s in mine])

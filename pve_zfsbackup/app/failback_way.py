@@ -1,0 +1,107 @@
+"""Both ends of a way home: what is here, what is on the source, and whether the guest may go."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from pve_zfsbackup.app.failover import list_replicas, root_of
+from pve_zfsbackup.app.gather import inventory
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import ConfigError, RoleError
+from pve_zfsbackup.host.guests import storages_of
+from pve_zfsbackup.host.listing import list_host
+from pve_zfsbackup.host.rows import SOURCE_COLUMNS
+from pve_zfsbackup.host.ssh import Destination, Host, connected
+from pve_zfsbackup.model import ASIDE, SOURCE, STAGING, Dataset, Guest, GuestKind, Listing, Vmid
+from pve_zfsbackup.plan.failback import Failback, There, plan_failback
+from pve_zfsbackup.plan.guest_config import settings
+from pve_zfsbackup.plan.takeover import Takeover, takeovers
+
+DEPTH: Final = 2  # <pool of the storage>/<volume>, and its snapshots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """Both ends, for one guest. `there` is the session as if the source were this host."""
+
+    session: Session
+    there: Session
+    guest: Guest
+    taken: Takeover
+    plan: Failback
+    replicas: Listing
+
+
+@contextlib.contextmanager
+def source_host(session: Session, source: str = "") -> Iterator[Host]:
+    """The source, by the ssh key that `failback` has. Raises `ConfigError` without its name."""
+    own = session.config.failover
+    name = source or own.source
+    if not name:
+        raise ConfigError(["nobody says whose guest it is"], hint="--source HOST, or failover: {source: HOST}")
+    destination = Destination(
+        host=name,
+        user=own.user,
+        port=own.port,
+        identity=own.identity_file,
+        known_hosts=own.known_hosts_file,
+        control=session.config.runtime_dir / f"failback.{os.getpid()}",
+        connect_timeout=int(own.timeout),
+    )
+    with connected(Host(name=name, runner=session.runner, destination=destination)) as host:
+        yield host
+
+
+def prepare(session: Session, host: Host, vmid: Vmid, root: str = "") -> Way:
+    """Look at both ends. Raises `RoleError` when the guest is not to go home: not taken over here, or running there."""
+    replicas = list_replicas(session, root_of(session, root))
+    found = inventory(session)
+    taken = takeovers(replicas).get(vmid)
+    if taken is None or taken.host != session.node:
+        who = f"{taken.host} took it over" if taken else "nobody took it over"
+        raise RoleError(f"guest {vmid}: is not this node's to give back: {who}")
+    guest = next((guest for guest in found.guests if guest.vmid == vmid), None)
+    if guest is None:
+        raise RoleError(f"guest {vmid}: was taken over at {taken.since}, and is not here", hint="see `failover`")
+    there = replace(session, hosts={SOURCE: host})
+    state = _there(host, guest)
+    return Way(
+        session=session,
+        there=there,
+        guest=guest,
+        taken=taken,
+        plan=plan_failback(guest, taken, found.listing, replicas, state),
+        replicas=replicas,
+    )
+
+
+def _there(host: Host, guest: Guest) -> There:
+    status = host.run((tool(guest), "status", str(guest.vmid)), check=False)
+    if status.returncode:
+        raise RoleError(
+            f"guest {guest.vmid}: {host.name} does not have it (any more): {status.stderr.strip()}",
+            hint="make a point of it here, replicate it, and `restore` it there",
+        )
+    if status.stdout.strip() != "status: stopped":
+        raise RoleError(
+            f"guest {guest.vmid}: runs on {host.name} as well ({status.stdout.strip()})",
+            hint="stop it there, and think about which of the two was used: what is written there is put aside",
+        )
+    config = settings(host.run((tool(guest), "config", str(guest.vmid))).stdout)
+    storages = storages_of(json.loads(host.run(("pvesh", "get", "/storage", "--output-format", "json")).stdout))
+    pools = sorted({Dataset(storage.pool) for storage in storages.values() if storage.pool})
+    listing = list_host(host, pools, depth=DEPTH, columns=SOURCE_COLUMNS)
+    work = list_host(
+        host, [Dataset(f"{pool}/{name}") for pool in pools for name in (STAGING, ASIDE)], columns=SOURCE_COLUMNS
+    )
+    everything = replace(listing, volumes={**listing.volumes, **work.volumes})
+    return There(config=config, storages=storages, listing=everything)
+
+
+def tool(guest: Guest) -> str:
+    return "qm" if guest.kind is GuestKind.VM else "pct"

@@ -1,0 +1,206 @@
+"""`failback` in memory: what travels, what is put aside, that the role changes hands last, and that it converges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pve_zfsbackup.app.failback import Given, failback
+from pve_zfsbackup.app.failback_way import prepare, source_host
+from pve_zfsbackup.app.restore import restoring_alone
+from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.errors import BackupError, RoleError, VerificationError
+from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.plan.failover import HOLD
+from pve_zfsbackup.plan.takeover import FAILOVER
+from pve_zfsbackup.report.failover import failback_json, failback_lines
+from tests.app.test_failover import CRYPT, FASTDISK, ROOTDISK, copy_of, take
+from tests.fakes.pools import Keys
+from tests.fakes.runner import HERE, Fault, Killed
+from tests.fakes.second import FIRST, Second
+from tests.fakes.world import DB, TARGET, WEB, World
+
+HOME, FASTHOME = "rpool/data/vm-100-disk-0", "fast/vm-100-disk-0"
+
+
+def give(second: Second, vmid: int = WEB, *, start: bool = False) -> Given:
+    with second.session() as session, restoring_alone(session), source_host(session) as host:
+        way = prepare(session, host, Vmid(vmid))
+        assert way.plan.conflicts == (), way.plan.conflicts
+        return failback(way, start=start)
+
+
+def away(second: Second, vmid: int = WEB) -> None:
+    """Taken over, and written to on both sides since: here by the guest, there before the power went."""
+    take(second, vmid)
+    second.first.guest(vmid).running = False
+    for name in ("tank/data/vm-100-disk-0", "ssd/vm-100-disk-0"):
+        if vmid == WEB:
+            second.pools.write(name)
+
+
+@pytest.fixture
+def second(world: World) -> Second:
+    for _ in range(2):
+        world.write()
+        world.run()
+    world.write()
+    made = Second(world)
+    made.pools.datasets[CRYPT].key = True
+    return made
+
+
+def here(second: Second, name: str) -> tuple[str, ...]:
+    return second.pools.datasets[name].content
+
+
+def test_what_was_written_here_is_there_and_what_was_written_there_is_kept(second: Second) -> None:
+    away(second)
+    world = second.first
+    lost = {name: world.source.datasets[name].content for name in (HOME, FASTHOME)}
+    done = give(second)
+    for name, mine in ((HOME, "tank/data/vm-100-disk-0"), (FASTHOME, "ssd/vm-100-disk-0")):
+        assert world.source.datasets[name].content == here(second, mine)
+        (aside,) = [ds for ds in world.source.datasets.values() if "pzb-aside/100/" in ds.name and
+                    ds.name.startswith(name.rpartition("/")[0])]  # fmt: skip
+        assert aside.content == lost[name]
+    assert done.moved < done.full / 2
+    assert not second.node.guests[WEB].running
+    assert second.node.options[WEB] == {"onboot": "0"}
+    assert not any("pzb-restore" in name for name in world.source.datasets)
+    assert not any(label.startswith("pzb-failback") for pools in (world.source, second.pools)
+                   for ds in pools.datasets.values() for label in ds.snaps)  # fmt: skip
+    assert world.node.rescanned == [str(WEB)]
+    assert "went home" in "\n".join(failback_lines(done))
+    assert failback_json(done)["done"] is True
+
+
+def test_the_role_is_handed_back_and_replication_goes_on_from_the_same_base(second: Second) -> None:
+    away(second)
+    give(second, start=True)
+    world = second.first
+    assert world.guest(WEB).running
+    assert all(FAILOVER not in world.target.datasets[name].props for name in (ROOTDISK, FASTDISK))
+    assert not any(HOLD in snap.holds for ds in second.pools.datasets.values() for snap in ds.snaps.values())
+    world.write()
+    world.runner.ran.clear()
+    report = world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    assert not world.results(report, Outcome.FAILED), world.results(report, Outcome.FAILED)
+    sends = [argv for argv in world.runner.zfs(HERE, "send") if "-100-" in argv[-1] and "-nvP" not in argv]
+    assert sends
+    assert all({"-i", "-I"} & set(argv) for argv in sends), sends
+    assert world.complete(TARGET, WEB)[-1] == world.complete(HERE, WEB)[-1]
+
+
+def test_most_travels_while_the_guest_runs_and_the_rest_after_it_stopped(second: Second) -> None:
+    away(second)
+    running: list[bool] = []
+    second.runner.watchers.append(
+        lambda ran: running.append(second.node.guests[WEB].running) if ran.argv[:2] == ("zfs", "send") else None
+    )
+    give(second)
+    assert running == [True, True, False, False]
+
+
+def test_an_encrypted_disk_goes_home_whole_beside_the_old_one(second: Second) -> None:
+    key = Keys(keyformat="raw", secret=b"x" * 32)
+    second.pools.datasets[CRYPT].keys = key
+    away(second, DB)
+    second.pools.write("tank/data/vm-101-disk-0")
+    done = give(second, DB)
+    disk = second.first.source.datasets["rpool/crypt/vm-101-disk-0"]
+    assert disk.content == here(second, "tank/data/vm-101-disk-0")
+    sends = [argv for argv in second.runner.zfs(HERE, "send") if "vm-101" in argv[-1]]
+    assert "-i" not in sends[0]
+    assert all("-w" in argv for argv in sends)
+    assert any("pzb-aside/101" in note for note in done.notes)
+
+
+@pytest.mark.parametrize(
+    ("wreck", "match"),
+    [
+        (lambda s: setattr(s.first.guest(WEB), "running", True), "runs on pve1.example as well"),
+        (lambda s: s.first.node.remove(WEB), "does not have it"),
+        (lambda s: s.pools.datasets[ROOTDISK].props.update({FAILOVER: "x"}), "not this node's"),
+        (lambda s: s.node.remove(WEB), "is not here"),
+    ],
+)
+def test_refused_before_anything_is_touched(second: Second, wreck: Callable[[Second], None], match: str) -> None:
+    away(second)
+    wreck(second)
+    if match == "not this node's":
+        second.pools.datasets[FASTDISK].props.pop(FAILOVER)
+    second.runner.ran.clear()
+    with pytest.raises(RoleError, match=match):
+        give(second)
+    assert not second.runner.changes
+
+
+def test_a_guest_nobody_took_over_and_a_disk_without_a_common_snapshot(second: Second) -> None:
+    with pytest.raises(RoleError, match="nobody took it over"):
+        give(second)
+    away(second)
+    for label in list(second.first.source.datasets[HOME].snaps):
+        del second.first.source.datasets[HOME].snaps[label]
+    with second.session() as session, source_host(session) as host:
+        way = prepare(session, host, Vmid(WEB))
+    assert [conflict.kind for conflict in way.plan.conflicts] == ["no-common-base"]
+
+
+def test_a_guest_that_does_not_shut_down_stays_here_and_the_role_with_it(second: Second) -> None:
+    away(second)
+    second.node.guests[WEB].agent = "deaf"
+    with pytest.raises(BackupError, match="does not shut down"):
+        give(second)
+    assert second.node.guests[WEB].running
+    assert FAILOVER in second.pools.datasets[ROOTDISK].props
+    assert second.first.source.datasets[HOME].content != here(second, "tank/data/vm-100-disk-0")
+
+
+def test_written_to_after_a_disk_went_home_is_not_overlooked(second: Second) -> None:
+    away(second)
+    second.runner.faults = [Fault(words=("rename", f"{FASTHOME}"), answer=(1, "dataset is busy"))]
+    with pytest.raises(BackupError):
+        give(second)
+    done = [name for name, mine in ((HOME, "tank/data/vm-100-disk-0"), (FASTHOME, "ssd/vm-100-disk-0"))
+            if second.first.source.datasets[name].content == here(second, mine)]  # fmt: skip
+    assert done
+    second.runner.faults.clear()
+    for mine in ("tank/data/vm-100-disk-0", "ssd/vm-100-disk-0"):
+        second.pools.write(mine)
+    with pytest.raises(VerificationError, match="written to after it had gone home"):
+        give(second)
+
+
+def test_killed_anywhere_and_repeated_it_converges_and_no_old_disk_is_lost(second: Second) -> None:
+    away(second)
+    lost = {name: second.first.source.datasets[name].content for name in (HOME, FASTHOME)}
+    for at in range(1, 400, 3):
+        twin = taken_copy(second)
+        twin.runner.kill_at, twin.runner.kill_when = at, ("before", "after")[at // 3 % 2]
+        try:
+            give(twin)
+        except Killed:
+            twin.runner.revive()
+        else:
+            assert at > 40
+            return
+        contents = [ds.content for ds in twin.first.source.datasets.values()]
+        assert all(content in contents for content in lost.values()), at
+        if FAILOVER in twin.pools.datasets[ROOTDISK].props or FAILOVER in twin.pools.datasets[FASTDISK].props:
+            give(twin)
+        for name, mine in ((HOME, "tank/data/vm-100-disk-0"), (FASTHOME, "ssd/vm-100-disk-0")):
+            assert twin.first.source.datasets[name].content == here(twin, mine), at
+        contents = [ds.content for ds in twin.first.source.datasets.values()]
+        assert all(content in contents for content in lost.values()), at
+
+
+def taken_copy(second: Second) -> Second:
+    """A parallel world in which the guest is away as well."""
+    made = copy_of(second, fresh=False)
+    made.first.guest(WEB).running = False
+    made.node.guests[WEB].running = True
+    assert made.runner.pools[FIRST] is made.first.source
+    return made
