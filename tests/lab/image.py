@@ -102,7 +102,7 @@ def install_tools() -> None:
         return
     say(f"lab: installing {' '.join(missing)}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ("apt-get", "-qy", "install", "--no-install-recommends", *missing)
+    install = ("apt-get", "-qy", "-o", "DPkg::Lock::Timeout=600", "install", "--no-install-recommends", *missing)
     for command in (("apt-get", "-q", "update"), install):
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False

@@ -315,7 +315,7 @@ def test_nothing_but_the_one_command_comes_with_the_key(account: Account) -> Non
     options = f"-F none -o BatchMode=yes -o UserKnownHostsFile={KEY}.known -o IdentitiesOnly=yes -i {KEY}"
     script = f"ssh {options} -o ExitOnForwardFailure=yes %s {ACCOUNT}@127.0.0.1 %s < /dev/null"
     for flags, line in (("-tt", "id"), ("-N -R 7777:127.0.0.1:22", ""), ("-W 127.0.0.1:22", ""), ("-s", "sftp")):
-        done = account.host.run(("timeout", "20", "bash", "-c", script % (flags, line)), check=False)
+        done = account.host.run(("timeout", "90", "bash", "-c", script % (flags, line)), check=False)
         assert done.returncode not in (0, 124), (flags, done)
         assert "uid=" not in done.stdout
 
