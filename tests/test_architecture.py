@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -118,11 +119,17 @@ class Module:
     def layer(self) -> str:
         return self.path.split("/")[0].removesuffix(".py")
 
-    @property
+    @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.text, self.path)
 
+    @cached_property
+    def calls(self) -> list[tuple[str, ast.Call]]:
+        """Every call with the name of what is called."""
+        return [(dotted(node.func), node) for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
 
+
+@cache
 def modules() -> list[Module]:
     found = sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts)
     return [Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in found]
@@ -154,12 +161,6 @@ def dotted(node: ast.expr) -> str:
         return ""
 
 
-def calls(module: Module) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Call):
-            yield dotted(node.func), node
-
-
 def within(path: str, places: set[str]) -> bool:
     return any(path == place or (place.endswith("/") and path.startswith(place)) for place in places)
 
@@ -180,7 +181,7 @@ def impure_plan(module: Module) -> Iterator[str]:
         top = name.split(".")[0]
         if top != PACKAGE and top not in PURE and name not in PURE:
             yield f"{name} is not on the list of what planners may import"
-    for name, call in calls(module):
+    for name, call in module.calls:
         if IMPURE_CALLS.fullmatch(name):
             yield f"line {call.lineno}: {name}() reaches outside"
         local = name.endswith("fromtimestamp") and len(call.args) + len(call.keywords) < 2
@@ -216,13 +217,13 @@ def spawning(module: Module) -> Iterator[str]:
     for name in imports(module):
         if name in SPAWNING_MODULES or SPAWNING_CALLS.fullmatch(name):
             yield f"imports {name}: only {SPAWNER} starts processes"
-    for name, call in calls(module):
+    for name, call in module.calls:
         if SPAWNING_CALLS.fullmatch(name):
             yield f"line {call.lineno}: {name}: only {SPAWNER} starts processes"
 
 
 def shell(module: Module) -> Iterator[str]:
-    for name, call in calls(module):
+    for name, call in module.calls:
         for keyword in call.keywords:
             off = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
             if keyword.arg == "shell" and not off:
@@ -235,7 +236,7 @@ def network(module: Module) -> Iterator[str]:
 
 
 def unverified_tls(module: Module) -> Iterator[str]:
-    for name, call in calls(module):
+    for name, call in module.calls:
         for keyword in call.keywords:
             off = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
             if keyword.arg in ("verify", "verify_ssl", "check_hostname") and off:
@@ -263,7 +264,7 @@ def broad_except(module: Module) -> Iterator[str]:
         raises = isinstance(node.body[-1], ast.Raise)
         if caught_broadly(node.type) and not raises and f"{module.path}:{function}" not in BROAD_ALLOWED:
             yield f"line {node.lineno}: catches everything in {function} and goes on"
-    for name, call in calls(module):
+    for name, call in module.calls:
         if name.split(".")[-1] == "suppress" and any(caught_broadly(argument) for argument in call.args):
             yield f"line {call.lineno}: suppresses everything"
 
