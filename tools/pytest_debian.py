@@ -1,9 +1,11 @@
 """A pytest plugin for runs with nothing but Debian's packages: `pytest -p tools.pytest_debian tests`.
 
-Leaves out what belongs elsewhere: virtual machines (tests/lab, tests/bench), a browser (tests/browser), what builds
-this very package (tests/package), and what needs fakepve, a library only PyPI has (the lab's simulated node,
-tests/pvesim, and single tests, told by the fixture they ask for and counted as deselected). All of it but the browser
-runs in `make test`, that in `make test-report`.
+Used by the package's build, by autopkgtest and by tests/package in a root of every release, to see what may differ
+there: Python, click, rich, requests, proxmoxer, YAML, and the programs age, zstd and OpenSSH. Leaves out what takes
+long and comes out the same with any of them (`SAME_EVERYWHERE`), and what belongs elsewhere: virtual machines
+(tests/lab, tests/bench), a browser (tests/browser), what builds this very package (tests/package), and what needs
+fakepve, a library only PyPI has (the lab's simulated node, tests/pvesim, and single tests, told by the fixture they ask
+for and counted as deselected). All of it but the browser runs in `make test`, that in `make test-report`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,14 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 ELSEWHERE = {TESTS / "lab", TESTS / "package", TESTS / "pvesim", TESTS / "bench", TESTS / "browser"}
+SAME_EVERYWHERE = {  # and what meets the release's libraries and programs in its place
+    TESTS / "test_architecture.py": "reads source text; every module is imported by the tests of commands",
+    TESTS / "plan": "pure, over every history; whole runs in tests/app plan with the release's Python",
+    TESTS / "receiver/test_same.py": "pure, on thousands of random targets; test_maintain.py runs the same code",
+    TESTS / "app/test_killed.py": "a kill at every command of a simulated run; test_run.py makes such runs",
+    TESTS / "archive/test_killed.py": "a kill at every step of a removal; test_stage.py makes removals",
+    TESTS / "archive/test_sftp_faults.py": "our waiting for a cut line; test_store_conformance.py has the real sshd",
+}
 FIXTURES = {"fakepve"}
 
 if importlib.util.find_spec("fakepve") is None:
@@ -27,7 +37,7 @@ if importlib.util.find_spec("fakepve") is None:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    return True if collection_path in ELSEWHERE else None
+    return True if collection_path in ELSEWHERE or collection_path in SAME_EVERYWHERE else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

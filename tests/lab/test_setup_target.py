@@ -23,6 +23,7 @@ ROOT = "tank/setup/pve1"
 GUEST = "200"
 CONFIG = "/root/setup-target.yaml"
 KEYS = f"/home/{ACCOUNT}/.ssh/authorized_keys"
+KNOWN = "/etc/pve-zfsbackup/known_hosts"
 RECEIVER = "/etc/pve-zfsbackup-receiver.toml"
 WHERE = ("--host", f"{ACCOUNT}@backup1", "--root", ROOT)
 APPEND = "create,mount,receive:append,send,userprop"
@@ -44,8 +45,8 @@ rm -rf "/home/$account"
 for snapshot in $(zfs list -H -r -t snapshot -o name "${root%/*}" 2> /dev/null); do
   for tag in $(zfs holds -H "$snapshot" | cut -f2); do zfs release "$tag" "$snapshot"; done
 done
-zfs list "${root%/*}" > /dev/null 2>&1 && zfs destroy -r "${root%/*}"
-cp /root/receiver.toml.before /etc/pve-zfsbackup-receiver.toml
+! zfs list "${root%/*}" > /dev/null 2>&1 || zfs destroy -r "${root%/*}"
+cp /etc/pve-zfsbackup-receiver.toml.before /etc/pve-zfsbackup-receiver.toml
 """
 _POINTS = r"""
 for name in $(zfs list -H -r -t snapshot,bookmark -o name rpool fast | grep -e '@pzb:' -e '#.*pzb' || :); do
@@ -91,13 +92,16 @@ def node(pve1: Host, backup1: Host, installed: Host, debs: tuple[Path, ...]) -> 
     """The product and its generated configuration here, the receiver's package and an ordinary root there."""
     assert installed is pve1
     install(backup1, debs, "pve-zfsbackup-receiver")
-    backup1.run(("cp", RECEIVER, "/root/receiver.toml.before"))
+    backup1.script('[ -e "$1.before" ] || cp "$1" "$1.before"', RECEIVER)
+    backup1.script(_FORGET, ACCOUNT, ROOT)  # a run that was cut off may have left it
     pve1.run(("systemctl", "stop", "cron"))
     pve1.run(("pve-zfsbackup", "setup"))
     trust(pve1, backup1)
+    known = pve1.read(KNOWN) if pve1.run(("test", "-e", KNOWN), check=False).returncode == 0 else ""
     example = "from pve_zfsbackup.config import example_config; print(example_config(), end='')"
     pve1.write(CONFIG, pve1.run(("python3", "-c", example)).stdout, mode=0o600)
     yield Node(pve1=pve1, backup1=backup1)
+    pve1.write(KNOWN, known, mode=0o600)  # whatever a test that failed left there
     backup1.script(_FORGET, ACCOUNT, ROOT)
     pve1.script(_POINTS)
 
@@ -177,20 +181,20 @@ def test_the_root_of_somebody_else(node: Node) -> None:
 
 
 def test_another_host_key_is_refused_until_a_person_accepts_it(node: Node) -> None:
-    known = node.pve1.read("/etc/pve-zfsbackup/known_hosts")
+    known = node.pve1.read(KNOWN)
     kind, blob = node.backup1.read("/etc/ssh/ssh_host_ed25519_key.pub").split()[:2]
     node.pve1.script('ssh-keygen -q -t ed25519 -N "" -f /root/stranger && cut -d" " -f1,2 /root/stranger.pub')
     stranger = node.pve1.read("/root/stranger.pub").split()[:2]
-    node.pve1.write("/etc/pve-zfsbackup/known_hosts", f"backup1 {' '.join(stranger)}\n", mode=0o600)
+    node.pve1.write(KNOWN, f"backup1 {' '.join(stranger)}\n", mode=0o600)
     (found,) = node.wrong()
     assert "host key" in found["detail"]
     refused = node.setup("--admin", "root@backup1", check=False)
     assert (refused.returncode, "--accept-hostkey SHA256:" in refused.stdout) == (1, True)
     shown = node.backup1.run(("ssh-keygen", "-lf", "/etc/ssh/ssh_host_ed25519_key.pub")).stdout.split()[1]
     node.setup("--accept-hostkey", shown)
-    assert node.pve1.read("/etc/pve-zfsbackup/known_hosts") == f"backup1 {kind} {blob}\n"
+    assert node.pve1.read(KNOWN) == f"backup1 {kind} {blob}\n"
     node.pve1.script("rm -f /root/stranger /root/stranger.pub")
-    node.pve1.write("/etc/pve-zfsbackup/known_hosts", known, mode=0o600)
+    node.pve1.write(KNOWN, known, mode=0o600)
     assert node.wrong() == []
 
 
