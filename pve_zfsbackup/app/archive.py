@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pve_zfsbackup.app.archive_expire import expire
@@ -159,7 +159,7 @@ def _one(work: _Work, found: Inventory, guest: Guest) -> Result:
         executor = work.session.executor
         executor.execute(made)
         order = _order(work, found, plan.task, shelf)
-        written = work.writer.write(order, lambda stream, moved: _progress(work, order, stream, moved))
+        written = work.writer.write(order, _Told(work, order))
         _confirm(work.vault, written)
         executor.execute(stale)
     except Exception as error:  # also a bug of ours is this guest's alone
@@ -196,7 +196,7 @@ def _order(work: _Work, found: Inventory, task: ArchiveTask, shelf: Shelf | None
         facts=facts,
         config=unpack_config(chunks) if chunks else {},
         zfs_version=version,
-        estimate=sum(zfs.estimate(source, send_of(stream)) for stream in task.streams),
+        estimates=tuple(zfs.estimate(source, send_of(stream)) for stream in task.streams),
     )
 
 
@@ -245,16 +245,27 @@ def _confirm(vault: Vault, written: Written) -> None:
         raise VerificationError(f"{directory}: {len(wrong)} segments are not there as they were put: {wrong[:3]}")
 
 
-def _progress(work: _Work, order: Order, stream: ArchiveStream, moved: int) -> None:
-    work.session.emit(
-        Progress(
-            host=work.vault.box.name,
-            disk=stream.dataset,
-            moved=moved,
-            total=max(order.estimate, moved),
-            seconds=0.0,
+@dataclass(slots=True)
+class _Told:
+    """Tells how far the streams of a point are, and how long each has taken."""
+
+    work: _Work
+    order: Order
+    begun: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, stream: ArchiveStream, moved: int, done: bool) -> None:
+        now = time.monotonic()
+        estimate = self.order.estimates[self.order.task.streams.index(stream)]
+        self.work.session.emit(
+            Progress(
+                host=self.work.vault.box.name,
+                disk=stream.dataset,
+                moved=moved,
+                total=max(estimate, moved),
+                seconds=now - self.begun.setdefault(stream.key, now),
+                done=done,
+            )
         )
-    )
 
 
 def _catalog_recipient(vault: Vault) -> Path:

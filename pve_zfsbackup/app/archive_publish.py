@@ -57,10 +57,12 @@ def put_texts(vault: Vault, stamina: Stamina, directory: str, texts: Mapping[str
     """Small files, in this order."""
     uploads = Uploads(vault.store, stamina, 1, vault.programs.cancel)
     with vault.scratch() as spool, uploads.running():
+        files = []
         for name, data in texts.items():
             file = fresh(spool)
             file.write_bytes(data)
-            uploads.put([Upload(file=file, path=f"{directory}/{name}", sha256=digest(data))])
+            files.append(Upload(file=file, path=f"{directory}/{name}", sha256=digest(data)))
+        uploads.put(files)
 
 
 def recipients(vault: Vault) -> tuple[str, ...]:

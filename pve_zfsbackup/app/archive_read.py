@@ -7,11 +7,12 @@ reaches ZFS (reliability S13).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from pve_zfsbackup.app.archive_upload import Stamina
@@ -25,10 +26,12 @@ from pve_zfsbackup.host.programs import write_all
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.seal import CHUNK, digest_file
 
+AHEAD = 2  # slices on their way while one is used
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """Reads one box into `spool`, where at most three segments lie at a time."""
+    """Reads one box into `spool`, where at most four segments lie at a time."""
 
     vault: Vault
     spool: Path
@@ -57,7 +60,9 @@ class Reader:
 
     def open(self, content: Content, segment: Sealed, identity: Path) -> Path:
         """One slice of plaintext, checked. Raises `VerificationError`, `SealError`."""
-        stored = self.fetch(content, segment)
+        return self._unseal(content, segment, self.fetch(content, segment), identity)
+
+    def _unseal(self, content: Content, segment: Sealed, stored: Path, identity: Path) -> Path:
         plain = fresh(self.spool)
         name = f"{content.path}/{segment_name(segment.number, segment.stored_sha256)}"
         try:
@@ -71,34 +76,41 @@ class Reader:
         return plain
 
     def slices(self, content: Content, stream: StreamFacts, identity: Path) -> Generator[Path, None, None]:
-        """The slices of a stream in order; the next one is fetched while one is used. Each is gone afterwards."""
-        inner = require_inner(content)
-        segments = [segment for segment in inner.segments if segment.stream == stream.number]
-        with ThreadPoolExecutor(1) as ahead:
-            waiting: list[Future[Path]] = []
+        """The slices of a stream in order: while one is used, the next is opened and the one after fetched. Each is
+        gone afterwards."""
+        todo = iter([segment for segment in require_inner(content).segments if segment.stream == stream.number])
+        waiting: deque[Future[Path]] = deque()
+        with ThreadPoolExecutor(1) as fetching, ThreadPoolExecutor(1) as opening:
+
+            def begin() -> None:
+                for segment in islice(todo, AHEAD - len(waiting)):
+                    stored = fetching.submit(self.fetch, content, segment)
+                    waiting.append(opening.submit(self._opened, content, segment, stored, identity))
+
             try:
-                for number, segment in enumerate(segments):
-                    current = waiting.pop() if waiting else ahead.submit(self.open, content, segment, identity)
-                    plain = current.result()
-                    if number + 1 < len(segments):
-                        waiting.append(ahead.submit(self.open, content, segments[number + 1], identity))
+                begin()
+                while waiting:
+                    plain = waiting.popleft().result()
+                    begin()
                     yield plain
                     plain.unlink()
-            finally:
+            except BaseException as error:
                 for future in waiting:
                     future.cancel()
+                if not isinstance(error, Exception | GeneratorExit):
+                    self.vault.programs.cancel()  # we are being ended: a transfer may take long
+                raise
+
+    def _opened(self, content: Content, segment: Sealed, stored: Future[Path], identity: Path) -> Path:
+        return self._unseal(content, segment, stored.result(), identity)
 
     def pour(self, content: Content, stream: StreamFacts, identity: Path, take: Callable[[bytes], None]) -> None:
-        """The whole plaintext of a stream; its hash is checked once more at the end."""
-        whole = hashlib.sha256()
+        """The whole plaintext of a stream."""
         with contextlib.closing(self.slices(content, stream, identity)) as slices:
             for plain in slices:
-                with open(plain, "rb") as file:
+                with open(plain, "rb", buffering=0) as file:
                     while data := file.read(CHUNK):
-                        whole.update(data)
                         take(data)
-        if whole.hexdigest() != stream.sha256:
-            raise VerificationError(f"{content.path}: {stream.key} is not the stream that was archived")
 
     def receive(self, content: Content, stream: StreamFacts, identity: Path, argv: Sequence[str]) -> Completed:
         """Pour a stream into a program; returns how it ended, which is a failure when it did not take all."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -20,9 +22,10 @@ from pve_zfsbackup.archive.names import segment_name
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.notebook import Log
 from pve_zfsbackup.host.programs import read_up_to
-from pve_zfsbackup.host.seal import CHUNK, digest_file
+from pve_zfsbackup.host.seal import CHUNK
 from pve_zfsbackup.host.store import Upload
 
+SEALING = 2  # slices at a time: while one comes in, the one before may still be on its way through the programs
 PAYS = 0.92  # compressed to less than this, it is compressed
 
 
@@ -43,20 +46,28 @@ class Slicer:
     made: dict[int, Sealed] = field(default_factory=dict)
     number: int = 0
     skipped: int = 0
+    hashing: Executor = field(init=False)
+    sealing: Executor = field(init=False)
 
     @property
     def segments(self) -> tuple[Sealed, ...]:
         """All of the point, complete after the uploads have ended."""
         return tuple(self.made[number] for number in sorted(self.made))
 
-    def take(self, source: IO[bytes], stream: int, moved: Callable[[int], None], *, raw: bool) -> tuple[int, str]:
-        """Slice all of a stream; returns its bytes and their sha256."""
-        whole, total = hashlib.sha256(), 0
+    @contextmanager
+    def working(self) -> Iterator[Slicer]:
+        """Hashing and sealing go on in threads beside the stream; none of them outlives the block."""
+        with ThreadPoolExecutor(1) as self.hashing, ThreadPoolExecutor(SEALING) as self.sealing:
+            yield self
+
+    def take(self, source: IO[bytes], stream: int, moved: Callable[[int], None], *, raw: bool) -> int:
+        """Slice all of a stream; returns its bytes."""
+        total = 0
         while head := read_up_to(source, min(CHUNK, self.vault.box.segment_bytes)):
             self.number += 1
             known = self.known.get(self.number)
             facts = _Slice(stream=stream, offset=total)
-            pieces = facts.counted(self._pieces(source, head), whole, lambda size, before=total: moved(before + size))  # type: ignore[misc]
+            pieces = facts.counted(self._pieces(source, head), self.hashing, moved)
             if known is None:
                 self._seal(facts, pieces, compress=not raw and _pays(head))
             else:
@@ -64,7 +75,7 @@ class Slicer:
                     self.uploads.check()
                 self._same(known, facts)
             total += facts.size
-        return total, whole.hexdigest()
+        return total
 
     def end(self) -> None:
         """All streams were taken. Raises `StreamDiffersError` when the first attempt had more."""
@@ -88,14 +99,14 @@ class Slicer:
     def _seal(self, facts: _Slice, pieces: Iterator[bytes], *, compress: bool) -> None:
         self.uploads.room()
         number, file = self.number, fresh(self.spool)
-        with self.vault.seal.sealing([self.vault.box.recipients_file], file, compress=compress) as feed:
+        files = [self.vault.box.recipients_file]
+        with self.vault.seal.sealing(self.sealing, files, file, compress=compress) as sealing:
             for piece in pieces:
-                feed(piece)
+                sealing.feed(piece)
                 self.uploads.check()
 
         def prepare() -> Upload:
-            with open(file, "rb") as stored:
-                digest = digest_file(stored)
+            digest = sealing.sealed.result()
             self.made[number] = Sealed(
                 number=number,
                 stream=facts.stream,
@@ -121,13 +132,20 @@ class _Slice:
     size: int = 0
     hash: Any = field(default_factory=hashlib.sha256)
 
-    def counted(self, pieces: Iterator[bytes], whole: Any, moved: Callable[[int], None]) -> Iterator[bytes]:
-        for piece in pieces:
-            self.hash.update(piece)
-            whole.update(piece)
-            self.size += len(piece)
-            moved(self.size)
-            yield piece
+    def counted(self, pieces: Iterator[bytes], beside: Executor, moved: Callable[[int], None]) -> Iterator[bytes]:
+        """Hash each piece while it goes on its way and the next one is read: two of them are held at a time."""
+        hashing: Future[None] | None = None
+        try:
+            for piece in pieces:
+                if hashing is not None:
+                    hashing.result()
+                hashing = beside.submit(self.hash.update, piece)
+                self.size += len(piece)
+                moved(self.offset + self.size)
+                yield piece
+        finally:
+            if hashing is not None:
+                hashing.result()
 
 
 def _pays(sample: bytes) -> bool:

@@ -38,20 +38,24 @@ from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import ArchiveStream, ArchiveTask, Send
 
-Moved = Callable[[ArchiveStream, int], None]
+Moved = Callable[[ArchiveStream, int, bool], None]  # bytes of a stream so far, and whether that is all of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A task with what is to be known of it besides: facts of each stream, the guest's configuration, the size that
-    `zfs send` estimates, and what catalog and source say about the series."""
+    """A task with what is to be known of it besides: facts of each stream, the guest's configuration, the bytes
+    of each stream that `zfs send` estimates, and what catalog and source say about the series."""
 
     task: ArchiveTask
     shelf: Shelf | None
     facts: tuple[StreamFacts, ...]
     config: Mapping[str, str]
     zfs_version: str
-    estimate: int = 0
+    estimates: tuple[int, ...] = ()
+
+    @property
+    def estimate(self) -> int:
+        return sum(self.estimates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +116,7 @@ class Writer:
                 vault=self.vault, uploads=uploads, spool=spool, directory=directory, ledger=ledger, known=known
             )
             facts = []
-            with uploads.running():
+            with slicer.working(), uploads.running():
                 for stream, about in zip(order.task.streams, order.facts, strict=True):
                     facts.append(self._send(stream, about, slicer, moved))
                 slicer.end()
@@ -130,11 +134,12 @@ class Writer:
     def _send(self, stream: ArchiveStream, about: StreamFacts, slicer: Slicer, moved: Moved) -> StreamFacts:
         argv = self.source.argv(zfs.send_argv(send_of(stream)))
         with self.vault.programs.opened(argv, source=None) as sending:
-            size, sha256 = slicer.take(sending.output, about.number, lambda total: moved(stream, total), raw=stream.raw)
+            size = slicer.take(sending.output, about.number, lambda total: moved(stream, total, False), raw=stream.raw)
             (done,) = sending.finish()
         if done.returncode:
             raise classified(done)
-        return replace(about, bytes=size, sha256=sha256)
+        moved(stream, size, True)
+        return replace(about, bytes=size)
 
     def _resume(self, order: Order, ledger: Log) -> tuple[_Place, dict[int, Sealed]]:
         """Go on where the attempt before left off, if it was at the very same; otherwise begin."""

@@ -71,14 +71,13 @@ class StreamFacts:
     raw: bool
     flags: tuple[str, ...]
     bytes: int = 0
-    sha256: str = ""
     properties: Mapping[str, str] = field(default_factory=dict)
     point_properties: Mapping[str, str] = field(default_factory=dict)
 
     def members(self) -> dict[str, Any]:
         return {
             "stream": self.number, "disk": self.key, "type": self.type, "raw": self.raw, "to_guid": self.to_guid,
-            "from_guid": self.from_guid, "bytes": self.bytes, "sha256": self.sha256, "snapshot": self.snapshot,
+            "from_guid": self.from_guid, "bytes": self.bytes, "snapshot": self.snapshot,
             "volid": self.volid, "dataset": self.dataset, "dataset_guid": self.volume, "to_ivset": self.to_ivset,
             "from_ivset": self.from_ivset, "flags": list(self.flags), "properties": dict(self.properties),
             "point_properties": dict(self.point_properties),
@@ -101,7 +100,6 @@ class StreamFacts:
             raw=item.flag("raw"),
             flags=item.words("flags"),
             bytes=item.number("bytes"),
-            sha256=item.digest("sha256"),
             properties=item.texts("properties"),
             point_properties=item.texts("point_properties"),
         )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from pve_zfsbackup.errors import CommandError, SealError, VerificationError
-from pve_zfsbackup.host.programs import Programs, raise_first, write_all
+from pve_zfsbackup.host.programs import Chain, Programs, raise_first, write_all
 from pve_zfsbackup.host.runner import Completed, Runner, failure
 
 CHUNK = 1 << 20
@@ -27,6 +29,34 @@ class Digested:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sealing:
+    """A file in the making. `sealed` has its bytes and hash, or the `SealError` the programs ended with."""
+
+    chain: Chain
+    fed: threading.Event
+    sealed: Future[Digested]
+
+    def feed(self, data: bytes) -> None:
+        """Raises `SealError` when a program is gone."""
+        try:
+            write_all(self.chain.feed, data)
+        except BrokenPipeError:
+            self.end()
+            self.sealed.result()
+            raise SealError("a program that seals ended before its input did") from None
+
+    def end(self) -> None:
+        """There is no more. Harmless when repeated."""
+        if not self.fed.is_set():
+            with contextlib.suppress(BrokenPipeError):
+                self.chain.feed.close()
+            self.fed.set()
+
+    def kill(self) -> None:
+        self.chain.kill()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Seal:
     """`namespace` keeps our signatures apart from every other one of the same key."""
 
@@ -35,47 +65,58 @@ class Seal:
     namespace: str
 
     @contextlib.contextmanager
-    def sealing(self, recipients: Sequence[Path], out: Path, *, compress: bool) -> Iterator[Callable[[bytes], None]]:
-        """Take plaintext, write it compressed and encrypted to a new file. Raises `SealError` when a program fails;
-        then the file is not to be used."""
+    def sealing(self, beside: Executor, recipients: Sequence[Path], out: Path, *, compress: bool) -> Iterator[Sealing]:
+        """Take plaintext, which becomes a new file, compressed and encrypted, in a thread of `beside`: leaving the
+        block ends the input, `sealed` tells of the file. Left by an exception, the file is not to be used."""
         age = ("age", "--encrypt", *(part for file in recipients for part in ("-R", str(file))))
         argvs = (("zstd", "-q", "-c", "-T0", LEVEL), age) if compress else (age,)
-        with open(out, "xb") as sink, self.programs.opened(*argvs, sink=sink) as chain:
-            broken = False
+        begun: Future[Chain] = Future()
+        fed = threading.Event()
+        sealed = beside.submit(self._collect, argvs, out, begun, fed)
+        sealing = Sealing(chain=begun.result(), fed=fed, sealed=sealed)
+        try:
+            yield sealing
+        except BaseException:
+            sealing.kill()
+            raise
+        finally:
+            sealing.end()
 
-            def feed(data: bytes) -> None:
-                nonlocal broken
+    def _collect(
+        self, argvs: Sequence[Sequence[str]], out: Path, begun: Future[Chain], fed: threading.Event
+    ) -> Digested:
+        """Write what the programs put out to the file, hashing it. The chain is the feeder's until it says so."""
+        try:
+            with open(out, "xb", buffering=0) as target, self.programs.opened(*argvs) as chain:
+                begun.set_result(chain)
                 try:
-                    write_all(chain.feed, data)
-                except BrokenPipeError:
-                    broken = True
+                    return _written(chain, target)
+                finally:
+                    fed.wait()  # closing the pipe under a write could write into another file
                     _raise(chain.finish())
-                    raise SealError(f"{out.name}: {argvs[0][0]} ended before its input did") from None
-
-            yield feed
-            if not broken:
-                _raise(chain.finish())
+        except BaseException as error:
+            if not begun.done():
+                begun.set_exception(error)
+            raise
 
     def unseal(self, stored: Path, identity: Path, out: Path, *, compressed: bool) -> Digested:
         """Decrypt and decompress a whole segment into a new file. Raises `SealError`."""
         age = ("age", "--decrypt", "-i", str(identity))
         argvs = (age, ("zstd", "-q", "-d", "-c")) if compressed else (age,)
-        total, hashed = 0, hashlib.sha256()
         with (
             open(stored, "rb") as source,
             open(out, "xb", buffering=0) as target,
             self.programs.opened(*argvs, source=source) as chain,
         ):
-            while data := chain.output.read(CHUNK):
-                hashed.update(data)
-                write_all(target, data)
-                total += len(data)
+            digested = _written(chain, target)
             _raise(chain.finish())
-        return Digested(bytes=total, sha256=hashed.hexdigest())
+        return digested
 
     def encrypt(self, data: bytes, recipients: Sequence[Path], out: Path) -> None:
-        with self.sealing(recipients, out, compress=False) as feed:
-            feed(data)
+        with ThreadPoolExecutor(1) as beside:
+            with self.sealing(beside, recipients, out, compress=False) as sealing:
+                sealing.feed(data)
+            sealing.sealed.result()
 
     def decrypt(self, stored: Path, identity: Path) -> bytes:
         """The plaintext of a small file. Raises `SealError`."""
@@ -128,6 +169,17 @@ def digest_file(file: IO[bytes]) -> Digested:
     total = 0
     while data := file.read(CHUNK):
         hashed.update(data)
+        total += len(data)
+    return Digested(bytes=total, sha256=hashed.hexdigest())
+
+
+def _written(chain: Chain, target: IO[bytes]) -> Digested:
+    """All that comes out of the chain, into the file."""
+    hashed = hashlib.sha256()
+    total = 0
+    while data := chain.output.read(CHUNK):
+        hashed.update(data)
+        write_all(target, data)
         total += len(data)
     return Digested(bytes=total, sha256=hashed.hexdigest())
 

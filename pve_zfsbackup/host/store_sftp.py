@@ -50,19 +50,44 @@ class SftpStore:
         return found
 
     def put(self, uploads: Sequence[Upload]) -> None:
+        if len(uploads) > 1 and self._renames and self._put_together(uploads):
+            return
         for upload in uploads:
             if self._renames:
                 self._put(upload)
             else:
                 self._put_in_place(upload)
 
-    def _put(self, upload: Upload) -> None:
-        """Under a name of its own first; `rename -l` is the rename that replaces nothing."""
+    def _put_together(self, uploads: Sequence[Upload]) -> bool:
+        """All in one connection, in their order, to the first that is refused; one by one it is told what ails it."""
+        sizes = {self._place(upload.path): upload.file.stat().st_size for upload in uploads}
+        commands = [self._named(upload) for upload in uploads]
+        done = self.client.batch([line for lines in commands for line in lines], sum(sizes.values()))
+        if done.returncode:
+            self.client.batch([f"-rm {_temporary(lines)}" for lines in commands])
+            return False
+        for lines, (goal, size) in zip(commands, sizes.items(), strict=True):
+            self._sized([entry for entry in done.output if entry[0] in lines], goal, size)
+            self._remember(goal)
+        return True
+
+    def _named(self, upload: Upload) -> Sequence[str]:
+        """The commands for one file: under a name of its own first; `rename -l` is the rename that replaces nothing."""
         goal = self._place(upload.path)
         temporary = f"{goal.rpartition('/')[0]}/{TEMPORARY}{secrets.token_hex(8)}"
+        return [
+            *self._directories(goal),
+            f"put -f {word(upload.file)} {temporary}",
+            f"ls -ln {temporary}",
+            f"rename -l {temporary} {goal}",
+            f"ls -ln {goal}",
+        ]
+
+    def _put(self, upload: Upload) -> None:
+        goal = self._place(upload.path)
         size = upload.file.stat().st_size
-        lines = [*self._directories(goal), f"put -f {word(upload.file)} {temporary}", f"ls -ln {temporary}"]
-        lines += [f"rename -l {temporary} {goal}", f"ls -ln {goal}"]
+        lines = self._named(upload)
+        temporary = _temporary(lines)
         done = self.client.batch(lines, size)
         if done.returncode == 0:
             self._sized(done.output, goal, size)
@@ -185,6 +210,11 @@ class SftpStore:
         others = [line for line in done.stderr.splitlines() if line.strip() and not _GONE.search(line)]
         if done.returncode or others:
             raise StoreError(f"{self.name}: {what}: {'; '.join(others[:3]) or done.told}", stderr=done.stderr)
+
+
+def _temporary(commands: Sequence[str]) -> str:
+    """The name under which a file is put first."""
+    return commands[-2].split(" ")[2]
 
 
 def _entries(lines: Sequence[str]) -> Iterator[tuple[str, Entry]]:

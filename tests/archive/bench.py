@@ -293,7 +293,7 @@ class Bench:
         return Order(task=task, shelf=shelf, facts=tuple(facts), config=config, zfs_version="zfs-2.3.9-1")
 
     def write(self, number: int, disks: dict[str, bytes], *, parent: bool = True, raw: bool = False) -> Written:
-        return self.writer.write(self.order(number, disks, parent=parent, raw=raw), lambda stream, moved: None)
+        return self.writer.write(self.order(number, disks, parent=parent, raw=raw), lambda *told: None)
 
     def boxed(self, **changes: object) -> None:
         """The same vault with other settings of the box."""

@@ -24,6 +24,7 @@ class Sshd:
     place: Path
     options: str = ""
     config: str = ""
+    command: str = "internal-sftp"  # what every session gets; empty: what it asks for
     port: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None)
 
@@ -52,7 +53,7 @@ class Sshd:
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.place}/hostkey\n"
             f"AuthorizedKeysFile {self.place}/id.pub\nPidFile none\nStrictModes no\nUsePAM no\n"
             "PasswordAuthentication no\nPermitRootLogin prohibit-password\n"
-            f"ForceCommand internal-sftp -d {self.files} {self.options}\nSubsystem sftp internal-sftp\n{self.config}\n"
+            f"{self._forced}\nSubsystem sftp internal-sftp\n{self.config}\n"
         )
         argv = ("/usr/sbin/sshd", "-D", "-f", str(self.place / "sshd_config"), "-E", str(self.place / "log"))
         self.process = subprocess.Popen(argv, start_new_session=True)
@@ -61,6 +62,10 @@ class Sshd:
             assert self.process.poll() is None, self.log
             assert time.monotonic() < deadline, self.log
             time.sleep(0.02)
+
+    @property
+    def _forced(self) -> str:
+        return f"ForceCommand {self.command} -d {self.files} {self.options}" if self.command else ""
 
     @property
     def log(self) -> str:
@@ -98,8 +103,8 @@ class Sshd:
 
 
 @contextlib.contextmanager
-def serving(place: Path, options: str = "", config: str = "") -> Iterator[Sshd]:
-    sshd = Sshd(place, options, config)
+def serving(place: Path, options: str = "", config: str = "", *, command: str = "internal-sftp") -> Iterator[Sshd]:
+    sshd = Sshd(place, options, config, command)
     sshd.prepare()
     sshd.start()
     try:

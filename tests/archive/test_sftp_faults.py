@@ -47,7 +47,7 @@ def write(bench: Bench, number: int = 1) -> Written:
         return stop.wait(0.2)
 
     writer: Writer = replace(bench.writer, stamina=Stamina(seconds=600, pause=pause))
-    return writer.write(bench.order(number, DISKS), lambda stream, moved: None)
+    return writer.write(bench.order(number, DISKS), lambda *told: None)
 
 
 def test_everything_over_sftp(bench: Bench, sshd: Sshd) -> None:
