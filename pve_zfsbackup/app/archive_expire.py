@@ -16,7 +16,7 @@ from pve_zfsbackup.app.boxes import own_catalog
 from pve_zfsbackup.app.catalog import Catalog, Shelf
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.archive.names import OUTER, README, SCRIPT
+from pve_zfsbackup.archive.names import OUTER, README, SCRIPT, SEGMENT, TEMPORARY, segment_name
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.notebook import read_json, write_json
 from pve_zfsbackup.host.store import SAFE_PATH, Entry
@@ -102,22 +102,35 @@ def _empty(vault: Vault, generations: Set[str]) -> None:
 def collect_orphans(vault: Vault, catalog: Catalog, own: Set[str], *, now: float) -> list[str]:
     """Remove what no manifest speaks of, seven days after it was first seen; returns what was removed.
 
-    Only in directories without an outer manifest: one that is there and not genuine is for a person to look at.
+    Whole directories without an outer manifest (one that is there and not genuine is for a person to look at), and
+    beside a point what an attempt brought that was killed before it knew: segments under another name, cut uploads.
     """
     path = vault.state / ORPHANS
     seen = _since(path)
     found = {place for place, files in catalog.strays.items() if place not in own and OUTER not in files}
     bare = {place for place, files in catalog.generations.items() if not any(e.directory for e in files.values())}
-    since = {place: min(seen.get(place, now), now) for place in sorted(found | bare)}
+    loose = set(_loose(catalog))
+    since = {place: min(seen.get(place, now), now) for place in sorted(found | bare | loose)}
     old = [place for place, first in since.items() if now - first >= ORPHAN_SECONDS]
     for place in old:
         if place in found:
             _remove(vault, place, catalog.strays[place])
         del since[place]
-    _empty(vault, {place.split("/")[1] for place in old})
+    vault.store.remove([place for place in old if place in loose])
+    _empty(vault, {place.split("/")[1] for place in old if place not in loose})
     if since != seen:
         write_json(path, since)
     return old
+
+
+def _loose(catalog: Catalog) -> Iterator[str]:
+    for shelf in catalog.shelves:
+        for content in shelf.contents if not shelf.problems else ():
+            own = {segment_name(segment.number, segment.sha256) for segment in content.signed.outer.segments}
+            names = (name for name, entry in content.files.items() if not entry.directory and name not in own)
+            yield from (f"{content.path}/{name}" for name in names if SEGMENT.match(name) or TEMPORARY.match(name))
+    for place, files in catalog.generations.items():
+        yield from (f"{place}/{name}" for name, entry in files.items() if TEMPORARY.match(name) and not entry.directory)
 
 
 def _since(path: Path) -> dict[str, float]:

@@ -287,6 +287,26 @@ def test_orphans_go_after_seven_days_and_not_before(boxed: Boxed) -> None:
     assert verify_box(boxed.vault, Level.HASHED, note=print).good
 
 
+def test_what_a_killed_attempt_left_beside_a_point_goes_after_seven_days(boxed: Boxed) -> None:
+    """A segment that arrived when nobody knew of it any more, and a cut upload; what the manifest names stays."""
+    boxed.run()
+    place = boxed.world.place / "mnt/root" / boxed.choose(WEB).content.path
+    before = {path.name for path in place.iterdir()}
+    left = (place / f"seg-000001-{'0' * 64}", place / f"tmp-{'a' * 16}", place.parent / f"tmp-{'b' * 16}")
+    foreign = place / "notes"
+    for path in (*left, foreign):
+        path.write_bytes(b"x")
+    boxed.run(Stage.ARCHIVE)
+    boxed.world.clock.now += 6 * 86_400
+    boxed.run(Stage.ARCHIVE)
+    assert all(path.exists() for path in left)
+    boxed.world.clock.now += 86_400
+    boxed.run(Stage.ARCHIVE)
+    assert not any(path.exists() for path in left)
+    assert {path.name for path in place.iterdir()} == {*before, "notes"}
+    assert verify_box(boxed.vault, Level.HASHED, note=print).good
+
+
 def looked(boxed: Boxed, only: str = "") -> History:
     with boxed.session() as session:
         return history(session, Scope(), only=only)
