@@ -71,6 +71,11 @@ def choose(catalog: Catalog, vmid: Vmid, point: str = "", *, older: bool = False
     _, _, shelf, content = max(found, key=lambda entry: entry[:2])
     if not older:
         require_sound(shelf)
+    return chosen(shelf, content)
+
+
+def chosen(shelf: Shelf, content: Content) -> Choice:
+    """This point with all it builds on. Raises `VerificationError` when it is not whole."""
     named = {one.signed.outer.point: one for one in shelf.contents}
     chain = tuple(named[signed.outer.point] for signed in lineage(shelf.series, content.signed.outer.point))
     if not chain:

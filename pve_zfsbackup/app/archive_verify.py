@@ -9,12 +9,16 @@ from enum import StrEnum
 from pathlib import Path
 
 from pve_zfsbackup.app.archive_read import Reader, require_inner
+from pve_zfsbackup.app.archive_received import Receiver
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.box import LEVELS, Proof, Vault
-from pve_zfsbackup.app.catalog import Catalog, Content, read_catalog
+from pve_zfsbackup.app.catalog import Catalog, Content, Shelf, read_catalog
 from pve_zfsbackup.archive.outer import Stored
 from pve_zfsbackup.errors import BackupError, ConfigError, SealError, VerificationError
-from pve_zfsbackup.host.notebook import read_json, write_json
+from pve_zfsbackup.host.notebook import changing, read_json, write_json
+from pve_zfsbackup.host.scratch import sweep
+from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.model import SOURCE, Dataset
 
 CYCLE = "cycle.json"
 
@@ -24,6 +28,7 @@ class Level(StrEnum):
     SAMPLED = "sampled"  # and a part of the segments hashed, the whole over a cycle of calls
     HASHED = "hashed"  # and all segments downloaded and hashed
     OPENED = "opened"  # and decrypted, decompressed, the plaintext hashed
+    RECEIVED = "received"  # and received by ZFS into a scratch dataset, the guids read back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +56,40 @@ class Verification:
         return not self.problems and not any(point.problems for point in self.points)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How deep, at which guests (all without), and with what. `identity` is needed to open segments; without one, inner
+    manifests are opened by this node's catalog key, if it has one. `parent` is where the scratch is made."""
+
+    level: Level
+    identity: Path | None = None
+    parts: int = 20
+    guests: frozenset[int] = frozenset()
+    parent: Dataset | None = None
+
+    def require(self) -> None:
+        """Raise `ConfigError` when something is missing."""
+        if self.level in (Level.OPENED, Level.RECEIVED) and self.identity is None:
+            raise ConfigError(["to open segments, the identity from the safe is needed"], hint="give it by --identity")
+        if self.level is Level.RECEIVED and self.parent is None:
+            raise ConfigError(["to receive, a dataset is needed for the scratch"], hint="name one by --scratch")
+
+    def at(self, content: Content) -> bool:
+        archived = content.archived
+        return not self.guests or bool(archived and archived.vmid in self.guests)
+
+
 def verify_box(
     vault: Vault, level: Level, *, identity: Path | None = None, parts: int = 20, note: Callable[[str], None]
 ) -> Verification:
-    """Check everything every node wrote there. Raises what keeps it from being read; what is wrong is told, by name.
+    """Check everything every node wrote there, without receiving it."""
+    return look_at(vault, Look(level=level, identity=identity, parts=parts), note=note)
 
-    `identity` is needed to open segments; without one, inner manifests are opened by this node's catalog key, if
-    it has one.
-    """
-    if level is Level.OPENED and identity is None:
-        raise ConfigError(["to open segments, the identity from the safe is needed"], hint="give it by --identity")
+
+def look_at(vault: Vault, look: Look, *, note: Callable[[str], None]) -> Verification:
+    """Check what every node wrote there. Raises what keeps it from being read; what is wrong is told, by name."""
+    look.require()
+    level, identity, parts = look.level, look.identity, look.parts
     key = identity or (vault.box.catalog_key_file if vault.box.catalog_key_file.exists() else None)
     catalog = read_catalog(vault, identity=key)
     turn = _turn(vault, parts) if level is Level.SAMPLED else 0
@@ -70,9 +99,9 @@ def verify_box(
     with vault.scratch() as spool:
         reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
         for shelf in catalog.shelves:
-            for content in shelf.contents:
+            wanted = [content for content in shelf.contents if look.at(content)]
+            for checked, content in _each(reader, shelf, wanted, look, turn):
                 note(content.path)
-                checked = _point(reader, content, level, (identity, lambda s: _due(s, turn, parts)))
                 points.append(checked)
                 if checked.problems:
                     bad.add(content.signed.outer.point)
@@ -90,6 +119,33 @@ def verify_box(
         problems=(*catalog.problems, *series),
         part=f"{turn + 1} of {parts}" if level is Level.SAMPLED else "",
     )
+
+
+def _each(
+    reader: Reader, shelf: Shelf, wanted: Sequence[Content], look: Look, turn: int
+) -> Iterator[tuple[Verified, Content]]:
+    if look.level is not Level.RECEIVED or look.identity is None or look.parent is None:
+        for content in wanted:
+            yield _point(reader, content, look.level, (look.identity, lambda s: _due(s, turn, look.parts))), content
+        return
+    host = Host(name=SOURCE, runner=reader.vault.seal.runner)
+    receiver = Receiver(reader=reader, host=host, parent=look.parent, identity=look.identity)
+    with changing(reader.vault.state.parent / "received"):  # a scratch that is there now was left by one that is gone
+        sweep(host, look.parent)
+        yield from _received(receiver, shelf, wanted)
+
+
+def _received(receiver: Receiver, shelf: Shelf, wanted: Sequence[Content]) -> Iterator[tuple[Verified, Content]]:
+    for content, problem in receiver.look(shelf, wanted):
+        outer, archived = content.signed.outer, content.archived
+        yield Verified(
+            path=content.path,
+            point=archived.point if archived else "",
+            level=Level.RECEIVED,
+            segments=0 if problem else len(outer.segments),
+            bytes=0 if problem else outer.size,
+            problems=tuple(dict.fromkeys((*content.problems, *([problem] if problem else ())))),
+        ), content
 
 
 def _turn(vault: Vault, parts: int) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pve_zfsbackup import terminal
-from pve_zfsbackup.app.archive_verify import Level, Verification, verify_box
+from pve_zfsbackup.app.archive_verify import Level, Look, Verification, look_at
 from pve_zfsbackup.app.box import Vault, open_box
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.app.setup_box import BoxSetup, try_out
@@ -20,6 +21,7 @@ from pve_zfsbackup.config import load_config
 from pve_zfsbackup.errors import ConfigError, ExitCode
 from pve_zfsbackup.host.programs import ProcessPrograms
 from pve_zfsbackup.host.runner import ProcessRunner
+from pve_zfsbackup.model import Dataset
 from pve_zfsbackup.report.archive import verification_json, verified_table
 from pve_zfsbackup.report.setup import actions_json, actions_table
 
@@ -40,18 +42,28 @@ def archive(**options: Any) -> int:
 @click.option(
     "--level", type=click.Choice([level.value for level in Level]), default=Level.LISTED.value, show_default=True,
     help="listed: signatures, chain, sizes; sampled: and a part of the segments hashed; hashed: all of them; "
-    "opened: all decrypted and hashed, which needs --identity.",
+    "opened: all decrypted and hashed, which needs --identity; received: all received into a scratch dataset, which "
+    "needs --scratch as well.",
 )  # fmt: skip
 @click.option("--identity", type=IDENTITY, help="File with the age identity from the safe.")
 @click.option("--parts", type=click.IntRange(1, 1000), default=20, show_default=True, help="Samples that make a cycle.")
+@click.option("--guest", "guests", type=click.IntRange(100, 999_999_999), multiple=True, help="Only this guest.")
+@click.option("--scratch", metavar="DATASET", help="Below which the scratch is made, and destroyed again.")
 @common
 def verify_archive(
-    box: str, level: str, identity: Path | None, parts: int, config_path: Path, as_json: bool, verbose: bool
-) -> int:
+    box: str, level: str, identity: Path | None, parts: int, guests: Sequence[int], scratch: str | None,
+    config_path: Path, as_json: bool, verbose: bool,
+) -> int:  # fmt: skip
     """Check everything in a storage box, and name what is wrong."""
     vault = vault_of(config_path, box)
-    found = verify_box(vault, Level(level), identity=identity, parts=parts, note=noting(verbose))
-    return show_verification(found, as_json=as_json)
+    look = Look(
+        level=Level(level),
+        identity=identity,
+        parts=parts,
+        guests=frozenset(guests),
+        parent=Dataset(scratch) if scratch else None,
+    )
+    return show_verification(look_at(vault, look, note=noting(verbose)), as_json=as_json)
 
 
 @setup.command("box")
