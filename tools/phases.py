@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 REPORTS = PROJECT / "build" / "reports"
 VENV = Path(os.environ.get("PZB_VENV") or "build/venv")
 PYTHON = str((PROJECT / VENV) / "bin" / "python")
-TOOLS = ("age", "openssh-client", "openssh-server", "procps", "zstd")  # unit tests run the real ones
+TOOLS = ("age", "openssh-client", "openssh-server", "procps", "rclone", "zstd")  # unit tests run the real ones
 GRACE = 60.0  # seconds for pytest to end its fixtures (virtual machines) after an interrupt
 
 

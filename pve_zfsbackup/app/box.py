@@ -22,6 +22,7 @@ from pve_zfsbackup.host.seal import Seal
 from pve_zfsbackup.host.sftp import Server, Sftp
 from pve_zfsbackup.host.store import Store
 from pve_zfsbackup.host.store_dir import DirectoryStore
+from pve_zfsbackup.host.store_rclone import RcloneStore
 from pve_zfsbackup.host.store_sftp import SftpStore
 from pve_zfsbackup.model import rate_at
 
@@ -141,7 +142,8 @@ def require_keys(vault: Vault) -> None:
     box = vault.box
     needed = (
         box.recipients_file, box.catalog_key_file, box.signing_key_file, public_key(box), box.signers_file,
-        *(() if box.directory else (box.identity_file, box.known_hosts_file)),
+        *((box.rclone_config_file,) if box.remote else ()),
+        *(() if box.directory or box.remote else (box.identity_file, box.known_hosts_file)),
     )  # fmt: skip
     missing = [str(path) for path in needed if not path.exists()]
     if missing:
@@ -154,6 +156,14 @@ def require_keys(vault: Vault) -> None:
 def _store(box: Box, programs: Programs, zone: tzinfo | None) -> Store:
     if box.directory is not None:
         return DirectoryStore(name=box.name, root=box.directory / box.path, mount=box.directory)
+
+    def rate() -> int:
+        return rate_at(box.rate_schedule, box.rate, datetime.now(zone).astimezone(zone)) // box.connections
+
+    if box.remote:
+        return RcloneStore(
+            name=box.name, remote=box.remote, config=box.rclone_config_file, programs=programs, rate=rate
+        )
     server = Server(
         host=box.host,
         user=box.user,
@@ -163,10 +173,6 @@ def _store(box: Box, programs: Programs, zone: tzinfo | None) -> Store:
         known_hosts=box.known_hosts_file,
         connect_timeout=int(box.connect_timeout),
     )
-
-    def rate() -> int:
-        return rate_at(box.rate_schedule, box.rate, datetime.now(zone).astimezone(zone)) // box.connections
-
     return SftpStore(client=Sftp(name=box.name, programs=programs, server=server, rate=rate))
 
 

@@ -49,7 +49,7 @@ class BoxSetup:
         else:
             self._done(box.signing_key_file, "right", "signs manifests")
         self._signers()
-        if box.directory is None and not box.identity_file.exists():
+        if box.directory is None and not box.remote and not box.identity_file.exists():
             self.seal.new_signing_key(box.identity_file, "pve-zfsbackup")
             self._done(box.identity_file, "created", f"add {box.identity_file}.pub to the account's keys on the box")
 
@@ -81,7 +81,7 @@ class BoxSetup:
     def host_key(self) -> None:
         """Pin the server's key: the one whose fingerprint was given, nothing else. Raises `ConfigError` without."""
         box = self.box
-        if box.directory is not None:
+        if box.directory is not None or box.remote:
             return
         hosts = KnownHosts(runner=self.seal.runner, file=box.known_hosts_file, host=box.host, port=box.port)
         if self.accepted and not FINGERPRINT.match(self.accepted):
@@ -131,7 +131,9 @@ def escrow(vault: Vault) -> Iterator[str]:
     box = vault.box
     yield f"Box {box.name} of pve-zfsbackup: what a restore needs when this node is gone"
     yield ""
-    place = str(box.directory / box.path) if box.directory else f"sftp://{box.user}@{box.host}:{box.port}/{box.path}"
+    place = f"sftp://{box.user}@{box.host}:{box.port}/{box.path}"
+    if box.directory or box.remote:
+        place = str(box.directory / box.path) if box.directory else f"rclone {box.remote}"
     yield f"Where it is:            {place}"
     yield "How to get in:          the provider's account, or this node's ssh key"
     yield f"The age identities of:  {', '.join(_lines(box.recipients_file))}"

@@ -19,7 +19,8 @@ class Box:
 
     name: str = ""  # its key under `boxes`
     host: str = option(
-        "Name or address of the SFTP server; or an absolute path: a directory of this node, such as a mounted share.",
+        "Name or address of the SFTP server; or an absolute path: a directory of this node, such as a mounted share; "
+        "or rclone:REMOTE:PATH, a remote of rclone's configuration (S3 and the like).",
         kinds.PLACE,
         example="box.example.org",
     )
@@ -57,10 +58,15 @@ class Box:
         kinds.PATH,
         default=Path("/etc/pve-zfsbackup/archive.signers"),
     )
+    rclone_config_file: Path = option(
+        "Configuration of rclone: its remotes and their secrets, readable by root only. For boxes reached by rclone.",
+        kinds.SECRET_PATH,
+        default=Path("/etc/pve-zfsbackup/rclone.conf"),
+    )
     connections: int = option("How many connections are used at the same time.", kinds.whole(1, 4), default=2)
     connect_timeout: float = option("How long to wait for the connection.", kinds.seconds(1, 300), default=15.0)
     rate: int = option(
-        "Most bytes per second of all connections together (SFTP only).",
+        "Most bytes per second of all connections together (not for a directory).",
         kinds.RATE,
         default=0,
         example="20M",
@@ -114,3 +120,11 @@ class Box:
     def directory(self) -> Path | None:
         """The directory of this node, where it is one."""
         return Path(self.host) if self.host.startswith("/") else None
+
+    @property
+    def remote(self) -> str:
+        """The remote of rclone, with the directory in it; empty where it is none."""
+        kind, _, remote = self.host.partition("rclone:")
+        if kind or not remote:
+            return ""
+        return f"{remote}{'' if remote.endswith((':', '/')) else '/'}{self.path}"

@@ -37,6 +37,7 @@ RESERVED_TARGETS: Final = (SOURCE, "local")
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
 _IPV6: Final = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\Z")
+_REMOTE: Final = re.compile(r"rclone::?[A-Za-z0-9][A-Za-z0-9._-]*:[A-Za-z0-9._/-]*\Z")
 _USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}\Z")
 _NODE: Final = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\Z")  # pve-facts §b
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9_.:][A-Za-z0-9_.:-]*\Z")
@@ -123,6 +124,10 @@ def choice(values: type[EnumT], aliases: dict[str, EnumT]) -> Kind:
 
 
 def _place(text: str) -> str:
+    if text.startswith("rclone:"):
+        if not _REMOTE.match(text):
+            raise ValueError("expected rclone:REMOTE: or rclone:REMOTE:PATH, of a-z, A-Z, 0-9, '.', '_' and '-'")
+        return text
     return str(_path(text)) if text.startswith("/") else _host(text)
 
 
@@ -236,7 +241,7 @@ WORD: Final = Kind(expects="one line of text", parse=_word)
 NAME: Final = _matching(_NAME, "a name of a-z, 0-9 and -, starting with a letter, at most 32 characters")
 TARGET_NAME: Final = Kind(expects=NAME.expects, parse=_target_name)
 HOST: Final = Kind(expects="a host name or address", parse=_host)
-PLACE: Final = Kind(expects="a host name or address, or an absolute path", parse=_place)
+PLACE: Final = Kind(expects="a host name or address, an absolute path, or rclone:REMOTE:PATH", parse=_place)
 USER: Final = _matching(_USER, "a user name")
 MAIL: Final = _matching(
     re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}(?:@[A-Za-z0-9][A-Za-z0-9.-]{0,250})?\Z"), "a mail address"

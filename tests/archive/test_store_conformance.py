@@ -19,8 +19,10 @@ from pve_zfsbackup.errors import (
     StoreError,
     StoreFullError,
 )
+from pve_zfsbackup.host.programs import ProcessPrograms
 from pve_zfsbackup.host.store import Entry, Store, Upload
 from pve_zfsbackup.host.store_dir import DirectoryStore
+from pve_zfsbackup.host.store_rclone import RcloneStore
 from tests.archive.sshd import Sshd, serving
 
 pytestmark = [pytest.mark.processes, pytest.mark.loopback]
@@ -62,7 +64,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
         yield server
 
 
-@pytest.fixture(params=["directory", *SERVERS])
+@pytest.fixture(params=["directory", "rclone", *SERVERS])
 def case(request: pytest.FixtureRequest, tmp_path: Path, servers: Callable[[str], Sshd]) -> Case:
     local = tmp_path / 'my "spool" *[x]'
     local.mkdir()
@@ -70,6 +72,12 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, servers: Callable[[str]
         mount = tmp_path / "mnt"
         mount.mkdir()
         return Case(DirectoryStore(name="box1", root=mount / "deep/root", mount=mount), mount / "deep/root", local)
+    if request.param == "rclone":
+        root = tmp_path / "remote/deep"
+        config = tmp_path / "rclone.conf"
+        config.write_text("")
+        remote = f":local:{root}"
+        return Case(RcloneStore(name="box1", remote=remote, config=config, programs=ProcessPrograms()), root, local)
     sshd = servers(request.param)
     path = f"deep/{secrets.token_hex(8)}"
     return Case(sshd.store(path), sshd.files / path, local)
