@@ -75,9 +75,14 @@ def trust(source: Host, target: Host, user: str = "root") -> None:
 
     By hand: ssh-keygen, ssh-copy-id, ssh-keyscan. Repeating it changes nothing.
     """
-    paths = {"root": "/root/.ssh/authorized_keys", "box": "/etc/ssh/authorized_keys.d/box"}
-    target.script(_AUTHORIZE, paths[user], public_key(source))
+    authorize(target, public_key(source), user)
     know(source, target)
+
+
+def authorize(target: Host, key: str, user: str = "root") -> None:
+    """Let whoever has this key log in on `target` as root, or as `box` by SFTP."""
+    paths = {"root": "/root/.ssh/authorized_keys", "box": "/etc/ssh/authorized_keys.d/box"}
+    target.script(_AUTHORIZE, paths[user], key)
 
 
 def know(source: Host, target: Host) -> None:

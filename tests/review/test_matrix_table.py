@@ -13,6 +13,7 @@ from tests.lab.matrix import (
     criteria,
     cycles,
     history,
+    rows_archive,
     rows_link,
     rows_process,
     rows_source,
@@ -129,7 +130,10 @@ def test_every_row_that_was_asked_for_is_there() -> None:
     assert {int(row.number.rstrip("ab")) for row in REGISTRY.rows.values()} >= ASKED_FOR - {23}
 
 
-@pytest.mark.parametrize("module", [rows_process, rows_link, rows_target, rows_source], ids=lambda m: m.__name__)
+MODULES = [rows_process, rows_link, rows_target, rows_source, rows_archive]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_every_row_returns_what_it_saw_and_has_something_to_lose(module: object) -> None:
     tree = ast.parse(Path(str(module.__file__)).read_text())  # type: ignore[attr-defined]
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]

@@ -164,6 +164,7 @@ class Context:
     root: str = ""
     target_pool: str = "tank"
     keep: str = "{}"  # the policy on both sides: everything
+    stages: tuple[str, ...] = STAGES  # of a run that names none
     guests: list[Guest] = field(default_factory=list)
     ledger: dict[str, Published] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)  # points or dataset guids that a row took away itself
@@ -249,7 +250,7 @@ class Context:
     def watched(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
         """How the product is started: with a secret in its environment, and its process id told (fork.py)."""
         fork = ("python3", "-IS", f"{inject.LIBRARY}/fork.py")
-        return (*fork, *(arguments or ("run", *STAGES)), "--json", "--config", self.config)
+        return (*fork, *(arguments or ("run", *self.stages)), "--json", "--config", self.config)
 
     def run(self, *arguments: str, timeout: float = 300) -> Done:
         """`pve-zfsbackup run` of snapshot and replicate, or another command, to its end."""

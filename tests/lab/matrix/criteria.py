@@ -120,6 +120,9 @@ def _nothing_left(ctx: Context, source: State, target: State, *, final: bool) ->
             say("n5", f"target: {entry.name} has clones {clones}")
     if final:
         _holds(ctx, source, target)
+        text = 'find "$1/state/boxes" -path "*/pending/*.jsonl" 2> /dev/null || :'
+        for ledger in ctx.pve1.script(text, ctx.directory).lines:
+            say("n5", f"an archive is still under way: {ledger}")
         for dataset in state.below(target, ctx.root):
             if dataset.token:
                 say("n5", f"{dataset.name} still has a partial receive")
@@ -164,7 +167,7 @@ def _processes(ctx: Context) -> list[str]:
     [ -z "$left" ] || echo "still running: $left"
     for lock in "$1"/*.lock; do [ ! -e "$lock" ] || flock -n "$lock" true || echo "locked: $lock"; done
     find "$1" -type s -exec echo 'socket left: {}' \;
-    [ ! -d "$1/state" ] || find "$1/state" -type f -exec echo 'left: {}' \;
+    [ ! -d "$1/state" ] || find "$1/state" -type f ! -path '*/boxes/*' -exec echo 'left: {}' \;
     systemctl list-units --all --no-legend 'pve-zfsbackup-thaw-*' | sed 's/^/timer: /'
     find /tmp /var/tmp -mindepth 1 -maxdepth 1 -newer "$2" \( -name 'tmp*' -o -name '*pzb*' -o -name '*zfsbackup*' \) |
       sed 's/^/left: /'
