@@ -9,7 +9,7 @@ PHASES := $(PYTHON) tools/phases.py
 IN_VENV := $(abspath $(PZB_VENV))/bin/python
 
 # tests/package runs the unit tests with the libraries of both releases: the build need not as well.
-test test-package test-lab lab demo bench: export DEB_BUILD_OPTIONS ?= nocheck
+test test-package test-lab test-long lab demo bench: export DEB_BUILD_OPTIONS ?= nocheck
 
 .PHONY: help deb test check test-package test-report test-lab lab matrix demo bench setup clean distclean
 
@@ -33,6 +33,9 @@ test-lab: ## the tests on real ZFS
 
 test-report: ## the report in a real browser (installs chromium); pictures in build/reports
 	@$(PHASES) set-up chromium report
+
+test-long: ## what takes too long for `make test`: archives to the end and back on real ZFS
+	@$(PHASES) set-up deb long
 
 setup: ## only the set-up: the virtual environment of the tests
 	@$(PYTHON) tools/venv.py $(PZB_VENV)

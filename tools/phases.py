@@ -62,7 +62,8 @@ PHASES = {
         tests("report", "-v", "tests/browser", limit=600.0),
         Phase("deb", (("tools/build-deb",),), 900.0),
         tests("package", "-v", "tests/package", limit=900.0),
-        tests("lab", "-v", "tests/lab", limit=3600.0),
+        tests("lab", "-v", "-m", "not long", "tests/lab", limit=3600.0),
+        tests("long", "-v", "-m", "long", "tests/lab", limit=7200.0),
     )
 }
 

@@ -47,7 +47,7 @@ class Drill:
                     if area.kind == PV:
                         physical[area.device] = key
                     yield key, area
-        with self._telling(" ".join(sorted(set(physical.values()))), "", PV):
+        with self._telling(" ".join(sorted(set(physical.values()))), "", "LVM"):
             yield from self._volumes(physical)
 
     def _disk(self, key: str, clone: Clone) -> list[Area]:

@@ -150,7 +150,7 @@ def wreck_lvm(disks: Disks) -> None:
         (wreck_fsck, "scsi0 partition 2: ext4: e2fsck: Inode 2 has illegal blocks.  Clear? no"),
         (wreck_mount, "cannot be mounted as ext4: mount: mount: "),
         (wreck_table, "scsi0: neither a file system nor anything else is recognised there"),
-        (wreck_lvm, "scsi1: LVM2_member: LVM finds no volume group on"),
+        (wreck_lvm, "scsi1: LVM: LVM finds no volume group on"),
     ],
 )
 def test_what_is_wrong_is_found_and_no_other_guest_suffers(
@@ -182,7 +182,7 @@ def test_without_checking_programs_it_is_said_and_the_rest_is_done(disks: Disks,
     web = one(call(str(WEB)), WEB).judgement
     assert web.level is Level.FILES
     assert "scsi0 partition 2: ext4: not checked: e2fsck: not installed" in web.notes
-    assert "scsi1: LVM2_member: pvs: not installed" in web.notes
+    assert "scsi1: LVM: pvs: not installed" in web.notes
 
 
 def test_a_raw_disk_is_expected_only_where_it_was_said(world: World, disks: Disks, call: Call) -> None:

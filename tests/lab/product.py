@@ -70,7 +70,7 @@ for snapshot; do
     sum=$(tar --sort=name --numeric-owner --xattrs --acls -C /mnt/lab-hash -cf - . | $tool)
   fi
   for i in $(seq 100); do zfs destroy "$clone" 2> /dev/null && break; sleep 0.2; done
-  ! zfs list "$clone" > /dev/null 2>&1
+  if zfs list "$clone" > /dev/null 2>&1; then exit 1; fi
   echo "${sum%% *} $snapshot"
 done
 """

@@ -23,6 +23,8 @@ from tests.lab.matrix import guests
 from tests.lab.product import Product, hashes
 from tests.lab.pve.make_guests import MARKER
 
+pytestmark = pytest.mark.long
+
 VMID = 940
 CONFIG = "/root/archive/config.yaml"
 PLACE = "/root/archive"

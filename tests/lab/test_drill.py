@@ -63,11 +63,12 @@ for map in $(dmsetup ls | grep -o '^labvg-[a-z]*' || true); do dmsetup remove "$
 for i in $(seq 50); do ! zfs list "$1" > /dev/null 2>&1 || zfs destroy -r "$1" && break; sleep 0.2; done
 """
 LEFT = r"""
-! grep -E 'pve-zfsbackup(-drill|/drill)' /proc/mounts
-! dmsetup ls | grep pve-zfsbackup-drill
-! zfs list -H -o name -t filesystem,volume | grep pve-zfsbackup-drill
-! losetup -a | grep .
-test "$(vgs --noheadings -o lv_active labvg 2> /dev/null | grep -c active)" = 0
+gone() { if eval "$1" >&2; then echo "left: $1" >&2; exit 1; fi; }
+gone "grep -E 'pve-zfsbackup(-drill|/drill)' /proc/mounts"
+gone "dmsetup ls | grep pve-zfsbackup-drill"
+gone "zfs list -H -o name -t filesystem,volume | grep pve-zfsbackup-drill"
+gone "losetup -a | grep ."
+gone "vgs --noheadings -o lv_active labvg 2> /dev/null | grep -w active"
 """
 
 
