@@ -158,6 +158,8 @@ def test_a_scrub_that_is_due_is_started_here_and_told_of_a_target(world: World) 
 
 
 def test_a_scrub_is_followed_to_its_end(world: World) -> None:
+    world.source.scrubs["fast"] = SCRUBBED.format(when="Tue Nov 17 00:00:00 2026")  # nothing to wait for there
+
     def ends(ran: object) -> None:
         if getattr(ran, "argv", ())[3:4] == ("status",) and "25.00%" in world.source.scrubs.get("rpool", ""):
             world.runner.watchers.append(done)
