@@ -574,11 +574,11 @@ def test_no_configuration_is_an_error_of_configuration(today: World) -> None:
 def test_the_program_itself_with_programs_of_its_own(target: Target) -> None:
     """Not in memory: the file, run by a plain interpreter, with a scripted zfs."""
     rows = [
-        ["filesystem", ROOT, "1", "1", "1", "-", "-", "-", "-", "-", "-"],
-        ["volume", f"{ROOT}/s/vm-100-disk-0", "2", "2", "2", "-", "-", "-", "-", "-", "-"],
+        ["filesystem", ROOT, "1", "1", "1", "-", "-", "-", "-", "-", "-", "-"],
+        ["volume", f"{ROOT}/s/vm-100-disk-0", "2", "2", "2", "-", "-", "-", "-", "-", "-", "-"],
         [
             "snapshot", f"{ROOT}/s/vm-100-disk-0@pzb:20261118T110640Z-0064", "3", "3", "1795000000", "0", "-", "-",
-            "100/20261118T110640Z-0064", "scsi0=s:vm-100-disk-0#17", "17",
+            "100/20261118T110640Z-0064", "scsi0=s:vm-100-disk-0#17", "17", "-",
         ],
     ]  # fmt: skip
     target.says("zfs", "list", out="".join("\t".join(row) + "\n" for row in rows))

@@ -12,6 +12,7 @@ from pve_zfsbackup.errors import ExitCode, HostUnreachableError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Disk, Plan
 from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides
+from pve_zfsbackup.plan.unchanged import References
 from tests.fakes.pools import Ds, Mark, Pools, Snap
 from tests.fakes.reading import Reading
 from tests.fakes.runner import HERE, Fault
@@ -69,10 +70,10 @@ def test_a_bug_of_ours_in_one_stream_is_one_disks_trouble(world: World) -> None:
 def test_a_bug_of_ours_in_one_plan_is_one_guests_trouble(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     real = works.plan_replication
 
-    def plan(disk: Disk, sides: Sides, policy: ReplicationPolicy) -> Plan:
+    def plan(disk: Disk, sides: Sides, policy: ReplicationPolicy, spared: References) -> Plan:
         if disk.dataset == "rpool/data/vm-100-disk-0":
             raise ZeroDivisionError("oops")
-        return real(disk, sides, policy)
+        return real(disk, sides, policy, spared)
 
     monkeypatch.setattr(works, "plan_replication", plan)
     report = world.run()

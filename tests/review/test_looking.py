@@ -35,5 +35,5 @@ def test_the_points_of_a_guest_that_was_destroyed_are_listed(world: World) -> No
 
 def test_a_mistyped_host_is_no_empty_history(world: World) -> None:
     world.run()
-    with world.session() as session, pytest.raises(ConfigError, match="no host named bakcup1"):
+    with world.session() as session, pytest.raises(ConfigError, match="no host or box named bakcup1"):
         history(session, Scope(), only="bakcup1")
