@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "processes: starts real processes (others may not)")
-    config.addinivalue_line("markers", "long: minutes of a lab to itself: `make test-long` runs it, `make test` does not")
+    config.addinivalue_line("markers", "long: takes minutes of a lab: for `make test-long`, not for `make test`")
     config.addinivalue_line("markers", "loopback: talks to a server of its own on this machine (others may not)")
 
 
