@@ -57,11 +57,11 @@ PHASES = {
         Phase("set-up", (("tools/need", *TOOLS), (sys.executable, "tools/venv.py", str(VENV)))),
         Phase("ruff", ((PYTHON, "-m", "ruff", "check", "."),)),
         Phase("mypy", ((PYTHON, "-m", "mypy", "-p", "pve_zfsbackup"),)),
-        tests("unit", "tests", "--ignore=tests/lab", "--ignore=tests/package", "--ignore=tests/browser", limit=900.0),
+        tests("unit", "tests", "--ignore=tests/lab", "--ignore=tests/package", "--ignore=tests/browser", limit=1500.0),
         Phase("chromium", (("tools/need", "chromium", "fonts-dejavu-core"),)),
         tests("report", "-v", "tests/browser", limit=600.0),
         Phase("deb", (("tools/build-deb",),), 900.0),
-        tests("package", "-v", "tests/package", limit=900.0),
+        tests("package", "-v", "tests/package", limit=2400.0),
         tests("lab", "-v", "-m", "not long", "tests/lab", limit=3600.0),
         tests("long", "-v", "-m", "long", "tests/lab", limit=7200.0),
     )

@@ -23,11 +23,11 @@ SAME_EVERYWHERE = {  # and what meets the release's libraries and programs in it
     TESTS / "test_architecture.py": "reads source text; every module is imported by the tests of commands",
     TESTS / "plan": "pure, over every history; whole runs in tests/app plan with the release's Python",
     TESTS / "receiver/test_same.py": "pure, on thousands of random targets; test_maintain.py runs the same code",
-    TESTS / "app/test_killed.py": "a kill at every command of a simulated run; test_run.py makes such runs",
-    TESTS / "archive/test_killed.py": "a kill at every step of a removal; test_stage.py makes removals",
+    TESTS / "archive/test_tampering.py": "every flipped byte of a box; test_stage.py reads whole ones",
     TESTS / "archive/test_sftp_faults.py": "our waiting for a cut line; test_store_conformance.py has the real sshd",
 }
 FIXTURES = {"fakepve"}
+KILLS = "killed_at_every"  # in the name of a test: simulated runs, ended at each of their commands
 
 if importlib.util.find_spec("fakepve") is None:
     # Test modules import it beside much that does not need it; nobody calls it, and calling it is an error.
@@ -41,6 +41,6 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    outside = [item for item in items if FIXTURES & set(getattr(item, "fixturenames", ()))]
+    outside = [item for item in items if KILLS in item.name or FIXTURES & set(getattr(item, "fixturenames", ()))]
     config.hook.pytest_deselected(items=outside)
     items[:] = [item for item in items if item not in outside]

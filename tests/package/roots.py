@@ -104,7 +104,7 @@ class Root:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            timeout=1200,
         )
 
     def shell(self, script: str) -> str:
