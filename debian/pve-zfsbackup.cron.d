@@ -5,7 +5,7 @@
 # configuration yet (`pve-zfsbackup setup` writes one) or where the package was removed but not purged. Where it ran
 # once (there is a journal), a configuration that is gone is trouble: /etc/pve may not be mounted.
 # A line does nothing while the timer in its place is enabled (systemctl enable --now pve-zfsbackup.timer, and
-# pve-zfsbackup-prune.timer). The sleep keeps many nodes from reaching one target in the same second.
+# pve-zfsbackup-prune.timer); the weekly one has none. The sleep keeps many nodes from reaching one target in the same second.
 SHELL=/bin/sh
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
