@@ -16,6 +16,8 @@ from tests.lab.host import Host
 from tests.lab.matrix import guests
 from tests.lab.product import ACCOUNT, Product, hashes
 
+pytestmark = pytest.mark.long
+
 ROOT = "tank/restore-lab"
 CONFIG = "/root/restore-lab.yaml"
 VM, CRYPT, CT, COPY = 310, 311, 320, 330
