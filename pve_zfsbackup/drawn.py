@@ -19,7 +19,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table as RichTable
 
 from pve_zfsbackup.events import Outcome, Progress
-from pve_zfsbackup.report import Table
+from pve_zfsbackup.report.format import Table
 
 _COLOURS = {Outcome.OK: "green", Outcome.SKIPPED: "dim", Outcome.WARNING: "yellow", Outcome.FAILED: "red"}
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pve_zfsbackup.errors import BackupError, ConfigError
 from pve_zfsbackup.events import Event, Outcome, Progress, Result
 from pve_zfsbackup.model import printable
-from pve_zfsbackup.report import Table, size
+from pve_zfsbackup.report.format import Table, size
 
 if TYPE_CHECKING:
     from pve_zfsbackup.drawn import Bars

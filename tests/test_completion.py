@@ -88,9 +88,12 @@ def test_every_place_that_means_a_guest_or_a_name_offers_it() -> None:
 
     def walk(command: click.Command, path: str) -> list[str]:
         found = [f"{path} {p.name}" for p in command.params if p.name in OFFERS and "shell_complete" not in vars(p)]
-        children = command.commands.items() if isinstance(command, click.Group) else ()
-        return found + [missing for name, child in children for missing in walk(child, f"{path} {name}")]
+        names = command.list_commands(pressed) if isinstance(command, click.Group) else ()
+        children = {name: command.get_command(pressed, name) for name in names}
+        return found + [missing for name, child in children.items() for missing in walk(child, f"{path} {name}")]
 
+    pressed = click.Context(cli, resilient_parsing=True)
+    assert len(cli.list_commands(pressed)) > 20
     assert walk(cli, "") == []
 
 

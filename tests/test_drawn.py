@@ -53,6 +53,9 @@ def test_with_json_on_standard_output_nothing_is_drawn(monkeypatch: pytest.Monke
 
 @pytest.mark.processes
 def test_a_run_without_a_terminal_does_not_import_rich() -> None:
-    code = "import sys, pve_zfsbackup.cli; print([name for name in sys.modules if name.split('.')[0] == 'rich'])"
+    code = (
+        "import sys, pve_zfsbackup.cli.work, pve_zfsbackup.cli.look\n"
+        "print([name for name in sys.modules if name.split('.')[0] == 'rich'])"
+    )
     done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True, cwd=HOME)
     assert done.stdout.strip() == "[]"

@@ -1,6 +1,6 @@
 """The command line: parse, call the application, render, exit. No decisions.
 
-Each module here registers its commands with the group `cli`.
+Each module here registers its commands with the group `cli`, which imports it when one of them is called.
 """
 
 from __future__ import annotations
@@ -15,48 +15,10 @@ from typing import NoReturn
 import click
 
 from pve_zfsbackup import terminal
-from pve_zfsbackup.cli import (
-    archive,
-    foreign,
-    hooks,
-    keys,
-    look,
-    overview,
-    prepare,
-    prepare_target,
-    restore,
-    roles,
-    simulate,
-    verify,
-    watch,
-    why,
-    work,
-)
-from pve_zfsbackup.cli.completion import complete
-from pve_zfsbackup.cli.options import cli
+from pve_zfsbackup.cli.commands import cli
 from pve_zfsbackup.errors import BackupError, ExitCode
 
-__all__ = [
-    "archive",
-    "cli",
-    "foreign",
-    "hooks",
-    "keys",
-    "look",
-    "main",
-    "overview",
-    "prepare",
-    "prepare_target",
-    "restore",
-    "roles",
-    "simulate",
-    "verify",
-    "watch",
-    "why",
-    "work",
-]
-
-complete(cli)
+__all__ = ["cli", "main"]
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:

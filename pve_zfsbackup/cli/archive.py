@@ -13,7 +13,8 @@ from pve_zfsbackup.app.archive_verify import Level, Look, Verification, look_at
 from pve_zfsbackup.app.box import Vault, open_box
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.app.setup_box import BoxSetup, try_out
-from pve_zfsbackup.cli.options import cli, common, scoped
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import common, scoped
 from pve_zfsbackup.cli.prepare import setup
 from pve_zfsbackup.cli.verify import verify
 from pve_zfsbackup.cli.work import do_stages

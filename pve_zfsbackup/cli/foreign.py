@@ -8,7 +8,8 @@ import click
 
 from pve_zfsbackup import terminal
 from pve_zfsbackup.app.import_sanoid import import_sanoid
-from pve_zfsbackup.cli.options import CONFIG, cli, session_without_config
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import CONFIG, session_without_config
 from pve_zfsbackup.errors import ExitCode
 
 

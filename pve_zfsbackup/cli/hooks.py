@@ -7,14 +7,16 @@ from pathlib import Path
 
 import click
 
-from pve_zfsbackup import report, terminal
+from pve_zfsbackup import terminal
 from pve_zfsbackup.app.proxmox_hooks import GUEST_PHASES, VZDUMP_PHASES, Answer, guest_hook, vzdump_hook
 from pve_zfsbackup.app.thaw import thaw as thaw_guests
 from pve_zfsbackup.app.unblock import unblock
-from pve_zfsbackup.cli.options import CONFIG, cli, common, session_of
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import CONFIG, common, session_of
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid, printable
+from pve_zfsbackup.report.unblock import unblock_json, unblock_lines
 
 VMID = click.IntRange(100, 999_999_999)
 _config = click.option("--config", "config_path", type=click.Path(path_type=Path), default=CONFIG, show_default=True)
@@ -54,9 +56,9 @@ def unblock_rollback(
     with session_of(config_path) as session:
         shown = unblock(session, Vmid(vmid), snapname, dry_run=dry_run)
     if as_json:
-        terminal.print_json(report.unblock_json(shown))
+        terminal.print_json(unblock_json(shown))
     else:
-        for line in report.unblock_lines(shown):
+        for line in unblock_lines(shown):
             terminal.say(printable(line))
     return ExitCode.FAILED if shown.plan.conflicts else ExitCode.OK
 

@@ -8,19 +8,21 @@ from pathlib import Path
 
 import click
 
-from pve_zfsbackup import report, terminal
+from pve_zfsbackup import terminal
 from pve_zfsbackup.app.archive_verify import Verification
 from pve_zfsbackup.app.archive_verify import drill as drill_box
 from pve_zfsbackup.app.keys import Keyring, failed
 from pve_zfsbackup.app.setup_box import escrow as escrow_box
 from pve_zfsbackup.cli.archive import IDENTITY, noting, show_verification, vault_of
-from pve_zfsbackup.cli.options import chosen, cli, common, session_of
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import chosen, common, session_of
 from pve_zfsbackup.config import load_config
 from pve_zfsbackup.errors import ConfigError, ExitCode
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.host.runner import ProcessRunner
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Dataset
+from pve_zfsbackup.report.setup import actions_json, actions_table
 
 KEY_FILE = click.Path(path_type=Path, dir_okay=False, resolve_path=True)
 
@@ -45,9 +47,9 @@ def key_create(
     given = _given(dataset, passphrase, key_file)
     actions = list(_keyring().create(Dataset(dataset), given))
     if as_json:
-        terminal.print_json(report.actions_json(actions))
+        terminal.print_json(actions_json(actions))
     else:
-        terminal.print_table(report.actions_table(actions, commands=False))
+        terminal.print_table(actions_table(actions, commands=False))
         terminal.note(f"put its key into the safe: pve-zfsbackup key escrow {dataset}")
         terminal.note("after a boot it opens by itself only if a unit loads its key: man pve-zfsbackup-key-create")
     return ExitCode.OK
@@ -69,9 +71,9 @@ def key_test(
         raise click.UsageError("name the datasets that --key-file should open")
     actions = list(_keyring().test(names, key_file, _asked))
     if as_json:
-        terminal.print_json(report.actions_json(actions))
+        terminal.print_json(actions_json(actions))
     else:
-        terminal.print_table(report.actions_table(actions, commands=False))
+        terminal.print_table(actions_table(actions, commands=False))
         if not actions:
             terminal.note("no dataset here is encrypted")
     some, all_of_them = failed(actions, names)
@@ -98,9 +100,9 @@ def key_change(
             given = _given(dataset, passphrase, key_file)
             actions, notes = keyring.change(Dataset(dataset), given, _asked, tuple(config.targets), tuple(config.boxes))
     if as_json:
-        terminal.print_json({**report.actions_json(actions), "notes": list(notes)})
+        terminal.print_json({**actions_json(actions), "notes": list(notes)})
     else:
-        terminal.print_table(report.actions_table(actions, commands=False))
+        terminal.print_table(actions_table(actions, commands=False))
         for text in notes:
             terminal.note(text)
     return ExitCode.OK

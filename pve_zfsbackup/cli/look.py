@@ -9,15 +9,19 @@ from pathlib import Path
 
 import click
 
-from pve_zfsbackup import report, terminal
+from pve_zfsbackup import terminal
 from pve_zfsbackup.app.audit import audit
 from pve_zfsbackup.app.cost import history_costs
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.history import between, history
 from pve_zfsbackup.app.history import discover as find_all
-from pve_zfsbackup.cli.options import cli, common, scoped, session_of, tell_errors, tell_notes
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import common, scoped, session_of, tell_errors, tell_notes
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.model import Selector
+from pve_zfsbackup.report.audit import audit_json, audit_table
+from pve_zfsbackup.report.coverage import discovery_json, discovery_table
+from pve_zfsbackup.report.points import points_json, points_table, status_json, status_table
 
 WHEN = click.DateTime(["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"])
 
@@ -32,9 +36,9 @@ def discover(check: bool, config_path: Path, as_json: bool, verbose: bool) -> in
     with session_of(config_path) as session:
         found = find_all(session)
     if as_json:
-        terminal.print_json(report.discovery_json(found))
+        terminal.print_json(discovery_json(found))
     else:
-        terminal.print_table(report.discovery_table(found))
+        terminal.print_table(discovery_table(found))
         tell_notes(found.notes)
     return ExitCode.OK
 
@@ -43,10 +47,10 @@ def _audited(config_path: Path, *, as_json: bool) -> int:
     with session_of(config_path) as session:
         found = audit(session)
     if as_json:
-        terminal.print_json(report.audit_json(found))
+        terminal.print_json(audit_json(found))
     else:
         if found.open:
-            terminal.print_table(report.audit_table(found))
+            terminal.print_table(audit_table(found))
         tell_notes(found.notes)
     return ExitCode.PARTIAL if found.open else ExitCode.OK
 
@@ -76,9 +80,9 @@ def list_(
         found = between(found, first or 0, math.inf if last is None else last)
         costs = history_costs(session, found) if cost else None
     if as_json:
-        terminal.print_json(report.points_json(found, costs))
+        terminal.print_json(points_json(found, costs))
     else:
-        terminal.print_table(report.points_table(found, zone, disks=disks, costs=costs or ()))
+        terminal.print_table(points_table(found, zone, disks=disks, costs=costs or ()))
         tell_errors(found.errors.values())
     return ExitCode.PARTIAL if found.errors else ExitCode.OK
 
@@ -91,9 +95,9 @@ def status(guests: Sequence[Selector], jobs: Sequence[str], config_path: Path, a
     with session_of(config_path) as session:
         found = history(session, Scope(jobs=tuple(jobs), guests=tuple(guests)))
     if as_json:
-        terminal.print_json(report.status_json(found))
+        terminal.print_json(status_json(found))
     else:
-        terminal.print_table(report.status_table(found))
+        terminal.print_table(status_table(found))
         tell_errors(found.errors.values())
         tell_notes(found.notes)
     return ExitCode.PARTIAL if found.errors else ExitCode.OK

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pve_zfsbackup import __version__, terminal
+from pve_zfsbackup import terminal
 from pve_zfsbackup.app.session import Session, open_session
 from pve_zfsbackup.config import Config, load_config
 from pve_zfsbackup.errors import BackupError
@@ -49,16 +49,6 @@ def scoped(function: F) -> F:
     guests = click.argument("guests", nargs=-1, type=SelectorType())
     jobs = click.option("--job", "jobs", multiple=True, help="Only the guests of this job. Repeatable.")
     return guests(jobs(function))
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="pve-zfsbackup")
-def cli() -> None:
-    """Guest-consistent ZFS snapshots, replication and retention for Proxmox VE.
-
-    GUESTS are vmids (100), ranges (100-199), or name:web*, tag:prod, pool:production, storage:fast.
-    Exit codes: 0 all well, 1 some guests or targets failed, 2 failed, 3 configuration or usage, 4 locked.
-    """
 
 
 def silent(_: Event) -> None:

@@ -11,7 +11,8 @@ import click
 from pve_zfsbackup import terminal
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.overview import overview
-from pve_zfsbackup.cli.options import cli, common, scoped, session_of, tell_errors
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import common, scoped, session_of, tell_errors
 from pve_zfsbackup.config.kinds import MAIL
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.host.notify import Attachment, mail

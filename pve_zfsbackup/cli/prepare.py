@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
-from pve_zfsbackup import report, terminal
+from pve_zfsbackup import terminal
 from pve_zfsbackup.app.setup_node import setup_node
-from pve_zfsbackup.cli.options import cli, common
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import common
 from pve_zfsbackup.errors import ExitCode
+from pve_zfsbackup.report.setup import actions_json, actions_table, next_steps
 
 
 @cli.group(invoke_without_command=True, subcommand_metavar="[COMMAND] [ARGS]...")
@@ -31,10 +33,10 @@ def setup(
         return ExitCode.OK
     actions = setup_node(config_path, dry_run=dry_run, remove=remove)
     if as_json:
-        terminal.print_json(report.actions_json(actions))
+        terminal.print_json(actions_json(actions))
     else:
-        terminal.print_table(report.actions_table(actions, commands=dry_run or verbose))
+        terminal.print_table(actions_table(actions, commands=dry_run or verbose))
         if not (dry_run or remove):
-            for line in report.next_steps(config_path):
+            for line in next_steps(config_path):
                 terminal.note(line)
     return ExitCode.OK

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
-from pve_zfsbackup import report, terminal
+from pve_zfsbackup import terminal
 from pve_zfsbackup.app.setup_target import Preparation, check, setup_target, target_script
 from pve_zfsbackup.app.target_choice import Asked
 from pve_zfsbackup.cli.options import common
 from pve_zfsbackup.cli.prepare import setup
 from pve_zfsbackup.errors import ExitCode
+from pve_zfsbackup.report.setup import actions_json, findings_table, script_json
 
 
 @setup.command("target")
@@ -51,15 +52,15 @@ def target(
     if as_script:
         text = target_script(preparation)
         if as_json:
-            terminal.print_json(report.script_json(text))
+            terminal.print_json(script_json(text))
         else:
             terminal.say(text.rstrip("\n"))
         return ExitCode.OK
     actions = check(preparation) if only_check else setup_target(preparation)
     if as_json:
-        terminal.print_json(report.actions_json(actions))
+        terminal.print_json(actions_json(actions))
     else:
-        terminal.print_table(report.findings_table(actions, commands=dry_run or verbose))
+        terminal.print_table(findings_table(actions, commands=dry_run or verbose))
     return ExitCode.PARTIAL if any(action.state == "failed" for action in actions) else ExitCode.OK
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from pve_zfsbackup import report, terminal
+from pve_zfsbackup import terminal
 from pve_zfsbackup.app.archive_read import Reader
 from pve_zfsbackup.app.archive_restore import Restorer, choose, write_config
 from pve_zfsbackup.app.archive_upload import Stamina
@@ -19,11 +19,13 @@ from pve_zfsbackup.app.restore import Request, Restored, carry_out, plan_of, pre
 from pve_zfsbackup.app.restore_box import boxed
 from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, roll_back, rolling_alone
 from pve_zfsbackup.cli.archive import IDENTITY, noting, vault_of
-from pve_zfsbackup.cli.options import chosen, cli, common, session_of
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import chosen, common, session_of
 from pve_zfsbackup.errors import ConfigError, ExitCode
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Dataset, Vmid, printable
 from pve_zfsbackup.report.archive import restored_json, restored_table
+from pve_zfsbackup.report.restore import restore_json, restore_lines, rollback_json, rollback_lines
 
 VMID = click.IntRange(100, 999_999_999)
 NO_VMID = 0
@@ -118,12 +120,12 @@ def restore(
             prepared = prepare(session, request)
         done = Restored(plan=prepared.plan)
         if not dry_run and not prepared.plan.conflicts:
-            _confirm(report.restore_lines(done), yes=yes, quiet=as_json)
+            _confirm(restore_lines(done), yes=yes, quiet=as_json)
             done = carry_out(session, prepared, supply, start=start)
     if as_json:
-        terminal.print_json(report.restore_json(done))
+        terminal.print_json(restore_json(done))
     else:
-        _say(report.restore_lines(done))
+        _say(restore_lines(done))
     return ExitCode.FAILED if done.plan.conflicts else ExitCode.OK
 
 
@@ -151,12 +153,12 @@ def rollback(
         plan = prepare_rollback(session, Vmid(vmid), at)
         done = RolledBack(plan=plan)
         if not dry_run and not plan.conflicts:
-            _confirm(report.rollback_lines(done), yes=yes, quiet=as_json)
+            _confirm(rollback_lines(done), yes=yes, quiet=as_json)
             done = roll_back(session, plan)
     if as_json:
-        terminal.print_json(report.rollback_json(done))
+        terminal.print_json(rollback_json(done))
     else:
-        _say(report.rollback_lines(done))
+        _say(rollback_lines(done))
     return ExitCode.FAILED if plan.conflicts else ExitCode.OK
 
 

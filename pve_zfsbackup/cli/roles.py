@@ -14,7 +14,8 @@ from pve_zfsbackup.app.failback import Given, failback
 from pve_zfsbackup.app.failback_way import prepare, source_host
 from pve_zfsbackup.app.failover import Request, ask, failover
 from pve_zfsbackup.app.restore import restoring_alone
-from pve_zfsbackup.cli.options import cli, common, session_of
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import common, session_of
 from pve_zfsbackup.cli.restore import VMID, storage_map
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.model import Vmid, printable

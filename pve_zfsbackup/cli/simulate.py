@@ -8,12 +8,14 @@ from pathlib import Path
 
 import click
 
-from pve_zfsbackup import report, terminal
+from pve_zfsbackup import terminal
 from pve_zfsbackup.app.session import timezone
 from pve_zfsbackup.app.simulate import simulate_config
-from pve_zfsbackup.cli.options import chosen, cli, common
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import chosen, common
 from pve_zfsbackup.config import load_config
 from pve_zfsbackup.errors import ExitCode
+from pve_zfsbackup.report.simulate import simulated_json, simulated_points, simulated_table
 
 
 def _now() -> datetime:
@@ -43,7 +45,7 @@ def simulate(
     seconds = round(every * 3600)
     rows = simulate_config(config, start=start, every=seconds, days=days, jobs=jobs)
     if as_json:
-        terminal.print_json(report.simulated_json(rows, seconds))
+        terminal.print_json(simulated_json(rows, seconds))
     else:
-        terminal.print_table(report.simulated_points(rows, zone) if points else report.simulated_table(rows, zone))
+        terminal.print_table(simulated_points(rows, zone) if points else simulated_table(rows, zone))
     return ExitCode.OK

@@ -15,7 +15,8 @@ from pve_zfsbackup.app.alerts import tell_results
 from pve_zfsbackup.app.drill import Ground, Rules, as_result, drill, on_node, on_target
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.run import exit_code
-from pve_zfsbackup.cli.options import chosen, cli, common, scoped, session_of, tell_notes
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import chosen, common, scoped, session_of, tell_notes
 from pve_zfsbackup.config import Config, load_config
 from pve_zfsbackup.errors import ConfigError
 from pve_zfsbackup.events import Outcome, Result

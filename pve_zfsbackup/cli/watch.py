@@ -9,16 +9,18 @@ from pathlib import Path
 
 import click
 
-from pve_zfsbackup import report, terminal
+from pve_zfsbackup import terminal
 from pve_zfsbackup.app.alerts import send_test
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health
 from pve_zfsbackup.app.measure import measure, nothing_measured
-from pve_zfsbackup.cli.options import cli, common, scoped, session_of, tell_errors
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import common, scoped, session_of, tell_errors
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode
 from pve_zfsbackup.host.private import write_output
 from pve_zfsbackup.model import Selector
 from pve_zfsbackup.model.health import Level
+from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json, unknown_line
 
 
 @cli.command()
@@ -36,15 +38,15 @@ def check(
         with session_of(config_path) as session:
             found = health(session, Scope(jobs=tuple(jobs), guests=tuple(guests)))
     except BackupError as error:
-        terminal.say(report.unknown_line(error.message, checkmk=checkmk))
+        terminal.say(unknown_line(error.message, checkmk=checkmk))
         return 0 if checkmk else int(Level.UNKNOWN)
     if as_json:
-        terminal.print_json(report.health_json(found))
+        terminal.print_json(health_json(found))
     elif checkmk:
-        terminal.say(report.checkmk_line(found))
+        terminal.say(checkmk_line(found))
         return 0  # Checkmk reads the line
     else:
-        for line in report.check_lines(found):
+        for line in check_lines(found):
             terminal.say(line)
     return int(found.level)
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
-from pve_zfsbackup import report, terminal
+from pve_zfsbackup import terminal
 from pve_zfsbackup.app.why import why_prune, why_replicate
-from pve_zfsbackup.cli.options import SelectorType, cli, common, session_of, tell_errors, tell_notes
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import SelectorType, common, session_of, tell_errors, tell_notes
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.model import Selector
+from pve_zfsbackup.report.runs import verdicts_json, verdicts_table
+from pve_zfsbackup.report.why import why_json, why_table
 
 
 @cli.group()
@@ -28,9 +31,9 @@ def why_replicate_command(guest: Selector, target: str, config_path: Path, as_js
         told = why_replicate(session, guest, target)
         zone = session.timezone
     if as_json:
-        terminal.print_json(report.why_json(told))
+        terminal.print_json(why_json(told))
     else:
-        terminal.print_table(report.why_table(told, zone))
+        terminal.print_table(why_table(told, zone))
         tell_errors(told.errors.values())
         tell_notes(told.notes)
     return ExitCode.PARTIAL if told.errors else ExitCode.OK
@@ -45,9 +48,9 @@ def why_prune_command(guest: Selector, config_path: Path, as_json: bool, verbose
         work = why_prune(session, guest)
         zone = session.timezone
     if as_json:
-        terminal.print_json(report.verdicts_json(work, {}))
+        terminal.print_json(verdicts_json(work, {}))
     else:
-        terminal.print_table(report.verdicts_table(work, zone))
+        terminal.print_table(verdicts_table(work, zone))
         for result in work.silent:
             terminal.note(terminal.result_line(result))
     return ExitCode.PARTIAL if work.silent else ExitCode.OK

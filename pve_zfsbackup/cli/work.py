@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pve_zfsbackup import report, terminal
+from pve_zfsbackup import terminal
 from pve_zfsbackup.app.alerts import alerted_run
 from pve_zfsbackup.app.gather import Scope, assign, inventory
 from pve_zfsbackup.app.preview import preview
@@ -17,9 +17,13 @@ from pve_zfsbackup.app.prune import freed, plan_all
 from pve_zfsbackup.app.run import ALL_STAGES, Stage
 from pve_zfsbackup.app.run import run as run_stages
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.cli.options import cli, common, scoped, session_of, tell_notes
+from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.options import common, scoped, session_of, tell_notes
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.model import Selector
+from pve_zfsbackup.report.format import cost
+from pve_zfsbackup.report.runs import report_json, results_table, verdicts_json, verdicts_table
+from pve_zfsbackup.report.steps import preview_json, preview_table
 
 
 @cli.command()
@@ -60,11 +64,11 @@ def prune(
         total = freed(session, work)
         zone = session.timezone
     if as_json:
-        terminal.print_json(report.verdicts_json(work, total))
+        terminal.print_json(verdicts_json(work, total))
     else:
-        terminal.print_table(report.verdicts_table(work, zone))
+        terminal.print_table(verdicts_table(work, zone))
         for host, count in sorted(total.items()):
-            terminal.say(f"{host}: {report.cost(count)} would be freed")
+            terminal.say(f"{host}: {cost(count)} would be freed")
         for result in work.silent:
             terminal.note(terminal.result_line(result))
     return ExitCode.PARTIAL if work.silent else ExitCode.OK
@@ -102,9 +106,9 @@ def do_stages(
         else:
             done = run_stages(session, scope, stages)
     if as_json:
-        terminal.print_json(report.report_json(done))
+        terminal.print_json(report_json(done))
     elif verbose or sys.stdout.isatty():
-        terminal.print_table(report.results_table(done.results))
+        terminal.print_table(results_table(done.results))
         tell_notes(done.notes)
     return done.exit_code
 
@@ -112,7 +116,7 @@ def do_stages(
 def _show_preview(session: Session, scope: Scope, stages: Sequence[Stage], *, as_json: bool) -> int:
     shown = preview(session, scope, stages)
     if as_json:
-        terminal.print_json(report.preview_json(shown))
+        terminal.print_json(preview_json(shown))
     else:
-        terminal.print_table(report.preview_table(shown))
+        terminal.print_table(preview_table(shown))
     return ExitCode.PARTIAL if shown.errors else ExitCode.OK

@@ -10,7 +10,7 @@ import pytest
 
 from pve_zfsbackup.app.audit import Audit, audit
 from pve_zfsbackup.app.run import Stage
-from pve_zfsbackup.report import audit_json, audit_table
+from pve_zfsbackup.report.audit import audit_json, audit_table
 from tests.fakes.runner import Fault
 from tests.fakes.world import CT, DB, WEB, World
 

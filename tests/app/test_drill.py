@@ -18,7 +18,7 @@ from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Dataset, parse_selector
 from pve_zfsbackup.model.health import Level as Critical
 from pve_zfsbackup.model.proof import VERIFIED, Drilled, Expected, Level, Reading
-from pve_zfsbackup.report import points_table, status_table
+from pve_zfsbackup.report.points import points_table, status_table
 from tests.fakes.disks import Content, Disks, linux
 from tests.fakes.pools import no
 from tests.fakes.runner import HERE, Fault, Killed

@@ -20,7 +20,7 @@ from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import parse_selector
 from pve_zfsbackup.model.health import Finding, Health, Level, Pool
 from pve_zfsbackup.model.room import Room
-from pve_zfsbackup.report import check_lines, checkmk_line, health_json, unknown_line
+from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json, unknown_line
 from tests.fakes.runner import Fault
 from tests.fakes.world import TARGET, WEB, World
 

@@ -21,7 +21,7 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.lock import run_lock
-from pve_zfsbackup.report import points_json, points_table, status_json
+from pve_zfsbackup.report.points import points_json, points_table, status_json
 from tests.archive.worldly import Boxed
 from tests.fakes.pools import Pools
 from tests.fakes.world import CT, DB, WEB, World

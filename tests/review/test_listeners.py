@@ -47,7 +47,7 @@ PROGRAM = """
 import sys
 from pve_zfsbackup import cli, terminal
 from pve_zfsbackup.errors import BackupError, ExitCode
-from pve_zfsbackup.report import Table
+from pve_zfsbackup.report.format import Table
 def main(**options):
     {body}
 cli.cli.main = main

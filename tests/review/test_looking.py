@@ -8,7 +8,7 @@ from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.history import history
 from pve_zfsbackup.errors import ConfigError
 from pve_zfsbackup.model import parse_selector
-from pve_zfsbackup.report import points_json
+from pve_zfsbackup.report.points import points_json
 from tests.fakes.world import DB, TARGET, WEB, World
 
 
