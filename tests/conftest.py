@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import subprocess
@@ -23,6 +24,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "processes: starts real processes (others may not)")
     config.addinivalue_line("markers", "long: takes minutes of a lab: for `make test-long`, not for `make test`")
     config.addinivalue_line("markers", "loopback: talks to a server of its own on this machine (others may not)")
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """The receiver's `main` makes it strict, in the process of the test."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(autouse=True)

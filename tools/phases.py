@@ -45,6 +45,10 @@ class Result:
         return f"{self.phase.name:<8} {said:<7} {counted:<40} {self.seconds:7.1f} s"
 
 
+ELSEWHERE = ("browser", "lab", "package")  # phases of their own
+PARALLEL = ("-n", "auto", "--dist=worksteal", f"--basetemp=/tmp/pzb-{os.getpid()}")  # short: for ssh's sockets
+
+
 def tests(name: str, *arguments: str, limit: float) -> Phase:
     report = REPORTS / f"{name}.xml"
     command = (PYTHON, "-m", "pytest", f"--junitxml={report}", "--durations=10", "--durations-min=5", *arguments)
@@ -57,7 +61,7 @@ PHASES = {
         Phase("set-up", (("tools/need", *TOOLS), (sys.executable, "tools/venv.py", str(VENV)))),
         Phase("ruff", ((PYTHON, "-m", "ruff", "check", "."),)),
         Phase("mypy", ((PYTHON, "-m", "mypy", "-p", "pve_zfsbackup"),)),
-        tests("unit", "tests", "--ignore=tests/lab", "--ignore=tests/package", "--ignore=tests/browser", limit=1500.0),
+        tests("unit", *PARALLEL, "tests", *(f"--ignore=tests/{name}" for name in ELSEWHERE), limit=1500.0),
         Phase("chromium", (("tools/need", "chromium", "fonts-dejavu-core"),)),
         tests("report", "-v", "tests/browser", limit=600.0),
         Phase("deb", (("tools/build-deb",),), 900.0),

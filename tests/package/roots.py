@@ -26,7 +26,7 @@ COMPONENTS = "main,contrib"  # zfsutils-linux is in contrib there; Proxmox has i
 ALWAYS = ("bash-completion", "ca-certificates", "logrotate", "man-db")  # looked at by the tests
 UNIT = (
     "age", "dash", "openssh-client", "openssh-server", "procps", "python3-cryptography", "python3-pytest",
-    "python3-prometheus-client", "python3-responses", "rclone", "zstd",
+    "python3-prometheus-client", "python3-pytest-xdist", "python3-responses", "rclone", "zstd",
 )  # fmt: skip
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

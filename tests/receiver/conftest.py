@@ -6,10 +6,8 @@ They stand in a directory of their own that the receiver is given by name (`Site
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +87,7 @@ class Target:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Iterator[Target]:
+def target(tmp_path: Path) -> Target:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("zfs", "zpool", "zstd", "mbuffer"):
@@ -100,9 +98,7 @@ def target(tmp_path: Path) -> Iterator[Target]:
     spool.mkdir(parents=True)
     spool.chmod(0o1733)
     assert Path(sys.executable).exists()
-    umask = os.umask(0o022)
-    yield Target(tmp_path)
-    os.umask(umask)
+    return Target(tmp_path)
 
 
 @pytest.fixture(autouse=True)
