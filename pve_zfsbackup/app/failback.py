@@ -7,16 +7,15 @@ places. Every step looks first at what is there: interrupted anywhere and repeat
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pve_zfsbackup.app.failback_way import Way, tool
+from pve_zfsbackup.app.meter import Meter
 from pve_zfsbackup.app.restore_disks import apply_props, make_places, remove_places
 from pve_zfsbackup.app.restore_receive import look
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, CommandError, VerificationError
-from pve_zfsbackup.events import Progress
 from pve_zfsbackup.host import restoring, zfs
 from pve_zfsbackup.host.guests import is_running
 from pve_zfsbackup.host.pipeline import Chain, carry
@@ -27,7 +26,6 @@ from pve_zfsbackup.model import (
     Guest,
     GuestKind,
     PointId,
-    Resume,
     Send,
     Volume,
 )
@@ -117,42 +115,15 @@ def _send(way: Way, disk: Return, name: str) -> int:
         origin=origin,
     )  # fmt: skip
     chain = Chain(streams=(step,), size=goal.refer)
-    carry(way.session.hosts[SOURCE], way.there.hosts[SOURCE], [chain], _Meter(way, disk, goal.refer))
+    receiver = way.there.hosts[SOURCE]
+    meter = Meter(way.session.emit, host=receiver.name, disk=disk.here, size=goal.refer)
+    carry(way.session.hosts[SOURCE], receiver, [chain], meter)
     if chain.error:
         raise chain.error
     after = look(way.there, disk.staging)
     if after is None or all(snapshot.guid != goal.guid for snapshot in after.snapshots):
         raise VerificationError(f"{disk.staging} on the source lacks {goal.name} (guid {goal.guid})")
     return chain.moved
-
-
-class _Meter:
-    """Progress of one disk, as events."""
-
-    def __init__(self, way: Way, disk: Return, size: int) -> None:
-        self._way, self._disk, self._size = way, disk, size
-        self._began, self._moved = time.monotonic(), 0
-
-    def begin(self, stream: Send | Resume) -> None:
-        self._emit(done=False)
-
-    def moved(self, stream: Send | Resume, count: int) -> None:
-        self._moved = count
-        self._emit(done=False)
-
-    def end(self, stream: Send | Resume) -> None:
-        self._emit(done=True)
-
-    def _emit(self, *, done: bool) -> None:
-        event = Progress(
-            host=self._way.there.hosts[SOURCE].name,
-            disk=self._disk.here,
-            moved=self._moved,
-            total=max(self._size, self._moved),
-            seconds=time.monotonic() - self._began,
-            done=done,
-        )
-        self._way.session.emit(event)
 
 
 def _home(way: Way, disk: Return) -> bool:

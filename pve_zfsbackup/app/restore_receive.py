@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pve_zfsbackup.app.meter import Meter
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, VerificationError, ZfsError
-from pve_zfsbackup.events import Progress
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.listing import decode_token, list_host
 from pve_zfsbackup.host.pipeline import Chain, carry
@@ -42,7 +42,8 @@ class Pull:
             chain = Chain(streams=(stream,), size=disk.size)
             here = self.session.hosts[SOURCE]
             there = self.session.hosts[self.origin]
-            carry(there, replace(here, link=there.link), [chain], _Meter(self.session, self.origin, disk))
+            meter = Meter(self.session.emit, host=self.session.node, disk=disk.snapshot.dataset, size=disk.size)
+            carry(there, replace(here, link=there.link), [chain], meter)
             moved += chain.moved
             if chain.error is None:
                 continue  # what is there now decides
@@ -85,33 +86,3 @@ class Pull:
 def look(session: Session, dataset: Dataset) -> Volume | None:
     """The dataset as it is now, with its snapshots; None where there is none."""
     return list_host(session.hosts[SOURCE], [dataset], depth=1, columns=SOURCE_COLUMNS).volumes.get(dataset)
-
-
-class _Meter:
-    """Progress of one disk, as events."""
-
-    def __init__(self, session: Session, origin: str, disk: DiskRestore) -> None:
-        self._session, self._origin, self._disk = session, origin, disk
-        self._began, self._moved = time.monotonic(), 0
-
-    def begin(self, stream: Send | Resume) -> None:
-        self._emit(done=False)
-
-    def moved(self, stream: Send | Resume, count: int) -> None:
-        self._moved = count
-        self._emit(done=False)
-
-    def end(self, stream: Send | Resume) -> None:
-        self._emit(done=True)
-
-    def _emit(self, *, done: bool) -> None:
-        self._session.emit(
-            Progress(
-                host=self._session.node,
-                disk=self._disk.snapshot.dataset,
-                moved=self._moved,
-                total=max(self._disk.size, self._moved),
-                seconds=time.monotonic() - self._began,
-                done=done,
-            )
-        )
