@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "processes: starts real processes (others may not)")
-    config.addinivalue_line("markers", "long: takes minutes of a lab: for `make test-long`, not for `make test`")
+    config.addinivalue_line("markers", "long: takes many minutes: for `make test-long`, not for `make test`")
     config.addinivalue_line("markers", "loopback: talks to a server of its own on this machine (others may not)")
 
 

@@ -65,9 +65,9 @@ PHASES = {
         Phase("chromium", (("tools/need", "chromium", "fonts-dejavu-core"),)),
         tests("report", "-v", "tests/browser", limit=600.0),
         Phase("deb", (("tools/build-deb",),), 900.0),
-        tests("package", "-v", "tests/package", limit=2400.0),
+        tests("package", "-v", "-m", "not long", "tests/package", limit=2400.0),
         tests("lab", "-v", "-m", "not long", "tests/lab", limit=3600.0),
-        tests("long", "-v", "-m", "long", "tests/lab", limit=7200.0),
+        tests("long", "-v", "-m", "long", "tests/package", "tests/lab", limit=7200.0),
     )
 }
 
