@@ -4,6 +4,8 @@ starts, with nothing new, would spend a tenth of its time on importing rich."""
 from __future__ import annotations
 
 import contextlib
+import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,21 +19,50 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from pve_zfsbackup.events import Outcome, Progress
-from pve_zfsbackup.report.format import Table
+from pve_zfsbackup.report.format import Table, Tone
 
 _COLOURS = {Outcome.OK: "green", Outcome.SKIPPED: "dim", Outcome.WARNING: "yellow", Outcome.FAILED: "red"}
 
 
+_TONES = {Tone.LATE: "yellow", Tone.BAD: "bold red"}
+
+
 def draw_table(table: Table) -> None:
     """On standard output, as wide as the terminal; markup in a cell stays text."""
+    Console().print(_drawn(table))
+
+
+def draw_screen(heading: str, table: Table | None, notes: Sequence[str]) -> None:
+    """The whole screen anew, written at once so that it does not flicker; cut where the screen ends, told how much."""
+    console = Console()
+    with console.capture() as captured:
+        console.print(Text(heading, style="bold"))
+        console.print()
+        if table is not None:
+            console.print(_drawn(table))
+        for note in notes:
+            console.print(Text(note))
+    lines = captured.get().splitlines()
+    room = max(console.height - 1, 2)  # the last one is the cursor's
+    if len(lines) > room:
+        lines = [*lines[: room - 1], f"… and {len(lines) - room + 1} more lines: make the window larger"]
+    with console.capture() as cleared:
+        console.clear()
+    sys.stdout.write(cleared.get() + "\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def _drawn(table: Table) -> RichTable:
     drawn = RichTable(box=None, pad_edge=False, header_style="bold")
     for column in table.columns:
         drawn.add_column(column, justify="right" if column in table.right else "left", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*(escape(cell) for cell in row))
-    Console().print(drawn)
+    for number, row in enumerate(table.rows):
+        tones = (table.tones.get((number, column)) for column in table.columns)
+        drawn.add_row(*(Text(cell, _TONES[tone] if tone else "") for cell, tone in zip(row, tones, strict=True)))
+    return drawn
 
 
 class Bars:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,16 @@ def print_table(table: Table) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     say("\n".join(line.rstrip() for line in lines))
+
+
+def redraw(heading: str, table: Table | None, notes: Sequence[str]) -> None:
+    """The screen anew. Only where a person looks."""
+    from pve_zfsbackup.drawn import draw_screen  # noqa: PLC0415 - see there
+
+    try:
+        draw_screen(printable(heading), table, [printable(text) for text in notes])
+    except BrokenPipeError:
+        raise KeyboardInterrupt("the terminal is gone") from None
 
 
 def print_error(error: BackupError) -> None:

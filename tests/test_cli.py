@@ -494,3 +494,116 @@ def test_the_clusters_configuration_serves_where_the_node_has_none(
     assert call("run", config=world.place / "none.yaml").code == 0
     after = {path: path.stat().st_mtime_ns for path in world.node.etc.rglob("*") if path.is_file()}
     assert before == after, "nothing of ours is written to /etc/pve"
+
+
+# -- a status that is looked at again and again
+
+
+@dataclass(slots=True)
+class Sessions:
+    opened: int = 0
+    closed: int = 0
+
+
+@pytest.fixture
+def sessions(world: World, monkeypatch: pytest.MonkeyPatch) -> Sessions:
+    counted, real = Sessions(), options.open_session
+
+    @contextlib.contextmanager
+    def opened(config: Config, emit: Emit) -> Iterator[Session]:
+        counted.opened += 1
+        with real(config, emit) as session:
+            yield session
+        counted.closed += 1
+
+    monkeypatch.setattr(options, "open_session", opened)
+    return counted
+
+
+class Naps:
+    """What happens while `--watch` sleeps: one after another, then Ctrl-C."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *happens: Callable[[], object]) -> None:
+        self.slept: list[float] = []
+        self._happens = list(happens)
+        monkeypatch.setattr("pve_zfsbackup.cli.look.time.sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        if not self._happens:
+            raise KeyboardInterrupt
+        self._happens.pop(0)()
+
+
+@pytest.fixture
+def watched(world: World, call: Call, monkeypatch: pytest.MonkeyPatch) -> Call:
+    def run(*words: str) -> Ended:
+        monkeypatch.setattr(terminal, "is_watched", lambda: True)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("LINES", "40")
+        return call("status", *words)
+
+    return run
+
+
+def test_a_watched_status_looks_again_until_ctrl_c(
+    world: World, watched: Call, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run()
+    files = len(os.listdir("/proc/self/fd"))
+    later = [lambda: setattr(world.clock, "now", world.clock.now + 4 * 3600)] * 5
+    naps = Naps(monkeypatch, *later)
+    done = watched("--watch=7")
+    assert (done.code, done.stderr) == (0, "")
+    assert naps.slept == [7] * 6
+    assert (sessions.opened, sessions.closed) == (6, 6), "one for each look, none left"
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert done.stdout.count("every 7 s, Ctrl-C ends") == 6
+    looks = done.stdout.split("every 7 s")
+    assert ["older than 3 h" in look for look in looks] == [False, False, *[True] * 5]
+
+
+def test_watching_goes_on_while_nothing_can_be_known(
+    world: World, watched: Call, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run()
+    naps = Naps(
+        monkeypatch,
+        lambda: setattr(world.node, "api", "ipcc_send_rec[1] failed: Connection refused"),
+        lambda: setattr(world.node, "api", "ok"),
+    )
+    done = watched("100", "--watch")
+    assert (done.code, naps.slept) == (0, [10, 10, 10])
+    told = done.stdout.split("Ctrl-C ends")
+    assert "Connection refused" in told[2]
+    assert "web" in told[3], "and well again"
+    assert "files" not in done.stdout, "only who was named"
+
+
+def test_what_keeps_a_first_look_from_knowing_ends_it(
+    world: World, watched: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Naps(monkeypatch)
+    world.node.api = "ipcc_send_rec[1] failed: Connection refused"
+    assert watched("--watch").code == 2
+    assert watched("999", "--watch").code == 2
+    world.node.api = "ok"
+    assert watched("999", "--watch").code == 3
+
+
+def test_a_signal_that_ends_programs_is_no_ctrl_c(world: World, watched: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    Naps(monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
+    done = watched("--watch")
+    assert (done.code, done.stderr.strip()) == (2, "interrupted")
+
+
+def test_watching_is_for_people_at_a_terminal(world: World, call: Call) -> None:
+    done = call("status", "--watch")
+    assert (done.code, done.stdout) == (3, "")
+    assert "error: --watch needs a terminal" in done.stderr
+    assert "hint: `status` without it for a file, `check` and `metrics` for monitoring" in done.stderr
+    assert call("status", "--watch", "--json").code == 3
+    for wrong in ("0", "100", "web"):
+        refused = call("status", "--watch", wrong)
+        assert (refused.code, refused.stdout) == (3, "")
+    assert not world.runner.ran

@@ -13,7 +13,7 @@ from pve_zfsbackup.host.health import pool_of
 from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.host.pools import read_pools
 from pve_zfsbackup.model import SOURCE, Disk
-from pve_zfsbackup.model.health import Age, Disks, Finding, Health, Level, Pool
+from pve_zfsbackup.model.health import SKEW, Age, Disks, Finding, Health, Level, Pool
 from pve_zfsbackup.model.proof import Level as Proven
 from pve_zfsbackup.model.room import Outlook, rooms
 from pve_zfsbackup.plan.forecast import outlook
@@ -58,7 +58,7 @@ def judge(
     outlooks: Sequence[Outlook] = (),
 ) -> Health:  # fmt: skip
     """What is wrong, worst first."""
-    ages = tuple(age for entry in found.coverage if entry.jobs for age in _ages(found, entry, config))
+    ages = tuple(age for entry in found.coverage if entry.jobs for age in ages_of(found, entry, config))
     findings = [*before, *_of_targets(found, config), *(finding for age in ages for finding in _of_age(age))]
     for entry in found.coverage:
         findings += _of_coverage(entry)
@@ -98,7 +98,7 @@ def _disks(entry: Coverage) -> Disks:
     return Disks(guest=entry.guest.name, protected=protected, open=open_, left_out=len(entry.unprotected) - open_)
 
 
-def _ages(found: History, entry: Coverage, config: Config) -> Iterator[Age]:
+def ages_of(found: History, entry: Coverage, config: Config) -> Iterator[Age]:
     """The strictest of a guest's jobs counts. A target that does not answer is told once, not per guest. What is
     archived every day may be older than what is replicated every hour: by that day."""
     if not entry.guest.protected_disks:
@@ -131,6 +131,9 @@ def _of_age(age: Age) -> Iterator[Finding]:
         level = Level.CRITICAL if age.seconds > age.critical else Level.WARNING
         text = f"newest point {where} is {age.seconds / 3600:.1f} h old"
         yield Finding(level=level, about=about, text=text)
+    elif age.seconds < -SKEW:  # else nobody would hear of runs that do not happen, until the clock has caught up
+        text = f"newest point {where} is from the future, by {-age.seconds / 3600:.1f} h: was the clock set back?"
+        yield Finding(level=Level.WARNING, about=about, text=text)
 
 
 def _of_targets(found: History, config: Config) -> Iterator[Finding]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 from pve_zfsbackup.model.names import Vmid
 from pve_zfsbackup.model.room import Outlook
+
+SKEW: Final = 3600  # seconds by which clocks may differ; what is newer is from the future: a clock was set back
 
 
 class Level(IntEnum):

@@ -42,6 +42,21 @@ class Proof:
     at: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proven:
+    """How far a guest is proven somewhere: one of `Level`'s words on a host, one of a box's in a box."""
+
+    level: str
+    at: int
+    place: str
+    point: PointId
+
+    @property
+    def passed(self) -> bool:
+        """Whether a drill looked into it, and found it good. Reading back an archive is none."""
+        return self.level in {level.value for level in Level if level.drilled}
+
+
 def encode_proof(proof: Proof) -> str:
     """The value of the property `verified`: `files 20261126T111516Z`."""
     return f"{proof.level.value} {datetime.fromtimestamp(proof.at, UTC).strftime(_TIME)}"

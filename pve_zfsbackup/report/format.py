@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
+from enum import StrEnum
 
 from pve_zfsbackup.model import printable
 
 FORMAT = 1  # of the JSON; grows when a key changes its meaning or goes
 
 
+class Tone(StrEnum):
+    """What colour says of a cell on a terminal, and only repeats."""
+
+    LATE = "late"
+    BAD = "bad"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Columns and rows of text, every cell free of control characters."""
+    """Columns and rows of text, every cell free of control characters. `tones` by row and column."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     right: frozenset[str] = frozenset()  # columns of numbers
+    tones: Mapping[tuple[int, str], Tone] = field(default_factory=dict)
 
 
 def size(count: int) -> str:
@@ -36,7 +45,9 @@ def cost(count: int | None) -> str:
 
 
 def age(seconds: int) -> str:
-    """A span for people: 42 s, 7 min, 5 h, 3 d."""
+    """A span for people: 42 s, 7 min, 5 h, 3 d; -5 h of what is from the future."""
+    if seconds < 0:
+        return f"-{age(-seconds)}"
     for limit, unit, divisor in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
         if seconds < limit:
             return f"{seconds // divisor} {unit}"

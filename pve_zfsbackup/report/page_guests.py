@@ -14,7 +14,7 @@ from pve_zfsbackup.report.drawing import TICKS, columns, place, strip
 from pve_zfsbackup.report.format import age, moment
 from pve_zfsbackup.report.markup import Child, Markup, tag
 from pve_zfsbackup.report.page_parts import guest_cell, here, pill, section, table
-from pve_zfsbackup.report.points import problems
+from pve_zfsbackup.report.status import problems
 
 FREEZE_LIMIT = 10.0  # seconds: what `freeze-limit` is when nobody says otherwise, and Windows' own
 SHOWN = 60  # freeze windows of one guest

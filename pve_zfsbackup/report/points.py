@@ -1,4 +1,4 @@
-"""`list` and `status`: which points there are, and how old the newest is."""
+"""`list`: which points there are."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any
 
 from pve_zfsbackup.app.boxes import BoxPoint
 from pve_zfsbackup.app.cost import Cost
-from pve_zfsbackup.app.health import worth_a_word
-from pve_zfsbackup.app.history import Coverage, History, Newest
-from pve_zfsbackup.model import SOURCE, Point, Vmid
-from pve_zfsbackup.model.proof import Level, Proof
-from pve_zfsbackup.report.coverage import reason
-from pve_zfsbackup.report.format import FORMAT, Table, age, clean, cost, moment, size
+from pve_zfsbackup.app.history import History
+from pve_zfsbackup.model import Point, Vmid
+from pve_zfsbackup.model.proof import Proof
+from pve_zfsbackup.report.format import FORMAT, Table, clean, cost, moment, size
 
 
 def points_table(found: History, tz: tzinfo, *, disks: bool = False, costs: Sequence[Cost] = ()) -> Table:
@@ -156,75 +154,3 @@ def _quality(point: Point, tz: tzinfo) -> str:
 
 def _proof_json(proof: Proof | None) -> dict[str, Any] | None:
     return {"level": proof.level.value, "at": proof.at} if proof else None
-
-
-def status_table(found: History) -> Table:
-    targets, boxes = ({name for names in where.values() for name in names} for where in (found.targets, found.boxes))
-    hosts = (SOURCE, *sorted(targets), *sorted(boxes))
-    rows = []
-    for entry in found.coverage:
-        newest = {host: found.newest(host, entry.guest.vmid) for host in hosts}
-        here = newest[SOURCE]
-        rows.append(
-            (
-                str(entry.guest.vmid),
-                entry.guest.name,
-                *(_age_cell(found, host, newest[host]) for host in hosts),
-                here.consistency if here else "",
-                "; ".join(problems(found, entry)),
-            )
-        )
-    columns = ("vmid", "guest", *hosts, "consistency", "problems")
-    return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid"}))
-
-
-def status_json(found: History) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "guests": [
-            {
-                "vmid": entry.guest.vmid,
-                "guest": entry.guest.name,
-                "jobs": list(entry.jobs),
-                "newest": {
-                    host: {"point": point.id, "age": found.now - point.creation, "consistency": point.consistency}
-                    for host in found.places
-                    if (point := found.newest(host, entry.guest.vmid))
-                },
-                "drilled": {
-                    host: _proof_json(proof)
-                    for host in found.hosts
-                    if (proof := found.last_drill(host, entry.guest.vmid))
-                },
-                "unprotected": {disk.key: reason(entry, disk) for disk in entry.unprotected},
-                "problems": problems(found, entry),
-            }
-            for entry in found.coverage
-        ],
-        "unreachable": {host: error.message for host, error in found.errors.items()},
-    }
-
-
-def problems(found: History, entry: Coverage) -> list[str]:
-    """What an administrator should look at, for one guest."""
-    if not entry.jobs:
-        return ["in no job"]
-    told = []
-    vmid = entry.guest.vmid
-    for host in (SOURCE, *found.targets.get(vmid, ()), *found.boxes.get(vmid, ())):
-        if host in found.errors:
-            told.append(f"{host} does not answer")
-        elif host in found.places and entry.guest.protected_disks and not found.newest(host, vmid):
-            told.append(f"no point on {host}" if host != SOURCE else "no point")
-        elif (proof := found.last_drill(host, entry.guest.vmid)) and proof.level is Level.FAILED:
-            told.append(f"the last drill on {host} failed" if host != SOURCE else "the last drill failed")
-    told += [f"{disk.key} not protected: {reason(entry, disk)}" for disk in entry.unprotected if worth_a_word(disk)]
-    told += [f"Proxmox cannot roll back to {name} (unblock-rollback)" for name in entry.blocked]
-    told += [f"pvesr replicates it to {node} as well" for node in entry.replicated]
-    return [conflict.message for conflict in found.taken.get(entry.guest.vmid, ())] + told
-
-
-def _age_cell(found: History, host: str, point: Newest | None) -> str:
-    if host in found.errors:
-        return "no answer"
-    return age(found.now - point.creation) if point else "-"

@@ -12,13 +12,15 @@ from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import judge
 from pve_zfsbackup.app.history import history
 from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.app.status import status_of
 from pve_zfsbackup.errors import ConfigError, LockedError, VerificationError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Dataset, parse_selector
 from pve_zfsbackup.model.health import Level as Critical
 from pve_zfsbackup.model.proof import VERIFIED, Drilled, Expected, Level, Reading
-from pve_zfsbackup.report.points import points_table, status_table
+from pve_zfsbackup.report.points import points_table
+from pve_zfsbackup.report.status import status_table
 from tests.fakes.disks import Content, Disks, linux
 from tests.fakes.pools import no
 from tests.fakes.runner import HERE, Fault, Killed
@@ -344,7 +346,7 @@ def test_a_failed_drill_is_critical_until_one_passes(world: World, disks: Disks,
         here = history(session, Scope())
         told = [item for item in judge(here, session.config, ()).findings if "drill" in item.text]
         assert [(item.level, item.about) for item in told] == [(Critical.CRITICAL, "guest 100 web")]
-        assert "the last drill failed" in status_table(here).rows[0][-1]
+        assert "the last drill failed" in status_table(status_of(here, session.config), session.timezone).rows[0][-1]
     web_part(disks).fsck = ""
     call(str(WEB))
     with world.session() as session:

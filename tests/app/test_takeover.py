@@ -14,7 +14,7 @@ from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid
 from pve_zfsbackup.model.health import Level
 from pve_zfsbackup.plan.takeover import FAILOVER, mark_text, takeovers
-from pve_zfsbackup.report.points import problems
+from pve_zfsbackup.report.status import problems
 from tests.fakes.runner import HERE
 from tests.fakes.world import CT, DB, REPLICAS, TARGET, WEB, World
 

@@ -11,7 +11,7 @@ from pve_zfsbackup.app.unblock import Unblocked, unblock
 from pve_zfsbackup.errors import ExitCode, GuestMissingError, LockedError
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Vmid
-from pve_zfsbackup.report.points import problems
+from pve_zfsbackup.report.status import problems
 from pve_zfsbackup.report.unblock import unblock_json, unblock_lines
 from tests.fakes.runner import HERE
 from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
