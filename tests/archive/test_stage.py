@@ -18,10 +18,12 @@ from pve_zfsbackup.app.history import History, history
 from pve_zfsbackup.app.preview import preview
 from pve_zfsbackup.app.run import ALL_STAGES, Stage
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.status import Status, status_of
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.lock import run_lock
-from pve_zfsbackup.report.points import points_json, points_table, status_json
+from pve_zfsbackup.report.points import points_json, points_table
+from pve_zfsbackup.report.status import status_json
 from tests.archive.worldly import Boxed
 from tests.fakes.pools import Pools
 from tests.fakes.world import CT, DB, WEB, World
@@ -312,6 +314,11 @@ def looked(boxed: Boxed, only: str = "") -> History:
         return history(session, Scope(), only=only)
 
 
+def stands(boxed: Boxed) -> Status:
+    with boxed.session() as session:
+        return status_of(history(session, Scope()), session.config)
+
+
 def judged(boxed: Boxed) -> list[str]:
     with boxed.session() as session:
         return [
@@ -336,7 +343,7 @@ def test_what_lies_in_a_box_is_listed_as_on_any_other_host(boxed: Boxed) -> None
     table = points_table(looked(boxed, "box1"), UTC)
     assert {cells[2] for cells in table.rows} == {"box1"}
     assert all(", full, opened 20" in cells[-1] or ", increment to 20" in cells[-1] for cells in table.rows)
-    status = {guest["vmid"]: guest["newest"] for guest in status_json(looked(boxed))["guests"]}
+    status = {guest["vmid"]: guest["newest"] for guest in status_json(stands(boxed))["guests"]}
     assert {name: point["point"] for name, point in status[WEB].items()} == dict.fromkeys(
         ("source", "backup1", "box1"), boxed.points(WEB)[-1]
     )
@@ -365,7 +372,7 @@ def test_a_box_that_does_not_answer_is_told_once(boxed: Boxed) -> None:
     (boxed.world.place / "mnt").rename(boxed.world.place / "away")
     (told,) = judged(boxed)
     assert told.startswith("CRITICAL box box1: ")
-    assert all("box1 does not answer" in guest["problems"] for guest in status_json(looked(boxed))["guests"])
+    assert all("box1 does not answer" in guest["problems"] for guest in status_json(stands(boxed))["guests"])
 
 
 def test_a_damaged_point_is_no_newest_one(boxed: Boxed) -> None:
