@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,15 @@ from typing import Any
 import pytest
 
 from pve_zfsbackup import cli, terminal
+from pve_zfsbackup.app import files
 from pve_zfsbackup.app.session import Session, open_session
 from pve_zfsbackup.cli import options
 from pve_zfsbackup.config import Config
 from pve_zfsbackup.events import Emit
+from pve_zfsbackup.host.clones import Bench
 from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.host.ssh import Host
+from tests.fakes.disks import Content, Disks, linux
 from tests.fakes.runner import HERE, Fault
 from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
 
@@ -221,6 +225,57 @@ def test_the_way_back_is_confirmed_or_not_gone(old: World, call: Call) -> None:
     back = call("rollback", "100", "--at", old.complete(HERE, WEB)[1], "--yes")
     assert back.code == 0
     assert "to give up what was put aside: zfs destroy -r rpool/data/pzb-aside/100/" in back.stdout
+
+
+def test_files_are_listed_and_copied(
+    world: World, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    disks = Disks(place=tmp_path / "disks")
+    disks.contents = {"rpool/data/vm-100-disk-0": linux("/etc/fstab"), "fast/vm-100-disk-0": Content(kind="ntfs")}
+    world.runner.tools = disks.run
+    world.runner.watchers.append(disks.watch)
+    world.run()
+    bench = files.bench
+
+    def moved(host: Host, config: Config) -> Bench:
+        return replace(
+            bench(host, config), place=tmp_path / "bench", devices=disks.devices, rules=tmp_path / "rules",
+            mounts=disks.mounts,
+        )  # fmt: skip
+
+    monkeypatch.setattr(files, "bench", moved)
+    top = call("restore", "100", "--files")
+    assert (top.code, top.stderr) == (0, "")
+    assert "NTFS: recognised, not mounted" in top.stdout
+    assert re.search(r"^drwx.* etc/$", top.stdout, re.MULTILINE)
+    done = call("restore", "100", "/etc/fstab", "/none", "--files", "--to", str(tmp_path / "out"))
+    assert done.code == 1
+    assert done.stdout.startswith("1 files, 1 B, of point 100/")
+    assert done.stderr == "note: /none: in no file system of this point\n"
+    assert (tmp_path / "out/scsi0/etc/fstab").read_text() == "x"
+    assert call("restore", "100", "/none", "--files").code == 2
+    told = json.loads(call("restore", "100", "--files", "/etc", "--json").stdout)
+    assert list(told) == ["format", "point", "file_systems", "others", "shown", "copied", "missing", "notes"]
+    (shown,) = told["shown"]
+    assert [entry["name"] for entry in shown["entries"]] == ["fstab", "os-release"]
+    assert shown["entries"][1]["aim"] == "../usr/lib/os-release"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--files", "--as", "300"), "--files makes no guest: --as cannot go with it"),
+        (("--files", "--from", "source", "--local", "tank/x"), "--from and --local name two places"),
+        (("/etc",), "paths, --overwrite and --local go with --files"),
+        (("--overwrite",), "paths, --overwrite and --local go with --files"),
+        (("--files", "etc"), "a path begins with /"),
+    ],
+)
+def test_files_and_guests_are_not_mixed(old: World, call: Call, words: tuple[str, ...], told: str) -> None:
+    done = call("restore", "100", *words)
+    assert done.code == 3
+    assert told in done.stderr
+    assert old.runner.changes == []
 
 
 def test_a_plugin_answers_with_one_line_and_its_exit_code(old: World, call: Call, golden: Compare) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from pve_zfsbackup.app.files import sweep_files
 from pve_zfsbackup.app.gather import Scope, assign, inventory
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
@@ -129,6 +130,8 @@ def drill(
     with run_lock(config.runtime_dir, LOCK):
         for told in sweep(ground.bench, ground.pools):
             yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a drill was killed: {told}")
+        for told in sweep_files(ground.bench, config, ground.pools):
+            yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a `restore --files` was killed: {told}")
         waiting = [turn for turn in turns(ground.guests, now=int(now), every=rules.every) if rules.named or turn.due]
         for number, turn in enumerate(waiting):
             if not rules.named and time.monotonic() - started >= rules.budget:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pve_zfsbackup.app.gather import Inventory, visible_listing
 from pve_zfsbackup.app.session import Session
@@ -28,7 +28,22 @@ from pve_zfsbackup.plan.points import points_of
 from pve_zfsbackup.plan.restore import choose_point
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lying:
+    """A point on a host, with the listing that has its datasets."""
+
+    host: str
+    listing: Listing
+    point: Point
+
+
 def find_origin(session: Session, found: Inventory, vmid: Vmid, *, at: str = "", where: str = "") -> Origin:
+    """The point `find_point` finds, and what it says of its guest. Raises as that."""
+    lying = find_point(session, found, vmid, at=at, where=where)
+    return origin_of(session, lying.host, lying.listing, lying.point)
+
+
+def find_point(session: Session, found: Inventory, vmid: Vmid, *, at: str = "", where: str = "") -> Lying:
     """The point `at` of a guest on the host `where`; without, on this node if it is there, else on the first target
     that has it. Raises `ConfigError` where there is none, and what keeps a host that was named from answering."""
     if where and where not in (SOURCE, *session.config.targets):
@@ -45,7 +60,7 @@ def find_origin(session: Session, found: Inventory, vmid: Vmid, *, at: str = "",
             continue
         chosen = choose_point(points_of(listing, vmid), at, session.timezone)
         if isinstance(chosen, Point):
-            return origin_of(session, host, listing, chosen)
+            return Lying(host=host, listing=listing, point=chosen)
         if chosen.kind == "not-understood":
             raise ConfigError([chosen.message], hint=chosen.resolve)
         misses.append(f"{host}: {_told(chosen)}")

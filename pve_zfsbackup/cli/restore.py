@@ -14,12 +14,14 @@ from pve_zfsbackup.app.archive_read import Reader
 from pve_zfsbackup.app.archive_restore import Restorer, choose, write_config
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.catalog import read_catalog
+from pve_zfsbackup.app.files import Request as FileRequest
 from pve_zfsbackup.app.gather import inventory
 from pve_zfsbackup.app.restore import Request, Restored, carry_out, plan_of, prepare, restoring_alone
 from pve_zfsbackup.app.restore_box import boxed
 from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, roll_back, rolling_alone
 from pve_zfsbackup.cli.archive import IDENTITY, noting, vault_of
 from pve_zfsbackup.cli.commands import cli
+from pve_zfsbackup.cli.files import restore_files
 from pve_zfsbackup.cli.options import chosen, common, session_of
 from pve_zfsbackup.errors import ConfigError, ExitCode
 from pve_zfsbackup.host.ssh import Host
@@ -33,6 +35,8 @@ NO_VMID = 0
 
 @cli.command()
 @click.argument("vmid", type=VMID)
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
+@click.option("--files", "as_files", is_flag=True, help="List or copy files of the point; make no guest.")
 @click.option(
     "--at",
     default="",
@@ -62,8 +66,15 @@ NO_VMID = 0
     "--to",
     "root",
     default="",
-    metavar="DATASET",
-    help="From a box, on any host: receive the disks below this, make no guest.",
+    metavar="DATASET|DIRECTORY",
+    help="From a box, on any host: receive the disks below this, make no guest. With --files: copy to this directory.",
+)
+@click.option("--overwrite", is_flag=True, help="With --files: replace files that are there.")
+@click.option(
+    "--local",
+    default="",
+    metavar="ROOT",
+    help="With --files, as root on a target: the replicas below this dataset.",
 )
 @click.option("--identity", type=IDENTITY, help="From a box: file with the age identity from the safe.")
 @click.option(
@@ -76,15 +87,31 @@ NO_VMID = 0
 )  # fmt: skip
 @common
 def restore(
-    vmid: int, at: str, where: str, disks: Sequence[str], new: int | None, replace: int | None,
-    storages: Sequence[str], start: bool, dry_run: bool, yes: bool, root: str, identity: Path | None, older: bool,
-    point: str, config_dir: Path, config_path: Path, as_json: bool, verbose: bool,
+    vmid: int, paths: Sequence[str], as_files: bool, at: str, where: str, disks: Sequence[str], new: int | None,
+    replace: int | None, storages: Sequence[str], start: bool, dry_run: bool, yes: bool, root: str, overwrite: bool,
+    local: str, identity: Path | None, older: bool, point: str, config_dir: Path, config_path: Path, as_json: bool,
+    verbose: bool,
 ) -> int:  # fmt: skip
     """Make a guest, or some of its disks, of a recovery point.
 
     The plan is shown first. Nothing that exists is overwritten; run again after an interruption, it goes on where it
     was. With --to, the disks of a point in a box are received on any host with OpenZFS, and nothing else is done.
+
+    With --files, file systems of the point are opened for reading only: without PATH their tops are listed, with one it
+    is, and with --to it is copied. PATH is as in the guest, or in one file system: scsi0-part2:/etc/fstab.
     """
+    if as_files:
+        if guest := [name for name, given in _of_guests(new, replace, storages, start, dry_run, identity) if given]:
+            raise ConfigError([f"--files makes no guest: {', '.join(guest)} cannot go with it"])
+        if local and where:
+            raise ConfigError(["--from and --local name two places"])
+        wish = FileRequest(
+            vmid=Vmid(vmid), at=at or point, where=where, paths=tuple(paths), disks=frozenset(disks),
+            into=Path(root).absolute() if root else None, overwrite=overwrite,
+        )  # fmt: skip
+        return restore_files(wish, root=local, config_path=config_path, as_json=as_json)
+    if paths or overwrite or local:
+        raise ConfigError(["paths, --overwrite and --local go with --files"])
     if root:
         return _below(
             vmid, box=where, root=root, identity=identity, point=at or point, older=older, config_dir=config_dir,
@@ -160,6 +187,16 @@ def rollback(
     else:
         _say(rollback_lines(done))
     return ExitCode.FAILED if plan.conflicts else ExitCode.OK
+
+
+def _of_guests(
+    new: int | None, replace: int | None, storages: Sequence[str], start: bool, dry_run: bool, identity: Path | None
+) -> tuple[tuple[str, object], ...]:
+    """Options that a copy of files has no use for, with what they were given."""
+    return (
+        ("--as", new), ("--replace", replace), ("--storage", storages), ("--start", start), ("--dry-run", dry_run),
+        ("--identity", identity),
+    )  # fmt: skip
 
 
 def _say(lines: Sequence[str]) -> None:

@@ -53,9 +53,15 @@ def find(root: Path, path: str) -> Path | None:
 def find_below(root: Path, path: str) -> Path | None:
     """The same for a file system that may be mounted anywhere in the guest: `/srv/data/x` is `/data/x` in the one for
     /srv."""
+    found = found_below(root, path)
+    return found[1] if found else None
+
+
+def found_below(root: Path, path: str) -> tuple[int, Path] | None:
+    """The same, and how many of the first parts of the path would be where it is mounted: the fewer, the surer."""
     parts = [part for part in path.split("/") if part]
-    found = (find(root, "/".join(parts[start:])) for start in range(len(parts)))
-    return next((place for place in found if place is not None and place != root), None)
+    found = ((start, find(root, "/".join(parts[start:]))) for start in range(len(parts)))
+    return next(((start, place) for start, place in found if place is not None and place != root), None)
 
 
 def system_name(root: Path) -> str | None:

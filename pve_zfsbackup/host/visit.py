@@ -1,4 +1,4 @@
-"""What is on the disks of a point: partitions, volumes of LVM and file systems, one after another, for whoever looks."""
+"""What is on the disks of a point: partitions, volumes of LVM and file systems, one after another."""
 
 from __future__ import annotations
 

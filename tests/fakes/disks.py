@@ -42,6 +42,7 @@ class Disks:
     place: Path
     contents: dict[str, Content] = field(default_factory=dict)
     here: dict[str, Content] = field(default_factory=dict)  # device -> content
+    places: dict[str, Path] = field(default_factory=dict)  # file system -> its mountpoint
     mounted: dict[str, str] = field(default_factory=dict)  # directory -> options
     maps: list[str] = field(default_factory=list)
     missing: set[str] = field(default_factory=set)  # programs that are not installed
@@ -64,7 +65,7 @@ class Disks:
             content = self.contents.get(origin.partition("@")[0], Content())
             place = next((word for word in ran.argv if word.startswith("mountpoint=")), "")
             if place:
-                self.here[name] = content
+                self.here[name], self.places[name] = content, Path(place.partition("=")[2])
                 return
             device = self.devices / name
             self.here[str(device)] = content
@@ -72,8 +73,7 @@ class Disks:
                 device.parent.mkdir(parents=True, exist_ok=True)
                 device.write_bytes(b"\0" * 4096)
         if ran.argv[:2] == ("zfs", "mount"):
-            where = next(path for path in (self.place / "bench").glob(ran.argv[-1].rpartition("/")[2]))
-            self._fill(where, self.here[ran.argv[-1]])
+            self._fill(self.places[ran.argv[-1]], self.here[ran.argv[-1]])
         if ran.argv[:2] == ("zfs", "destroy"):
             device = self.devices / ran.argv[-1]
             if device.is_file():

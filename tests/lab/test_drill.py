@@ -1,4 +1,5 @@
 """Drills on real ZFS: what is whole passes, what is not is found, and nothing stays, also after SIGKILL (fault 66).
+And the same disks opened for single files: `restore --files`.
 
 The guests are made here, below a root of their own on pve1, and drilled there as root on a target would: --local.
 """
@@ -34,7 +35,10 @@ fill() {
   mkdir -p "$1/etc" "$1/usr/lib" "$1/srv"
   printf 'ID=debian\nPRETTY_NAME="Debian lab"\n' > "$1/usr/lib/os-release"
   ln -s ../usr/lib/os-release "$1/etc/os-release"
-  echo alive > "$1/srv/canary"; cp -a /usr/bin/[a-d]* "$1/srv/"; sync -f "$1"
+  echo alive > "$1/srv/canary"; ln -s /etc/passwd "$1/srv/evil"
+  install -o 1234 -g 5678 -m 4750 /dev/null "$1/srv/owned"
+  python3 -c 'import os, sys; os.setxattr(sys.argv[1], "user.note", b"hello")' "$1/srv/owned"
+  cp -a /usr/bin/[a-d]* "$1/srv/"; sync -f "$1"
 }
 point() {
   guid=$(zfs get -Hp -o value guid "$root/$3")
@@ -62,11 +66,17 @@ CLEAR = r"""
 for map in $(dmsetup ls | grep -o '^labvg-[a-z]*' || true); do dmsetup remove "$map"; done
 for i in $(seq 50); do ! zfs list "$1" > /dev/null 2>&1 || zfs destroy -r "$1" && break; sleep 0.2; done
 """
+COMPARE = r"""
+cd "$1"; stat -c '%a %u %g' srv/owned
+python3 -c 'import os; print(os.getxattr("srv/owned", "user.note").decode())'
+readlink srv/evil; sed -n 's/PRETTY_NAME="\(.*\)"/\1/p' usr/lib/os-release; cat srv/canary
+for file in /usr/bin/[c-d]*; do [ -L "$file" ] || cmp "$file" "srv/${file##*/}"; done; echo same
+"""
 LEFT = r"""
 gone() { if eval "$1" >&2; then echo "left: $1" >&2; exit 1; fi; }
-gone "grep -E 'pve-zfsbackup(-drill|/drill)' /proc/mounts"
-gone "dmsetup ls | grep pve-zfsbackup-drill"
-gone "zfs list -H -o name -t filesystem,volume | grep pve-zfsbackup-drill"
+gone "grep -E 'pve-zfsbackup(-drill|/drill|-files|/files)' /proc/mounts"
+gone "dmsetup ls | grep -E 'pve-zfsbackup-(drill|files)'"
+gone "zfs list -H -o name -t filesystem,volume | grep -E 'pve-zfsbackup-(drill|files)'"
 gone "losetup -a | grep ."
 gone "vgs --noheadings -o lv_active labvg 2> /dev/null | grep -w active"
 """
@@ -128,6 +138,54 @@ def test_a_killed_drill_is_swept_by_the_next(product: Product, guests: Host, sec
     guests.run(("systemctl", "stop", "drill-killed"), check=False)
     found = drill(product, 903)
     assert (found[903]["level"], found[903]["problems"]) == ("files", [])
+    nothing_is_left(guests)
+
+
+def files(product: Product, guest: int, *words: str) -> tuple[int, dict[str, Any]]:
+    done = product.run("restore", str(guest), "--files", *words, "--local", ROOT, "--json", check=False)
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("guest", "system"), [(901, "scsi0-part2"), (902, "scsi0"), (903, "scsi0-labvg-root"), (907, "rootfs")]
+)
+def test_files_are_listed_and_copied_as_they_were(product: Product, guests: Host, guest: int, system: str) -> None:
+    code, found = files(product, guest)
+    assert (code, found["missing"]) == (0, [])
+    tops = {shown["file_system"]: {entry["name"] for entry in shown["entries"]} for shown in found["shown"]}
+    assert {"etc", "srv", "usr"} <= tops[system]
+    code, found = files(product, guest, "/etc/os-release")
+    assert (code, [shown["path"] for shown in found["shown"]]) == (0, ["/usr/lib/os-release"])
+    code, found = files(product, guest, "/srv/evil")  # its aim is not in the guest: nothing of this host is shown
+    assert (code, found["missing"]) == (2, ["/srv/evil"])
+    try:
+        code, found = files(product, guest, "/srv", "/etc/os-release", "--to", "/root/back")
+        assert (code, found["copied"]["problems"]) == (0, [])
+        assert not [text for text in found["copied"]["lost"] if "user.note" in text]
+        told = guests.script(COMPARE, f"/root/back/{system}").lines
+        assert told == ["4750 1234 5678", "hello", "/etc/passwd", "Debian lab", "alive", "same"]
+        code, found = files(product, guest, "/srv/canary", "--to", "/root/back")
+        assert (code, found["copied"]["files"]) == (2, 0)  # it is there already
+        assert files(product, guest, "/srv/canary", "--to", "/root/back", "--overwrite")[0] == 0
+    finally:
+        guests.run(("rm", "-rf", "/root/back"))
+    nothing_is_left(guests)
+
+
+@pytest.mark.parametrize("seconds", [3, 5, 8])
+def test_a_killed_look_for_files_is_swept_by_the_next(product: Product, guests: Host, seconds: int) -> None:
+    """Fault 66."""
+    words = ("pve-zfsbackup", "restore", "903", "--files", "/srv", "--to", "/root/back", "--local", ROOT)
+    try:
+        guests.run(("systemd-run", "--quiet", "--collect", "--unit=files-killed", *words))
+        time.sleep(seconds)
+        guests.run(("systemctl", "kill", "--signal=KILL", "files-killed"), check=False)
+        guests.run(("systemctl", "stop", "files-killed"), check=False)
+        code, found = files(product, 903, "/srv", "--to", "/root/back", "--overwrite")
+        assert (code, found["copied"]["problems"]) == (0, [])
+        assert guests.run(("find", "/root/back", "-name", "*.part")).lines == []
+    finally:
+        guests.run(("rm", "-rf", "/root/back"))
     nothing_is_left(guests)
 
 
