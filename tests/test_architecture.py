@@ -105,6 +105,7 @@ BROAD_ALLOWED = {  # "file.py:function" -> why nothing narrower will do and noth
     "app/lanes.py:finish": "the same, for the guests of one batch",
     "app/lanes.py:_settle": "the same, for each guest of a batch",
     "app/drill.py:_turn": "the same, for one guest's drill",
+    "app/planting.py:_planted": "the same, for one guest's canary",
 }
 
 

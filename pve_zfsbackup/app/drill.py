@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from pve_zfsbackup.app.files import sweep_files
 from pve_zfsbackup.app.gather import Scope, assign, inventory
 from pve_zfsbackup.app.outcome import failed
+from pve_zfsbackup.app.planting import planted
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Config, Job
 from pve_zfsbackup.errors import ConfigError
@@ -27,6 +28,7 @@ from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.host.runner import Runner
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Dataset, Guest, Listing, Point, Selector, SelectorKind, Vmid
+from pve_zfsbackup.model.canary import PATH
 from pve_zfsbackup.model.proof import (
     VERIFIED,
     Contents,
@@ -76,13 +78,16 @@ def on_node(session: Session, scope: Scope) -> Ground:
     """The guests in scope with the points of this node. Raises what keeps it from knowing them."""
     found = inventory(session)
     items, _ = assign(session, found, scope)
-    own = guest_points(found.listing)
+    own, known = guest_points(found.listing), planted(session.config)
     return Ground(
         bench=bench(session.hosts[SOURCE], session.config),
         listing=found.listing,
         guests={item.guest.vmid: own.of(item.guest.vmid) for item in items},
         names={item.guest.vmid: item.guest.name for item in items},
-        expected={item.guest.vmid: expected(item.guest, item.jobs) for item in items},
+        expected={
+            item.guest.vmid: replace(expected(item.guest, item.jobs), planted=tuple(known.get(item.guest.vmid, ())))
+            for item in items
+        },
     )
 
 
@@ -186,8 +191,8 @@ def _proven(ground: Ground, rules: Rules, turn: Turn) -> tuple[Contents, Judgeme
         return Contents(), Judgement(level=Level.POINTS, notes=(told,))
     wanted = ground.expected.get(turn.vmid, Expected())
     disks = {key: (snap, volumes[snap.dataset].type == "volume") for key, snap in point.snapshots.items()}
-    contents = Drill(bench=ground.bench, files=wanted.files, reading=rules.reading).look(disks)
-    return contents, judged(contents, wanted, point.snapshots)
+    contents = Drill(bench=ground.bench, files=wanted.files, canary=PATH, reading=rules.reading).look(disks)
+    return contents, judged(contents, wanted, point)
 
 
 def _note(ground: Ground, turn: Turn, judgement: Judgement, now: int) -> None:

@@ -14,6 +14,7 @@ from pve_zfsbackup.app import chains, pools
 from pve_zfsbackup.app.alerts import tell_results
 from pve_zfsbackup.app.drill import Ground, Rules, as_result, drill, on_node, on_target
 from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.planting import forget, plant
 from pve_zfsbackup.app.run import exit_code
 from pve_zfsbackup.cli.commands import cli
 from pve_zfsbackup.cli.options import chosen, common, scoped, session_of, tell_notes
@@ -30,6 +31,7 @@ from pve_zfsbackup.report.verify import (
     drill_json,
     drilled_table,
     looks_table,
+    planted_json,
     pools_json,
     pools_table,
 )
@@ -132,6 +134,29 @@ def verify_drill(
         ends = list(_drills(ground, session.config, budget, read, named=bool(guests), now=session.now().timestamp()))
         tell_notes(tell_results(session, [as_result(end) for end in ends]))
     return _show(ends, as_json=as_json, verbose=verbose)
+
+
+@verify.command("plant")
+@scoped
+@click.option("--forget", "forgetting", is_flag=True, help="Expect no canary in these guests any more.")
+@common
+def verify_plant(
+    guests: Sequence[Selector], jobs: Sequence[str], forgetting: bool, config_path: Path, as_json: bool, verbose: bool
+) -> int:
+    """Put a small file into running guests, which drills of their later points must find as it was written.
+
+    It is /var/lib/pve-zfsbackup-canary, written by the guest agent, or by pct into a container. A file there that is
+    not ours stays. Each call writes it anew.
+    """
+    with session_of(config_path) as session:
+        work = forget if forgetting else plant
+        results = list(work(session, Scope(jobs=tuple(jobs), guests=tuple(guests))))
+    if as_json:
+        terminal.print_json(planted_json(results))
+    else:
+        loud = verbose or terminal.is_watched()
+        _tell([result for result in results if loud or result.outcome is not Outcome.OK], verbose=verbose)
+    return exit_code(results)
 
 
 def _drills(

@@ -70,11 +70,17 @@ def system_name(root: Path) -> str | None:
         place = find(root, path)
         if place is None or not place.is_file():
             continue
-        with contextlib.suppress(OSError), open(place, "rb", opener=_regular) as file:
-            text = file.read(64 << 10).decode("utf-8", "replace")
+        with contextlib.suppress(OSError):
+            text = read_text(place, limit=64 << 10)
             match = re.search(r'^PRETTY_NAME="?([^"\n]*)"?$', text, re.MULTILINE)
             return printable(match[1] if match else "unnamed system")[:_TOLD]
     return None
+
+
+def read_text(place: Path, *, limit: int) -> str:
+    """The beginning of a file that was found. Raises `OSError`."""
+    with open(place, "rb", opener=_regular) as file:
+        return file.read(limit).decode("utf-8", "replace")
 
 
 def subvolumes(root: Path) -> list[Path]:

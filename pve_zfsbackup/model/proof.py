@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
+from pve_zfsbackup.model.canary import Planted
 from pve_zfsbackup.model.names import PROPERTY, PointId, Vmid
 
 VERIFIED: Final = f"{PROPERTY}verified"
@@ -101,22 +102,24 @@ class Reading(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What was found in the disks of a point. `present` are those of the files that were looked for, `system` is how
-    the guest calls itself in its os-release, `read` are bytes."""
+    """What was found in the disks of a point. `present` are those of the files that were looked for, `canaries` the
+    texts of those that lie there, `system` is how the guest calls itself in its os-release, `read` are bytes."""
 
     looks: tuple[Look, ...] = ()
     present: frozenset[str] = frozenset()
+    canaries: tuple[str, ...] = ()
     system: str = ""
     read: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What the disks of a guest should have: files of the administrator's, and the keys of disks that have no file
-    system."""
+    """What the disks of a guest should have: files of the administrator's, the canaries that were planted, and the keys
+    of disks that have no file system."""
 
     files: tuple[str, ...] = ()
     raw: frozenset[str] = frozenset()
+    planted: tuple[Planted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pve_zfsbackup.model import Dataset, Guid, Point, Snapshot, Vmid, Volume
+from pve_zfsbackup.model import Dataset, Guid, Point, Vmid, Volume
 from pve_zfsbackup.model.proof import Contents, Expected, Judgement, Level, Look, Proof, State
+from pve_zfsbackup.plan.canary import canary_notes, canary_problem
 
 WITHOUT: Final = ("efidisk", "tpmstate", "vmstate")  # keys of disks that never have a file system
 EMPTY: Final = 1 << 20  # so little does a disk refer to that nobody ever wrote on
@@ -62,14 +63,18 @@ def closed(point: Point, volumes: Mapping[Dataset, Volume]) -> tuple[str, ...]:
     return tuple(key for key, volume in found if volume and volume.encrypted and volume.keystatus != "available")
 
 
-def judged(contents: Contents, expected: Expected, snapshots: Mapping[str, Snapshot]) -> Judgement:
-    """What the findings say. A point passes when nothing is bad, every file is there, each disk is something, and a
-    container has a system."""
+def judged(contents: Contents, expected: Expected, point: Point) -> Judgement:
+    """What the findings say. A point passes when nothing is bad, every file is there, and the canary that was planted
+    last, each disk is something, and a container has a system."""
+    snapshots = point.snapshots
     problems = [_told(look) for look in contents.looks if look.state is State.BAD]
     problems += [f"{path}: not there" for path in expected.files if path not in contents.present]
+    if told := canary_problem(expected.planted, contents.canaries, point.creation):
+        problems.append(told)
     if "rootfs" in snapshots and not contents.system:
         problems.append("rootfs: no os-release: no system lies there")
-    notes = [_told(look) for look in contents.looks if look.state is State.UNOPENED and look.kind not in _UNREMARKABLE]
+    notes = list(canary_notes(contents.canaries, point.vmid, point.creation))
+    notes += [_told(look) for look in contents.looks if look.state is State.UNOPENED and look.kind not in _UNREMARKABLE]
     for key, snapshot in sorted(snapshots.items()):
         own = [look for look in contents.looks if key in look.disk.split(" ")]
         if any(look.state is State.BAD or _something(look) for look in own):

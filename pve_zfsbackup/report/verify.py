@@ -127,6 +127,22 @@ def chains_json(found: Sequence[Chain], results: Sequence[Result]) -> dict[str, 
     }
 
 
+def planted_json(results: Sequence[Result]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "guests": [
+            {
+                "vmid": result.vmid,
+                "guest": result.guest,
+                "outcome": result.outcome.value,
+                "message": result.message,
+                "hint": result.hint,
+            }
+            for result in results
+        ],
+    }
+
+
 def _failed(results: Sequence[Result]) -> list[dict[str, Any]]:
     return [
         {"vmid": result.vmid, "host": result.host, "message": result.message, "hint": result.hint}

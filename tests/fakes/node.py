@@ -31,6 +31,8 @@ class GuestState:
     lost: bool = False
     deaf: int = 0  # so many thaws are not answered
     thawed_meanwhile: bool = False  # somebody else thaws as soon as a snapshot is taken
+    files: dict[str, str] = field(default_factory=dict)  # inside of it
+    forgets: bool = False  # what is written there is not kept
 
 
 @dataclass(slots=True)
@@ -93,16 +95,17 @@ class FakeNode:
         if argv[1:3] == ("set", "/pools"):
             self.pools.append((argv[argv.index("--poolid") + 1], argv[argv.index("--vms") + 1]))
             return ok(argv, "")
+        if argv[2].endswith(("/agent/file-read", "/agent/file-write")):
+            return self._agent_file(argv)
         assert argv[1] == "get", f"a backup never changes Proxmox's configuration: {argv}"
         if self.api == "hang":
             raise CommandTimeoutError("pvesh: no end after 120 s")
         if self.api != "ok":
             return no(argv, self.api, status=2)
         parts = argv[2].strip("/").split("/")
-        if argv[2] == "/storage":
-            answer: Any = self.storages
-        elif argv[2] == "/cluster/replication":
-            answer = self.replications
+        fixed = {"/storage": self.storages, "/cluster/replication": self.replications}
+        if argv[2] in fixed:
+            answer: Any = fixed[argv[2]]
         elif parts[4:] == ["snapshot"]:
             answer = [*self.snapshots.get(int(parts[3]), []), {"name": "current", "digest": "x", "running": 1}]
         elif argv[2] == "/version":
@@ -125,6 +128,36 @@ class FakeNode:
             answer = {**self._config(int(parts[3])), "digest": digest}
         return ok(argv, json.dumps(answer) + "\n")
 
+    def _agent_file(self, argv: Sequence[str]) -> Completed:
+        """PVE/API2/Qemu/Agent.pm, and the texts of qemu-ga's qmp_guest_file_open."""
+        guest = self.guests[int(argv[2].split("/")[4])]
+        path = argv[argv.index("--file") + 1]
+        if guest.agent == "dead":
+            return no(argv, "QEMU guest agent is not running", status=255)
+        if guest.agent == "refuse":
+            return no(argv, "Agent error: Command guest-file-open has been disabled", status=255)
+        if argv[1] == "create":
+            guest.files[path] = "" if guest.forgets else argv[argv.index("--content") + 1]
+            return ok(argv)
+        if path not in guest.files:
+            told = f"Agent error: failed to open file '{path}' (mode: 'r'): No such file or directory"
+            return no(argv, told, status=255)
+        text = guest.files[path]
+        return ok(argv, json.dumps({"bytes-read": len(text), "content": text}) + "\n")
+
+    def _copied(self, argv: Sequence[str]) -> Completed:
+        """`pct pull` and `pct push`: tasks, whose failure is told and is no exit status (PVE/CLI/pct.pm)."""
+        guest = self.guests[int(argv[2])]
+        if not guest.running:
+            return no(argv, "can only pull files from a running VM", status=255)
+        if argv[1] == "push":
+            guest.files[argv[4]] = "" if guest.forgets else Path(argv[3]).read_text()
+            return ok(argv)
+        Path(argv[4]).write_text(guest.files.get(argv[3], ""))
+        if argv[3] not in guest.files:
+            return ok(argv, f"failed to open {argv[3]}: No such file or directory\n", "")
+        return ok(argv)
+
     def lxc(self, argv: Sequence[str]) -> Completed:
         """`lxc-info -s -H`, `lxc-freeze`, `lxc-unfreeze`, each `-n VMID`."""
         guest = self.guests[int(argv[2])]
@@ -140,6 +173,11 @@ class FakeNode:
 
     def tool(self, argv: Sequence[str]) -> Completed:
         """What `qm` and `pct` do to a guest."""
+        if argv[0] == "prlimit":  # what it starts is bound by it
+            assert tuple(argv[1:3]) == ("--fsize=16777216", "--"), argv
+            argv = argv[3:]
+        if argv[1] in ("pull", "push"):
+            return self._copied(argv)
         if "rescan" in argv:
             self.rescanned.append(argv[-1])
             return ok(argv)

@@ -300,7 +300,7 @@ class FakeRunner:
         assert node, f"only zfs runs on a target: {ran.argv}"
         if program == "pvesh":
             return node.pvesh(ran.argv)
-        if program in ("qm", "pct") and ran.argv[1] != "guest":
+        if program in ("qm", "pct", "prlimit") and ran.argv[1] != "guest":
             return node.tool(ran.argv)
         if program == "qm":
             return self.node.qm(ran.argv)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pve_zfsbackup.model import Dataset, Guid, Point, PointId, Snapshot, Vmid
@@ -132,8 +134,9 @@ def look(disk: str, kind: str, state: State = State.GOOD, text: str = "12 files 
 def verdict(
     *looks: Look, expected: Expected = NOTHING, present: tuple[str, ...] = (), keys: tuple[str, ...] = ("scsi0",)
 ) -> tuple[Level, tuple[str, ...]]:
-    snapshots = {key: point(100, 1, "").snapshots["scsi0"] for key in keys}
-    found = judged(Contents(looks=looks, present=frozenset(present)), expected, snapshots)
+    one = point(100, 1, "")
+    one = replace(one, snapshots=dict.fromkeys(keys, one.snapshots["scsi0"]))
+    found = judged(Contents(looks=looks, present=frozenset(present)), expected, one)
     return found.level, found.problems
 
 

@@ -1,0 +1,101 @@
+"""`verify plant`: a canary in each running guest, and the memory of it, by which a drill knows what must be there."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from pve_zfsbackup.app.gather import Scope, assign, inventory
+from pve_zfsbackup.app.outcome import failed
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.config import Config
+from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.host.memory import recall, remember
+from pve_zfsbackup.host.planting import put
+from pve_zfsbackup.model import Guest, GuestKind, Vmid
+from pve_zfsbackup.model.canary import PATH, Planted, canary_text, digest, parse_canary
+
+STAGE: Final = "verify-plant"
+KEPT: Final = 64  # of each guest: points that are older are not asked for a canary
+
+
+def plant(session: Session, scope: Scope) -> Iterator[Result]:
+    """Plant one in each guest in scope; each ends for itself. Raises `LockedError` while another one plants."""
+    found = inventory(session)
+    items, notes = assign(session, found, scope)
+    yield from (Result(stage=STAGE, outcome=Outcome.WARNING, message=note) for note in notes)
+    with run_lock(session.config.runtime_dir, "plant"):
+        for item in items:
+            yield _planted(session, item.guest)
+
+
+def forget(session: Session, scope: Scope) -> Iterator[Result]:
+    """No canary is expected in these guests any more. Their files stay."""
+    items, _ = assign(session, inventory(session), scope)
+    with run_lock(session.config.runtime_dir, "plant"):
+        known = dict(_recalled(session.config))
+        for item in items:
+            gone = known.pop(str(item.guest.vmid), None)
+            told = "no canary is expected any more" if gone else "no canary was expected"
+            yield _result(item.guest, Outcome.OK, told)
+        remember(_file(session.config), known)
+
+
+def _planted(session: Session, guest: Guest) -> Result:
+    if told := _unfit(guest):
+        return _result(guest, Outcome.SKIPPED, told)
+    at = int(session.now().timestamp())
+    text = canary_text(guest.vmid, guest.name, at, secrets.token_hex(16))
+    try:
+        put(session.runner, guest, PATH, text, ours=lambda found: parse_canary(found) is not None)
+        _remember(session.config, guest.vmid, Planted(at=at, digest=digest(text)))
+    except Exception as error:  # also a bug of ours is this guest's alone
+        return failed(STAGE, error, guest=guest)
+    return _result(guest, Outcome.OK, f"canary planted: {PATH}")
+
+
+def _unfit(guest: Guest) -> str:
+    if guest.template or not guest.running or guest.paused:
+        return "not running: no canary can be planted"
+    if guest.kind is GuestKind.VM and not guest.agent.enabled:
+        return "no guest agent: no canary can be planted; write a file of yours, and name it in `verify-files`"
+    return ""
+
+
+def _result(guest: Guest, outcome: Outcome, message: str, *, hint: str = "") -> Result:
+    return Result(stage=STAGE, outcome=outcome, vmid=guest.vmid, guest=guest.name, message=message, hint=hint)
+
+
+# -- the memory: lost, nothing is expected any more until the next one is planted
+
+
+def planted(config: Config) -> Mapping[Vmid, Sequence[Planted]]:
+    """What was planted in each guest, as far as that is remembered."""
+    return {Vmid(int(vmid)): _entries(rows) for vmid, rows in _recalled(config).items() if vmid.isdecimal()}
+
+
+def _remember(config: Config, vmid: Vmid, one: Planted) -> None:
+    known = dict(_recalled(config))
+    rows = [*_entries(known.get(str(vmid))), one][-KEPT:]
+    known[str(vmid)] = [{"at": row.at, "sha256": row.digest} for row in rows]
+    remember(_file(config), known)
+
+
+def _recalled(config: Config) -> Mapping[str, Any]:
+    return recall(_file(config))
+
+
+def _entries(rows: Any) -> tuple[Planted, ...]:
+    good = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return tuple(
+        Planted(at=row["at"], digest=row["sha256"])
+        for row in good
+        if isinstance(row.get("at"), int) and isinstance(row.get("sha256"), str)
+    )
+
+
+def _file(config: Config) -> Path:
+    return config.state_dir / "canaries.json"
