@@ -128,6 +128,7 @@ def test_who_was_just_drilled_is_not_due(product: Product, guests: Host) -> None
     assert drill(product) == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", [4, 9, 14])
 def test_a_killed_drill_is_swept_by_the_next(product: Product, guests: Host, seconds: int) -> None:
     """Fault 66: SIGKILL to the drill and all it started, wherever it is then."""
@@ -147,7 +148,13 @@ def files(product: Product, guest: int, *words: str) -> tuple[int, dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("guest", "system"), [(901, "scsi0-part2"), (902, "scsi0"), (903, "scsi0-labvg-root"), (907, "rootfs")]
+    ("guest", "system"),
+    [
+        pytest.param(901, "scsi0-part2", marks=pytest.mark.long),
+        pytest.param(902, "scsi0", marks=pytest.mark.long),
+        (903, "scsi0-labvg-root"),
+        pytest.param(907, "rootfs", marks=pytest.mark.long),
+    ],
 )
 def test_files_are_listed_and_copied_as_they_were(product: Product, guests: Host, guest: int, system: str) -> None:
     code, found = files(product, guest)
@@ -172,6 +179,7 @@ def test_files_are_listed_and_copied_as_they_were(product: Product, guests: Host
     nothing_is_left(guests)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", [3, 5, 8])
 def test_a_killed_look_for_files_is_swept_by_the_next(product: Product, guests: Host, seconds: int) -> None:
     """Fault 66."""
@@ -189,6 +197,7 @@ def test_a_killed_look_for_files_is_swept_by_the_next(product: Product, guests: 
     nothing_is_left(guests)
 
 
+@pytest.mark.long
 def test_a_broken_chain_is_found(product: Product) -> None:
     """The base was destroyed on the target, and another snapshot bears its name."""
     product.run("run", "100")

@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -20,7 +21,11 @@ CANARY = "/run/matrix/canary"
 
 def serve() -> None:
     from pve_zfsbackup import cli  # noqa: PLC0415 - the asking side must not load it
+    from pve_zfsbackup.cli.commands import MODULES  # noqa: PLC0415
 
+    for modules in MODULES.values():
+        for name in modules:
+            importlib.import_module(f"pve_zfsbackup.cli.{name}")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(SOCKET)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

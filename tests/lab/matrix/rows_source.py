@@ -53,7 +53,7 @@ def nothing_in_common(ctx: Context) -> str:
     return f"{len(mine)} snapshots and bookmarks destroyed"
 
 
-@row("38", "source rolled back", "older common base: a conflict with its evidence", conflict=True, fast=True)
+@row("38", "source rolled back", "older common base: a conflict with its evidence", conflict=True)
 def rolled_back(ctx: Context) -> str:
     guest = ctx.guest()
     ctx.baseline()

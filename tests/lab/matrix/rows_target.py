@@ -153,7 +153,7 @@ def token_of_other_mode(ctx: Context) -> str:
     return "a partial receive that is not raw stands where the raw one belongs"
 
 
-@row("32", "pool of the target suspended", "told, nothing hangs", fast=True)
+@row("32", "pool of the target suspended", "told, nothing hangs")
 def suspended(ctx: Context) -> str:
     ctx.on_pool("small", 512)
     guest = ctx.guest()
