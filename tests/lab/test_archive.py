@@ -20,7 +20,7 @@ from tests.lab import setup
 from tests.lab.conftest import install
 from tests.lab.host import Host, Result
 from tests.lab.matrix import guests
-from tests.lab.product import Product, hashes
+from tests.lab.product import Product, hashes, quick
 from tests.lab.pve.make_guests import MARKER
 
 pytestmark = pytest.mark.long
@@ -136,7 +136,7 @@ def archived(product: Product) -> Iterator[Archived]:
     guest = guests.make(pve1, VMID, storages=("local-zfs", "crypt"), mib=24)
     pve1.script(f"MARKER={shlex.quote(MARKER)}\n{_MARK}", *guest.disks)
     product.configure(_CONFIG.format(place=PLACE, host="backup1"), CONFIG)
-    yield Archived(product=product, guest=guest)
+    yield Archived(product=quick(product), guest=guest)
     guests.remove(pve1, VMID)
     pve1.script('rm -rf "$1"', PLACE)
     backup1.script(

@@ -14,7 +14,7 @@ import pytest
 
 from tests.lab.host import Host
 from tests.lab.matrix import guests
-from tests.lab.product import ACCOUNT, Product, hashes
+from tests.lab.product import ACCOUNT, Product, hashes, quick
 
 pytestmark = pytest.mark.long
 
@@ -128,7 +128,7 @@ def way(product: Product) -> Iterator[Way]:
             f"/etc/pve/qemu-server/{VM}.conf",
         )
         pve1.script(_FILES, guests_dataset(CT), "one")
-        yield Way(product)
+        yield Way(quick(product))
     finally:
         pve1.script(_CLEAN, *vmids, timeout=600)
         backup1.script('zfs destroy -R "$1" 2> /dev/null || true', ROOT)
