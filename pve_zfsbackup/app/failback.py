@@ -30,7 +30,8 @@ from pve_zfsbackup.model import (
     Volume,
 )
 from pve_zfsbackup.plan.failback import PREFIX, Failback, Return
-from pve_zfsbackup.plan.failover import HOLD
+from pve_zfsbackup.plan.failover import HOLD, replicas_of
+from pve_zfsbackup.plan.points import points_of
 from pve_zfsbackup.plan.takeover import FAILOVER
 
 
@@ -49,6 +50,9 @@ class Given:
 def failback(way: Way, *, start: bool = False) -> Given:
     """Bring it home. Raises what went wrong: run again, it goes on from there."""
     session, there, plan, guest = way.session, way.there, way.plan, way.guest
+    if way.home:
+        _tidy(way)
+        return _given(way, notes=("it had gone home already: what served the way is removed now",))
     make_places(there, plan.work, plan.folder, plan.parents)
     moved = _bring(way) if is_running(session.api, guest) else 0  # the most of it, while the guest works on
     _shut_down(session, guest)
@@ -58,16 +62,20 @@ def failback(way: Way, *, start: bool = False) -> Given:
     host = there.hosts[SOURCE]
     rescan = ("disk", "rescan") if guest.kind is GuestKind.VM else ("rescan",)
     notes += _told(host, (tool(guest), *rescan, "--vmid", str(guest.vmid)), "its sizes were not looked at anew")
-    _hand_over(way)
-    notes += _told(
+    notes += _told(  # before the marks go: afterwards nothing would keep the two from running both
         session.hosts[SOURCE],
         (tool(guest), "set", str(guest.vmid), "--onboot", "0"),
         "it would start here again at the next boot",
     )
+    _hand_over(way)
     if start:
         host.run((tool(guest), "start", str(guest.vmid)), timeout=600)
-    full = sum(volume.refer for disk in plan.disks if (volume := look(there, disk.name)))
-    return Given(plan=plan, done=True, moved=moved, full=full, notes=(*plan.notes, *notes), started=start)
+    return _given(way, moved=moved, notes=notes, started=start)
+
+
+def _given(way: Way, *, moved: int = 0, notes: tuple[str, ...] = (), started: bool = False) -> Given:
+    full = sum(volume.refer for disk in way.plan.disks if (volume := look(way.there, disk.name)))
+    return Given(plan=way.plan, done=True, moved=moved, full=full, notes=(*way.plan.notes, *notes), started=started)
 
 
 def _told(host: Host, argv: Sequence[str], trouble: str) -> tuple[str, ...]:
@@ -174,6 +182,8 @@ def _exchange(way: Way, disk: Return) -> str:
     if new is None or _newest(look(way.session, disk.here)) not in _guids(new):
         raise VerificationError(f"{disk.staging} on the source is not what was sent")
     apply_props(there, disk.staging, disk.props)
+    pool = Dataset(disk.name.rpartition("/")[0])
+    note = restoring.inherit_key(host, disk.staging, pool) if disk.raw else ""
     if new.origin:
         restoring.promote(host, disk.staging)
     old = look(there, disk.name)
@@ -182,20 +192,26 @@ def _exchange(way: Way, disk: Return) -> str:
             restoring.make_place(host, Dataset(name))
         restoring.rename(host, disk.name, old.guid, disk.aside)
     restoring.rename(host, disk.staging, new.guid, disk.name)
-    note = restoring.inherit_key(host, disk.name, Dataset(disk.name.rpartition("/")[0])) if disk.raw else ""
     kept = f"what it had there is kept as {disk.aside}" if old else ""
     return "; ".join(text for text in (f"{disk.name} {note.replace('NAME', disk.name)}" if note else "", kept) if text)
 
 
 def _hand_over(way: Way) -> None:
-    """The marks go last of all; then the snapshots that were only made for this."""
-    here, there = way.session.hosts[SOURCE], way.there.hosts[SOURCE]
+    """The marks go last of all; then what was only made for this."""
     for disk in way.plan.disks:
         if not _home(way, disk):
             raise VerificationError(f"{disk.name} on the source is not what was sent: the role stays here")
     for name in way.taken.datasets:
-        zfs.zfs(here, "inherit", FAILOVER, name)
-    held = [s for n in way.taken.datasets for s in way.replicas.volumes[n].snapshots if s.userrefs]
+        zfs.zfs(way.session.hosts[SOURCE], "inherit", FAILOVER, name)
+    _tidy(way)
+
+
+def _tidy(way: Way) -> None:
+    """Holds and snapshots that a failover and a failback make for themselves. Those of the disks here go last: as long
+    as there is one, a repetition knows that something is left (`Way.home`)."""
+    here, there = way.session.hosts[SOURCE], way.there.hosts[SOURCE]
+    replicas = replicas_of(points_of(way.replicas, way.guest.vmid))
+    held = [s for name in replicas for s in way.replicas.volumes[name].snapshots if s.userrefs]
     copies = [s for d in way.plan.disks if (v := look(way.session, d.here)) for s in v.snapshots if s.userrefs]
     zfs.release(here, HOLD, [*held, *copies])
     for host, names, session in (

@@ -18,7 +18,7 @@ from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
 from pve_zfsbackup.host.ssh import Destination, Host, connected
 from pve_zfsbackup.model import ASIDE, SOURCE, STAGING, Dataset, Guest, GuestKind, Listing, Vmid
-from pve_zfsbackup.plan.failback import Failback, There, plan_failback
+from pve_zfsbackup.plan.failback import PREFIX, Failback, There, plan_failback
 from pve_zfsbackup.plan.guest_config import settings
 from pve_zfsbackup.plan.takeover import Takeover, takeovers
 
@@ -27,7 +27,8 @@ DEPTH: Final = 2  # <pool of the storage>/<volume>, and its snapshots
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """Both ends, for one guest. `there` is the session as if the source were this host."""
+    """Both ends, for one guest. `there` is the session as if the source were this host. `home`: it was given back, and
+    the try that did so was cut off while it cleaned up."""
 
     session: Session
     there: Session
@@ -35,6 +36,7 @@ class Way:
     taken: Takeover
     plan: Failback
     replicas: Listing
+    home: bool = False
 
 
 @contextlib.contextmanager
@@ -61,15 +63,18 @@ def prepare(session: Session, host: Host, vmid: Vmid, root: str = "") -> Way:
     """Look at both ends. Raises `RoleError` when the guest is not to go home: not taken over here, or running there."""
     replicas = list_replicas(session, root_of(session, root))
     found = inventory(session)
+    guest = next((guest for guest in found.guests if guest.vmid == vmid), None)
     taken = takeovers(replicas).get(vmid)
+    home = taken is None
+    if home and guest and not guest.running:
+        taken = _was_taken(guest, found.listing, session.node)
     if taken is None or taken.host != session.node:
         who = f"{taken.host} took it over" if taken else "nobody took it over"
         raise RoleError(f"guest {vmid}: is not this node's to give back: {who}")
-    guest = next((guest for guest in found.guests if guest.vmid == vmid), None)
     if guest is None:
         raise RoleError(f"guest {vmid}: was taken over at {taken.since}, and is not here", hint="see `failover`")
     there = replace(session, hosts={SOURCE: host})
-    state = _there(host, guest)
+    state = _there(host, guest, may_run=home)
     return Way(
         session=session,
         there=there,
@@ -77,17 +82,28 @@ def prepare(session: Session, host: Host, vmid: Vmid, root: str = "") -> Way:
         taken=taken,
         plan=plan_failback(guest, taken, found.listing, replicas, state),
         replicas=replicas,
+        home=home,
     )
 
 
-def _there(host: Host, guest: Guest) -> There:
+def _was_taken(guest: Guest, listing: Listing, node: str) -> Takeover | None:
+    """What the mark said that is gone: from the disks, as long as they have snapshots that a failback made."""
+    for disk in guest.disks:
+        volume = listing.volumes.get(disk.dataset) if disk.dataset else None
+        if volume and volume.restored and any(snapshot.name.startswith(PREFIX) for snapshot in volume.snapshots):
+            point = volume.restored.partition(",")[0]
+            return Takeover(vmid=guest.vmid, since="", host=node, point=point, reason="")
+    return None
+
+
+def _there(host: Host, guest: Guest, *, may_run: bool) -> There:
     status = host.run((tool(guest), "status", str(guest.vmid)), check=False)
     if status.returncode:
         raise RoleError(
             f"guest {guest.vmid}: {host.name} does not have it (any more): {status.stderr.strip()}",
             hint="make a point of it here, replicate it, and `restore` it there",
         )
-    if status.stdout.strip() != "status: stopped":
+    if status.stdout.strip() != "status: stopped" and not may_run:
         raise RoleError(
             f"guest {guest.vmid}: runs on {host.name} as well ({status.stdout.strip()})",
             hint="stop it there, and think about which of the two was used: what is written there is put aside",

@@ -201,9 +201,6 @@ def _take(session: Session, taking: Taking, question: Question) -> None:
         zfs.set_properties(host, taking.replicas, {FAILOVER: mark})
         _read_back(session, taking)
         done = carry_out(session, _prepared(taking), Near(session=session))
-        kept = (look(session, disk.dataset) for disk in done.plan.disks)
-        copies = [s for v in kept if v for s in v.snapshots if s.guid in {own.guid for own in snapshots}]
-        zfs.hold(host, HOLD, copies)  # of a copy: its own snapshot is what `failback` starts from
         taking.notes, taking.done = done.notes, True
     except BackupError as error:
         taking.error = error
@@ -256,8 +253,13 @@ class Near:
     session: Session
 
     def __call__(self, disk: DiskRestore) -> int:
-        if not cloned(disk.snapshot, disk.staging):
-            return Pull(session=self.session, origin=SOURCE)(disk)
-        if look(self.session, disk.staging) is None:
-            restoring.clone(self.session.hosts[SOURCE], disk.snapshot, disk.staging)
-        return 0
+        host = self.session.hosts[SOURCE]
+        if cloned(disk.snapshot, disk.staging):
+            if look(self.session, disk.staging) is None:
+                restoring.clone(host, disk.snapshot, disk.staging)
+            return 0
+        moved = Pull(session=self.session, origin=SOURCE)(disk)
+        volume = look(self.session, disk.staging)
+        own = [s for s in volume.snapshots if s.guid == disk.snapshot.guid] if volume else []
+        zfs.hold(host, HOLD, own)  # before it has its place: `failback` starts from it
+        return moved

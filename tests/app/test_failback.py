@@ -174,33 +174,67 @@ def test_written_to_after_a_disk_went_home_is_not_overlooked(second: Second) -> 
         give(second)
 
 
-def test_killed_anywhere_and_repeated_it_converges_and_no_old_disk_is_lost(second: Second) -> None:
-    away(second)
-    lost = {name: second.first.source.datasets[name].content for name in (HOME, FASTHOME)}
+MINE = {
+    WEB: {HOME: "tank/data/vm-100-disk-0", FASTHOME: "ssd/vm-100-disk-0"},
+    DB: {"rpool/crypt/vm-101-disk-0": "tank/data/vm-101-disk-0"},
+}
+
+
+@pytest.mark.parametrize("vmid", [WEB, DB])
+def test_killed_anywhere_and_repeated_it_converges_and_no_old_disk_is_lost(second: Second, vmid: int) -> None:
+    one_key(second)
+    away(second, vmid)
+    lost = {name: second.first.source.datasets[name].content for name in MINE[vmid]}
     for at in range(1, 400, 3):
-        twin = taken_copy(second)
+        twin = taken_copy(second, vmid)
         twin.runner.kill_at, twin.runner.kill_when = at, ("before", "after")[at // 3 % 2]
         try:
-            give(twin)
+            give(twin, vmid)
         except Killed:
             twin.runner.revive()
         else:
-            assert at > 40
+            assert at > 30
             return
         contents = [ds.content for ds in twin.first.source.datasets.values()]
         assert all(content in contents for content in lost.values()), at
-        if FAILOVER in twin.pools.datasets[ROOTDISK].props or FAILOVER in twin.pools.datasets[FASTDISK].props:
-            give(twin)
-        for name, mine in ((HOME, "tank/data/vm-100-disk-0"), (FASTHOME, "ssd/vm-100-disk-0")):
+        if traces(twin) or marked(twin, vmid):
+            give(twin, vmid)
+        assert traces(twin) == []
+        assert not marked(twin, vmid)
+        assert twin.node.options[vmid] == {"onboot": "0"}, at
+        for name, mine in MINE[vmid].items():
             assert twin.first.source.datasets[name].content == here(twin, mine), at
+            assert twin.first.source.datasets[name].keys is None, "that of its storage"
         contents = [ds.content for ds in twin.first.source.datasets.values()]
         assert all(content in contents for content in lost.values()), at
 
 
-def taken_copy(second: Second) -> Second:
+def one_key(second: Second) -> None:
+    """The storage and the replica, which was sent raw, have the same; there it lies in a file."""
+    key, file = Keys(keyformat="raw", secret=b"x" * 32), "/root/crypt.key"
+    second.pools.datasets[CRYPT].keys = key
+    storage = second.first.source.datasets["rpool/crypt"]
+    storage.keys, storage.keylocation = key, f"file://{file}"
+    second.first.source.key_files = {file: key.secret}
+
+
+def traces(second: Second) -> list[str]:
+    """What a failback makes only for itself, on both sides."""
+    pools = (second.pools, second.first.source)
+    snaps = [(f"{ds.name}@{label}", snap) for all_ in pools for ds in all_.datasets.values()
+             for label, snap in ds.snaps.items()]  # fmt: skip
+    return [name for name, snap in snaps if "@pzb-failback" in name or HOLD in snap.holds]
+
+
+def marked(second: Second, vmid: int) -> bool:
+    names = (ROOTDISK, FASTDISK) if vmid == WEB else (CRYPT,)
+    return any(FAILOVER in second.pools.datasets[name].props for name in names)
+
+
+def taken_copy(second: Second, vmid: int = WEB) -> Second:
     """A parallel world in which the guest is away as well."""
     made = copy_of(second, fresh=False)
-    made.first.guest(WEB).running = False
-    made.node.guests[WEB].running = True
+    made.first.guest(vmid).running = False
+    made.node.guests[vmid].running = True
     assert made.runner.pools[FIRST] is made.first.source
     return made

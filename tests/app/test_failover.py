@@ -227,6 +227,8 @@ def test_killed_anywhere_and_repeated_it_converges_on_the_point_it_began_with(se
         disks = sorted(name for name in there if not name.endswith("/pzb-restore"))  # an empty place, used again
         assert disks == ["ssd/vm-100-disk-0", "tank/data/vm-100-disk-0"], at
         assert all(FAILOVER in twin.pools.datasets[name].props for name in (ROOTDISK, FASTDISK))
+        copied = twin.pools.datasets["ssd/vm-100-disk-0"].snaps[f"pzb:{chosen.partition('/')[2]}"]
+        assert HOLD in copied.holds, "what failback starts from"
 
 
 COPIES = iter(range(10_000))

@@ -280,8 +280,13 @@ class Pools:
         return max(0, left)
 
     def encryption_root(self, dataset: Ds) -> Ds | None:
-        """Whose key opens it: the nearest that has one of its own, or whose parent is not encrypted."""
+        """Whose key opens it: the nearest that has one of its own, or whose parent is not encrypted. Of a clone: its
+        origin's, wherever it lies."""
         while dataset.crypt != "off":
+            mother = self.datasets.get(dataset.origin.partition("@")[0])
+            if mother and mother.crypt != "off":
+                dataset = mother
+                continue
             parent = self.datasets.get(dataset.name.rpartition("/")[0])
             if dataset.keys or parent is None or parent.crypt == "off":
                 return dataset
