@@ -123,7 +123,7 @@ def connect(lab: Lab) -> Product:
 
 
 def quick(product: Product) -> Product:
-    """The same, but each run is a fork of the program, which is loaded once (matrix/fork.py): that takes seconds here."""
+    """The same, but each run is a fork of the program (matrix/fork.py): loading it takes seconds here."""
     inject.prepare(product.pve1)
     return replace(product, program=("python3", "-IS", f"{inject.LIBRARY}/fork.py"))
 
