@@ -64,9 +64,9 @@ def parse(words: list[str]) -> None:
     """As click does it, up to where the command would begin. Raises click's own errors."""
     command: click.Command = cli
     context = click.Context(cli, info_name=PROGRAM)
-    while isinstance(command, click.Group) and words and words[0] in command.commands:
+    while isinstance(command, click.Group) and words and (child := command.get_command(context, words[0])):
         context = click.Context(command, info_name=command.name, parent=context)
-        command, words = command.commands[words[0]], words[1:]
+        command, words = child, words[1:]
     typed = [SAMPLES.get(word, word) for word in words]
     try:
         inner = command.make_context(command.name or PROGRAM, typed, parent=context)

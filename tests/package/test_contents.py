@@ -22,8 +22,10 @@ DEBIAN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 def command_names(command: click.Command, name: str) -> set[str]:
     found = {name}
     if isinstance(command, click.Group):
-        for word, child in command.commands.items():
-            found |= set() if child.hidden else command_names(child, f"{name}-{word}")
+        context = click.Context(command)
+        for word in command.list_commands(context):
+            child = command.get_command(context, word)
+            found |= set() if child is None or child.hidden else command_names(child, f"{name}-{word}")
     return found
 
 
