@@ -222,3 +222,7 @@ class RoleError(BackupError):
 
 class VerificationError(BackupError):
     """What was read back is not what was done."""
+
+
+class NotBootedError(VerificationError):
+    """A guest was started from a point, and did not come up."""

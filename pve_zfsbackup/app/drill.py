@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
+from pve_zfsbackup.app.boot import Boots, boots, judged_boot, sweep_boots
 from pve_zfsbackup.app.files import sweep_files
 from pve_zfsbackup.app.gather import Scope, assign, inventory
 from pve_zfsbackup.app.outcome import failed
@@ -20,6 +21,7 @@ from pve_zfsbackup.config import Config, Job
 from pve_zfsbackup.errors import ConfigError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import zfs
+from pve_zfsbackup.host.boot import Yard
 from pve_zfsbackup.host.clones import Bench, sweep
 from pve_zfsbackup.host.drill import Drill
 from pve_zfsbackup.host.health import pool_of
@@ -53,6 +55,7 @@ class Ground:
     """Where guests are drilled, and what is known of them."""
 
     bench: Bench
+    boots: Boots
     listing: Listing
     guests: Mapping[Vmid, Sequence[Point]]
     names: Mapping[Vmid, str] = field(default_factory=dict)
@@ -66,12 +69,13 @@ class Ground:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What the administrator wants of one call. `every` and `budget` in seconds; `named`: due or not, and whatever
-    it takes."""
+    it takes; `boot`: also started, if it is a VM whose disks are good."""
 
     every: float
     budget: float
     reading: Reading
     named: bool = False
+    boot: bool = False
 
 
 def on_node(session: Session, scope: Scope) -> Ground:
@@ -79,8 +83,11 @@ def on_node(session: Session, scope: Scope) -> Ground:
     found = inventory(session)
     items, _ = assign(session, found, scope)
     own, known = guest_points(found.listing), planted(session.config)
+    place = bench(session.hosts[SOURCE], session.config)
+    yard = Yard(runner=session.runner, root=session.pve_root, locks=session.migration_locks.parent)
     return Ground(
-        bench=bench(session.hosts[SOURCE], session.config),
+        bench=place,
+        boots=boots(place, yard),
         listing=found.listing,
         guests={item.guest.vmid: own.of(item.guest.vmid) for item in items},
         names={item.guest.vmid: item.guest.name for item in items},
@@ -103,8 +110,10 @@ def on_target(config: Config, runner: Runner, root: Dataset, selectors: Sequence
     missing = [s.text for s in selectors if not any(s.low <= vmid <= s.high for vmid in chosen)]
     if missing:
         raise ConfigError([f"{text}: no such guest has points below {root}" for text in missing])
+    place = bench(host, config)
     return Ground(
-        bench=bench(host, config),
+        bench=place,
+        boots=boots(place, Yard(runner=runner)),
         listing=listing,
         guests={vmid: own.of(vmid) for vmid in chosen},
         expected=dict.fromkeys(chosen, wanted),
@@ -132,7 +141,11 @@ def drill(
     something is left that does not go.
     """
     started, now = time.monotonic(), time.time() if now is None else now
+    if rules.boot and not ground.boots.yard.there:
+        raise ConfigError([f"no guest can be started here: {ground.boots.yard.root} is not mounted: is this Proxmox?"])
     with run_lock(config.runtime_dir, LOCK):
+        for told in sweep_boots(ground.boots, ground.pools):
+            yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a boot drill was killed: {told}")
         for told in sweep(ground.bench, ground.pools):
             yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a drill was killed: {told}")
         for told in sweep_files(ground.bench, config, ground.pools):
@@ -160,6 +173,10 @@ def _turn(ground: Ground, rules: Rules, turn: Turn, now: int) -> Generator[Drill
     try:
         contents, judgement = _proven(ground, rules, turn)
         _note(ground, turn, judgement, now)
+        end = None
+        if rules.boot and judgement.level.drilled:
+            judgement, end = judged_boot(ground.boots, ground.listing, turn.point, judgement)
+            _note(ground, turn, judgement, now)
     except Exception as error:  # also a bug of ours is this guest's alone
         result = failed(STAGE, error, host=_where(ground))
         name = ground.names.get(turn.vmid, "")
@@ -176,6 +193,7 @@ def _turn(ground: Ground, rules: Rules, turn: Turn, now: int) -> Generator[Drill
         judgement=judgement,
         contents=contents,
         seconds=time.monotonic() - started,
+        booted=end,
     )
 
 

@@ -165,7 +165,7 @@ def _planned(session: Session, request: Request, found: Inventory, listing: List
         if locked := locked_disks(chosen, listing):
             taking.conflicts = (locked,)
             return taking
-        origin = origin_of(session, SOURCE, listing, chosen)
+        origin = origin_of(session.hosts[SOURCE], listing, chosen)
         taking.prepared = plan_of(session, found, Wish(vmid=vmid, new=vmid, storages=request.storages), origin)
         if taken and not _unfinished(taking.prepared) and (guest := _there(found, taken)):
             taking.there = guest

@@ -12,6 +12,7 @@ from pve_zfsbackup.host.guests import unpack_config
 from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.restoring import own_properties
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
+from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import (
     ASIDE,
     SOURCE,
@@ -40,7 +41,7 @@ class Lying:
 def find_origin(session: Session, found: Inventory, vmid: Vmid, *, at: str = "", where: str = "") -> Origin:
     """The point `find_point` finds, and what it says of its guest. Raises as that."""
     lying = find_point(session, found, vmid, at=at, where=where)
-    return origin_of(session, lying.host, lying.listing, lying.point)
+    return origin_of(session.hosts[lying.host], lying.listing, lying.point)
 
 
 def find_point(session: Session, found: Inventory, vmid: Vmid, *, at: str = "", where: str = "") -> Lying:
@@ -84,22 +85,22 @@ def list_aside(session: Session, found: Inventory) -> Listing:
     return list_host(session.hosts[SOURCE], roots, columns=SOURCE_COLUMNS)
 
 
-def origin_of(session: Session, host: str, listing: Listing, point: Point) -> Origin:
+def origin_of(host: Host, listing: Listing, point: Point) -> Origin:
     """What the snapshots of a point say of its guest. `listing` has the datasets they lie in."""
     snapshots = {key: point.snapshots[key] for key in point.disks}
-    by_name = own_properties(session.hosts[host], tuple(snapshots.values()))
+    by_name = own_properties(host, tuple(snapshots.values()))
     own = {key: dict(by_name[snapshot.full_name]) for key, snapshot in snapshots.items()}
     for key, snapshot in snapshots.items():  # whose snapshot it was: on a target it says so itself
         own[key]["volume"] = snapshot.volume or listing.volumes[snapshot.dataset].guid
     telling = [own[key] for key in point.own if key in own]  # a borrowed one tells of its own point
     told = telling[0]
     return Origin(
-        host=host,
+        host=host.name,
         point=point,
         kind=_kind(point, told),
         texts=_texts(point, telling),
         props=decode_props(told.get("props", "")),
-        raw=frozenset(key for key, s in snapshots.items() if _sealed(host, listing, s.dataset)),
+        raw=frozenset(key for key, s in snapshots.items() if _sealed(host.name, listing, s.dataset)),
         own=own,
     )
 

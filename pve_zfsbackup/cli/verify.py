@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,13 @@ def verify_points(
 @click.option("--budget", type=Span(), help="Begin no further drill after this time, such as 30m.")
 @click.option("--read", type=click.Choice([reading.value for reading in Reading]), help="How much is read.")
 @click.option("--local", "root", default="", metavar="ROOT", help="Run on a target: the replicas below this dataset.")
+@click.option("--boot", is_flag=True, help="Also start each VM from the clones, without network, and ask its agent.")
+@click.option("--boot-wait", type=Span(), default="10m", show_default=True, help="How long it has to answer.")
 @click.option("--expect", "files", multiple=True, metavar="PATH", help="With --local: a file each guest must have.")
 @common
 def verify_drill(
     guests: Sequence[Selector], jobs: Sequence[str], budget: float | None, read: str | None, root: str,
-    files: Sequence[str], config_path: Path, as_json: bool, verbose: bool,
+    boot: bool, boot_wait: float, files: Sequence[str], config_path: Path, as_json: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Open the newest point of each guest that is due, check and mount its file systems, and look for its files.
 
@@ -125,13 +128,14 @@ def verify_drill(
         config = load_config(path) if path.exists() else Config()
         wanted = Expected(files=tuple(files))
         ground = on_target(config, ProcessRunner(), Dataset(root), guests, wanted)
-        ends = list(_drills(ground, config, budget, read, named=bool(guests)))
+        ends = list(_drills(ground, config, budget, read, named=bool(guests), boot=boot_wait if boot else None))
         return _show(ends, as_json=as_json, verbose=verbose)
     if files:
         raise ConfigError(["--expect goes with --local; on the node, jobs have `verify-files`"])
     with session_of(config_path) as session:
         ground = on_node(session, Scope(jobs=tuple(jobs), guests=tuple(guests)))
-        ends = list(_drills(ground, session.config, budget, read, named=bool(guests), now=session.now().timestamp()))
+        wait, now = boot_wait if boot else None, session.now().timestamp()
+        ends = list(_drills(ground, session.config, budget, read, named=bool(guests), boot=wait, now=now))
         tell_notes(tell_results(session, [as_result(end) for end in ends]))
     return _show(ends, as_json=as_json, verbose=verbose)
 
@@ -160,16 +164,19 @@ def verify_plant(
 
 
 def _drills(
-    ground: Ground, config: Config, budget: float | None, read: str | None, *, named: bool, now: float | None = None
-) -> Iterable[Drilled | Result]:
+    ground: Ground, config: Config, budget: float | None, read: str | None, *, named: bool, boot: float | None,
+    now: float | None = None,
+) -> Iterable[Drilled | Result]:  # fmt: skip
     own = config.verify
     rules = Rules(
         every=own.every * DAY,
         budget=own.budget if budget is None else budget,
         reading=Reading(read) if read else own.read,
         named=named,
+        boot=boot is not None,
     )
-    return drill(ground, rules, config, now)
+    yard = replace(ground.boots.yard, wait=boot or 0.0)
+    return drill(replace(ground, boots=replace(ground.boots, yard=yard)), rules, config, now)
 
 
 def _show(ends: Sequence[Drilled | Result], *, as_json: bool, verbose: bool) -> int:

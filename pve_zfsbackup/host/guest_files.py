@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +44,20 @@ def write_config(vmid: Vmid, kind: GuestKind, text: str, *, root: Path, locks: P
     with _locked(vmid, kind, locks):
         _check(vmid, path, root, replaces)
         _written(path, text)
+
+
+def remove_config(vmid: Vmid, kind: GuestKind, *, root: Path, locks: Path, ours: Callable[[str], bool]) -> None:
+    """Remove a guest's configuration, if it is `ours` by its text. Raises `GuestChangedError` when it is not, and what
+    `write_config` raises. Its volumes are not touched. Gone is what was wanted."""
+    path = config_path(vmid, kind, root)
+    with _locked(vmid, kind, locks), contextlib.suppress(FileNotFoundError):
+        if not ours(path.read_text("utf-8", "surrogateescape")):
+            raise GuestChangedError(f"guest {vmid}: its configuration is not the one we made: it stays")
+        try:
+            path.unlink()
+        except OSError as error:
+            hint = "without a quorum nothing in /etc/pve can be changed: see `pvecm status`"
+            raise PveError(f"{path}: cannot be removed: {error.strerror}", hint=hint) from None
 
 
 def write_firewall(vmid: Vmid, text: str, *, root: Path) -> bool:

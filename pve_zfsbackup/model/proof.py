@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
+from pve_zfsbackup.model.boot import Booted
 from pve_zfsbackup.model.canary import Planted
 from pve_zfsbackup.model.names import PROPERTY, PointId, Vmid
 
@@ -142,3 +143,4 @@ class Drilled:
     judgement: Judgement
     contents: Contents
     seconds: float
+    booted: Booted | None = None

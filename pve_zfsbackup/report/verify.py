@@ -15,7 +15,8 @@ from pve_zfsbackup.report.format import FORMAT, Table, age, clean, size
 def drilled_table(ends: Sequence[Drilled]) -> Table:
     rows = []
     for end in ends:
-        told = "; ".join(end.judgement.problems) or end.contents.system or "good"
+        up = f"{end.booted.system}, up after {end.booted.seconds:.0f} s" if end.booted else ""
+        told = "; ".join(end.judgement.problems) or up or end.contents.system or "good"
         stamp = end.point.partition("/")[2]
         read, time = size(end.contents.read), f"{end.seconds:.1f} s"
         rows.append((str(end.vmid), end.guest, stamp, end.judgement.level.value, read, time, told))
@@ -56,6 +57,7 @@ def drill_json(ends: Sequence[Drilled], others: Sequence[Result]) -> dict[str, A
                 "system": end.contents.system,
                 "read": end.contents.read,
                 "seconds": round(end.seconds, 3),
+                "boot_seconds": round(end.booted.seconds, 3) if end.booted else None,
                 "looks": [
                     {"disk": look.disk, "place": look.place, "kind": look.kind, "state": look.state, "text": look.text}
                     for look in end.contents.looks

@@ -31,6 +31,8 @@ class GuestState:
     lost: bool = False
     deaf: int = 0  # so many thaws are not answered
     thawed_meanwhile: bool = False  # somebody else thaws as soon as a snapshot is taken
+    stubborn: bool = False  # does not stop
+    crashes: bool = False  # while it boots
     files: dict[str, str] = field(default_factory=dict)  # inside of it
     forgets: bool = False  # what is written there is not kept
 
@@ -48,6 +50,7 @@ class FakeNode:
     pools: list[tuple[str, str]] = field(default_factory=list)  # guests that were put into one
     rescanned: list[str] = field(default_factory=list)
     options: dict[int, dict[str, str]] = field(default_factory=dict)  # set by `qm set`
+    started: dict[int, str] = field(default_factory=dict)  # configurations by `qm start`
     api: str = "ok"  # or the stderr of a pvesh that fails
 
     def __post_init__(self) -> None:
@@ -192,6 +195,9 @@ class FakeNode:
         if argv[1] == "set":
             self.options.setdefault(vmid, {})[argv[3].removeprefix("--")] = argv[4]
             return ok(argv)
+        if argv[1] == "stop":
+            guest.running = guest.running and guest.stubborn
+            return ok(argv)
         if argv[1] == "shutdown":
             if guest.agent == "deaf":
                 return no(argv, "VM quit/powerdown failed - got timeout", status=255)
@@ -201,6 +207,7 @@ class FakeNode:
         if "lock" in self._config(int(argv[2])):
             return no(argv, f"VM is locked ({self._config(int(argv[2]))['lock']})", status=255)
         guest.running = True
+        self.started[vmid] = self._file(vmid).read_text()
         return ok(argv)
 
     def qm(self, argv: Sequence[str]) -> Completed:
@@ -215,6 +222,12 @@ class FakeNode:
             return no(argv, "QEMU guest agent is not running", status=255)
         if guest.agent == "hang":
             raise CommandTimeoutError("qm: no end after 15 s")
+        if guest.deaf and command == "get-osinfo":  # it is on its way up, or down again
+            guest.deaf -= 1
+            guest.running = guest.running and not guest.crashes
+            return no(argv, "QEMU guest agent is not running", status=255)
+        if command == "get-osinfo":
+            return ok(argv, json.dumps({"id": "debian", "pretty-name": "Debian \x1b[2J12"}, indent=3) + "\n")
         if command == "fsfreeze-status":
             return ok(argv, "frozen\n" if guest.frozen else "thawed\n")
         if command == "fsfreeze-thaw":

@@ -1,0 +1,240 @@
+"""Boot drills: a guest nobody knows, started from clones, and gone again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pve_zfsbackup.app.drill import Ground, Rules, as_result, drill, on_node
+from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.errors import CommandTimeoutError, ConfigError
+from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host.clones import Bench
+from pve_zfsbackup.model import parse_selector
+from pve_zfsbackup.model.proof import VERIFIED, Drilled, Level, Reading
+from pve_zfsbackup.report.verify import drill_json, drilled_table
+from tests.fakes.disks import Content, Disks, linux
+from tests.fakes.node import GuestState
+from tests.fakes.runner import HERE, Fault, Killed
+from tests.fakes.world import CT, WEB, World
+
+ID = 999_000
+RULES = Rules(every=1.0, budget=3600.0, reading=Reading.NONE, named=True, boot=True)
+Call = Callable[..., list[Drilled | Result]]
+
+
+@pytest.fixture
+def disks(world: World) -> Disks:
+    made = Disks(place=world.place / "disks")
+    made.contents = {
+        "rpool/data/vm-100-disk-0": linux(), "fast/vm-100-disk-0": Content(kind="xfs"),
+        "rpool/data/subvol-200-disk-0": Content(files={"/etc/os-release": "PRETTY_NAME=x\n"}),
+    }  # fmt: skip
+    world.runner.tools = made.run
+    world.runner.watchers.append(made.watch)
+    for name in made.contents:
+        world.source.write(name, 2 << 20)
+    world.run()
+    return made
+
+
+def moved(disks: Disks, bench: Bench) -> Bench:
+    return replace(
+        bench, place=disks.place / bench.name, devices=disks.devices, rules=disks.place / "rules", mounts=disks.mounts
+    )
+
+
+def at(disks: Disks, ground: Ground, memory: int) -> Ground:
+    (disks.place / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable:   {memory << 10} kB\n")
+    yard = replace(ground.boots.yard, meminfo=disks.place / "meminfo")
+    own = replace(ground.boots, yard=yard, bench=moved(disks, ground.boots.bench))
+    return replace(ground, bench=moved(disks, ground.bench), boots=own)
+
+
+@pytest.fixture
+def call(world: World, disks: Disks) -> Call:
+    def run(vmid: int = WEB, *, boot: bool = True, memory: int = 8192) -> list[Drilled | Result]:
+        with world.session() as session:
+            scope = Scope(guests=(parse_selector(str(vmid)),))
+            ground = at(disks, on_node(session, scope), memory)
+            return list(drill(ground, replace(RULES, boot=boot), session.config, session.now().timestamp()))
+
+    return run
+
+
+def one(ends: list[Drilled | Result]) -> Drilled:
+    (end,) = (end for end in ends if isinstance(end, Drilled))
+    return end
+
+
+def configs(world: World) -> list[str]:
+    return sorted(path.name for path in (world.node.etc / "qemu-server").iterdir())
+
+
+def nothing_is_left(world: World, disks: Disks) -> None:
+    assert "999000.conf" not in configs(world)
+    for pools in world.hosts:
+        assert not [name for name in pools.datasets if "pve-zfsbackup-boot" in name or "pve-zfsbackup-drill" in name]
+    assert (disks.mounted, disks.maps) == ({}, [])
+
+
+def proof(world: World) -> str:
+    newest = world.runner.pools[HERE].datasets["rpool/data/vm-100-disk-0"].newest
+    assert newest
+    return newest.props.get(VERIFIED, "")
+
+
+def test_a_guest_that_comes_up_is_booted_and_gone(world: World, disks: Disks, call: Call) -> None:
+    before = configs(world)
+    end = one(call())
+    assert (end.judgement.level, end.judgement.problems) == (Level.BOOTED, ())
+    assert end.booted
+    assert end.booted.system == "Debian \\x1b[2J12"
+    assert proof(world).startswith("booted 2026")
+    assert configs(world) == before
+    nothing_is_left(world, disks)
+    started = world.node.started
+    assert list(started) == [ID]
+    assert "net" not in started[ID]
+    assert "scsi0: " + str(disks.devices / "rpool/pve-zfsbackup-boot/") in started[ID]
+    (row,) = drill_json([end], [])["drills"]
+    assert row["boot_seconds"] >= 0
+    assert "up after" in drilled_table([end]).rows[0][-1]
+
+
+def test_no_other_guest_is_touched(world: World, call: Call) -> None:
+    world.runner.ran.clear()
+    call()
+    touched = {ran.argv[2] for ran in world.runner.ran if ran.argv[0] == "qm" and ran.argv[1] != "guest"}
+    assert touched == {str(ID)}
+    assert {ran.argv[3] for ran in world.runner.ran if ran.argv[:2] == ("qm", "guest")} == {str(ID)}
+    destroyed = [ran.argv[-1] for ran in world.runner.ran if ran.argv[:2] == ("zfs", "destroy")]
+    assert all("/pve-zfsbackup-" in name for name in destroyed)
+
+
+def test_it_is_waited_for_until_it_answers(world: World, call: Call) -> None:
+    world.node.guests[ID] = GuestState(running=False, deaf=5)
+    assert one(call()).judgement.level is Level.BOOTED
+
+
+def test_one_that_never_answers_has_failed(world: World, disks: Disks, call: Call) -> None:
+    world.node.guests[ID] = GuestState(running=False, agent="dead")
+    end = one(call())
+    (problem,) = end.judgement.problems
+    assert problem.startswith("did not boot: its agent did not answer within 600 s: QEMU guest agent is not running")
+    assert as_result(end).outcome is Outcome.FAILED
+    assert proof(world).startswith("failed ")
+    nothing_is_left(world, disks)
+
+
+def test_one_that_stops_by_itself_has_failed_at_once(world: World, disks: Disks, call: Call) -> None:
+    world.node.guests[ID] = GuestState(running=False, deaf=1, crashes=True)
+    assert one(call()).judgement.problems == ("did not boot: it stopped by itself",)
+    nothing_is_left(world, disks)
+
+
+def test_one_that_proxmox_does_not_start_is_told_and_keeps_what_was_proven(
+    world: World, disks: Disks, call: Call
+) -> None:
+    world.runner.faults.append(Fault(words=("qm", "start"), answer=(255, "MAX 2 vcpus allowed per VM on this node")))
+    (end,) = call()
+    assert isinstance(end, Result)
+    assert "MAX 2 vcpus allowed" in end.message
+    assert proof(world).startswith("files ")
+    nothing_is_left(world, disks)
+
+
+def test_a_start_without_an_end_is_stopped_and_removed(world: World, disks: Disks, call: Call) -> None:
+    world.runner.faults.append(Fault(words=("qm", "start"), error=CommandTimeoutError("qm: no end after 300 s")))
+    (end,) = call()
+    assert isinstance(end, Result)
+    nothing_is_left(world, disks)
+
+
+def test_who_runs_here_has_memory_first(world: World, disks: Disks, call: Call) -> None:
+    end = one(call(memory=900))
+    assert end.judgement.level is Level.FILES
+    assert end.judgement.notes[-1] == "not booted: it takes 512 MiB of memory, and 900 MiB are free here"
+    assert world.node.started == {}
+    nothing_is_left(world, disks)
+
+
+def test_containers_and_bad_disks_are_not_booted(world: World, disks: Disks, call: Call) -> None:
+    assert one(call(CT)).judgement.notes[-1] == "not booted: containers are not"
+    disks.contents["rpool/data/vm-100-disk-0"].fsck = "Inode 2 has illegal blocks."
+    assert one(call()).judgement.level is Level.FAILED
+    assert world.node.started == {}
+
+
+def test_without_asking_nothing_is_started(world: World, call: Call) -> None:
+    assert one(call(boot=False)).judgement.level is Level.FILES
+    assert world.node.started == {}
+
+
+def test_a_taken_vmid_is_not_taken_again(world: World, disks: Disks, call: Call) -> None:
+    taken = world.node.define(ID, "cores: 1\nname: somebodys\n")
+    elsewhere = world.node.etc / "nodes/pve2/lxc"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "999001.conf").write_text("rootfs: x\n")
+    assert one(call()).judgement.level is Level.BOOTED
+    assert list(world.node.started) == [999_002]
+    assert taken.running
+    assert "somebodys" in (world.node.etc / f"qemu-server/{ID}.conf").read_text()
+
+
+def test_a_killed_boot_is_swept_by_the_next_drill(world: World, disks: Disks, call: Call) -> None:
+    """Wherever it dies (fault 66): no guest runs on, none is left, and no clone."""
+    died = running = 0
+    world.runner.ran.clear()
+    call()
+    ran = [ran.argv for ran in world.runner.ran]
+    first = next(n for n, argv in enumerate(ran) if argv[:2] == ("zfs", "create") and "zfsbackup-boot" in argv[-1])
+    start = next(n for n, argv in enumerate(ran) if argv[:2] == ("qm", "start"))
+    for number in sorted({*range(first, len(ran), 5), start, start + 1, start + 2}):
+        world.runner.ran.clear()
+        world.runner.kill_at, world.runner.kill_when = number, "after"
+        try:
+            call()
+        except Killed:
+            died += 1
+        world.runner.revive()
+        running += world.node.guests[ID].running
+        assert one(call(boot=False)).judgement.level is Level.FILES
+        assert not world.node.guests[ID].running
+        nothing_is_left(world, disks)
+    assert died > 3
+    assert running > 0
+
+
+def test_only_what_is_ours_is_swept(world: World, disks: Disks, call: Call) -> None:
+    """A copy of a drill's guest that somebody made, and a guest whose description speaks of us."""
+    call()
+    mine = world.node.started[ID]
+    theirs = {ID: "cores: 1\nname: x\n" + mine, 555: mine}
+    states = {vmid: world.node.define(vmid, text) for vmid, text in theirs.items()}
+    call(boot=False)
+    assert all(state.running for state in states.values())
+    assert {f"{vmid}.conf" for vmid in theirs} <= set(configs(world))
+
+
+def test_a_guest_that_does_not_stop_is_no_silence(world: World, disks: Disks, call: Call) -> None:
+    world.node.guests[ID] = GuestState(running=False, stubborn=True)
+    (end,) = call()
+    assert isinstance(end, Result)
+    assert "guest 999000, made by a drill, does not stop: running" in end.message
+    assert "999000.conf" in configs(world)
+    world.node.guests[ID].stubborn = False
+    told = [end.message for end in call(boot=False) if isinstance(end, Result)]
+    assert "a boot drill was killed: removed guest 999000" in told
+    nothing_is_left(world, disks)
+
+
+def test_on_a_host_without_proxmox_it_is_refused(world: World, disks: Disks, tmp_path: Path) -> None:
+    with world.session() as session:
+        ground = on_node(session, Scope(guests=(parse_selector(str(WEB)),)))
+        nowhere = replace(ground.boots, yard=replace(ground.boots.yard, root=tmp_path / "none"))
+        with pytest.raises(ConfigError, match="is this Proxmox"):
+            list(drill(replace(ground, boots=nowhere), RULES, session.config))
