@@ -38,7 +38,7 @@ COMMANDS = (
     "thaw", "discover", "list", "status", "snapshot", "replicate", "prune", "run", "check", "metrics", "report",
     "alert-test", "restore", "rollback",
 )  # fmt: skip
-GROUPED = (("why", "replicate"), ("why", "prune"))
+GROUPED = (("why", "replicate"), ("why", "prune"), ("verify", "points"), ("verify", "pools"), ("verify", "drill"))
 Compare = Callable[[str, str], None]
 
 
@@ -549,6 +549,52 @@ def test_the_clusters_configuration_serves_where_the_node_has_none(
     assert call("run", config=world.place / "none.yaml").code == 0
     after = {path: path.stat().st_mtime_ns for path in world.node.etc.rglob("*") if path.is_file()}
     assert before == after, "nothing of ours is written to /etc/pve"
+
+
+# -- proofs
+
+
+def recorded(world: World) -> list[tuple[str, str]]:
+    lines = [json.loads(line) for line in (world.place / "log/journal.jsonl").read_text().splitlines()]
+    return [(line["stages"][0], line["run"]) for line in lines if line["event"] == "start"]
+
+
+def test_proofs_are_on_record_and_silent_while_all_is_well(world: World, call: Call) -> None:
+    world.run()
+    assert call("verify", "points") == Ended(0, "", "")
+    world.runner.tools = Disks(place=world.place / "disks").run
+    world.source.datasets["rpool/crypt/vm-101-disk-0"].key = False
+    done = call("verify", "drill", "101")  # nothing but the chain can be proven
+    assert (done.code, done.stdout) == (0, ""), done.stderr
+    assert call("verify", "pools").code == 1, "the target was never scrubbed"
+    assert [stage for stage, _ in recorded(world)][1:] == ["verify-points", "verify-drill", "verify-pools"]
+    report = call("report").stdout
+    assert "verify-pools" in report
+    assert "compared: 1 of 1 points are whole" in report
+
+
+def test_a_drill_that_waits_for_another_leaves_no_trace(world: World, call: Call) -> None:
+    world.run()
+    before = recorded(world)
+    with run_lock(world.place / "run", "drill"):
+        assert call("verify", "drill").code == 4
+    assert recorded(world) == before
+
+
+def test_a_proof_without_a_journal_is_done_and_told(world: World, call: Call) -> None:
+    world.run()
+    journal = world.place / "log/journal.jsonl"
+    journal.unlink()
+    journal.mkdir()
+    done = call("verify", "points")
+    assert done.code == 1
+    assert "the journal cannot be written: Is a directory" in done.stderr
+    assert "1 " in done.stdout
+    told = json.loads(call("verify", "points", "--json").stdout)
+    assert [guest["problems"] for guest in told["guests"]] == [[], [], []]
+    assert "journal" in told["failed"][0]["message"]
+    assert call("status").code == 0
+    assert "nothing was measured" in call("status").stderr
 
 
 # -- a status that is looked at again and again

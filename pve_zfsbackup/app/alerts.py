@@ -11,7 +11,7 @@ from typing import Any, Final
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.messages import Alert, alert_text, message_for
 from pve_zfsbackup.app.run import ALL_STAGES, Report, Stage, run
-from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.session import Home, Session
 from pve_zfsbackup.config import Config, Webhook, read_secret
 from pve_zfsbackup.errors import BackupError, ExitCode, LockedError
 from pve_zfsbackup.events import Outcome, Result
@@ -36,9 +36,7 @@ def alerted_run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_ST
     except LockedError:
         raise  # the other run tells
     except Exception as error:
-        message = error.message if isinstance(error, BackupError) else f"{type(error).__name__}: {error}"
-        hint = error.hint if isinstance(error, BackupError) else ""
-        _tell(session, [Problem(key=RUN, stage=RUN, message=message, hint=hint)], ())
+        tell_broken(session, RUN, error)
         _ping(session.config, "/fail")
         raise
     problems = [_problem(result) for result in report.results if result.outcome is Outcome.FAILED or result.alarm]
@@ -55,10 +53,17 @@ def held_back(session: Session) -> HeldBack:
     return HeldBack(waiting={name: counts[name] for name in names}, lasting=len(memory.known))
 
 
-def tell_results(session: Session, results: Sequence[Result]) -> tuple[str, ...]:
+def tell_results(home: Home, results: Sequence[Result]) -> tuple[str, ...]:
     """Tell of failures and recoveries of something that is no run. Returns what could not be told."""
     problems = [_problem(result) for result in results if result.outcome is Outcome.FAILED]
-    return tuple(_tell(session, problems, results, run=False))
+    return tuple(_tell(home, problems, results, run=False))
+
+
+def tell_broken(home: Home, stage: str, error: Exception) -> tuple[str, ...]:
+    """Tell of what broke off before its end. It is well again when the stage ends with a result that did not fail."""
+    message = error.message if isinstance(error, BackupError) else f"{type(error).__name__}: {error}"
+    hint = error.hint if isinstance(error, BackupError) else ""
+    return tuple(_tell(home, [Problem(key=stage, stage=stage, message=message, hint=hint)], ()))
 
 
 def send_test(config: Config, runner: Runner, node: str) -> dict[str, str]:
@@ -70,6 +75,8 @@ def _is_well(problem: Problem, results: Sequence[Result], *, run: bool) -> bool:
     """Whether what once failed was tried in a whole run, and is well. Not every result names its host."""
     if problem.key == RUN:
         return run and bool(results)
+    if problem.key == problem.stage:  # it broke off
+        return any(result.stage == problem.stage and result.outcome is not Outcome.FAILED for result in results)
     return any(
         result.stage == problem.stage
         and result.outcome is not Outcome.FAILED
@@ -126,13 +133,13 @@ def _known(value: Mapping[str, Any]) -> Known:
     return Known(**{**value, "problem": Problem(**value["problem"])})
 
 
-def _tell(session: Session, problems: Sequence[Problem], results: Sequence[Result], *, run: bool = True) -> list[str]:
+def _tell(home: Home, problems: Sequence[Problem], results: Sequence[Result], *, run: bool = True) -> list[str]:
     """Tell what is due, first what waits since earlier runs. Returns what went wrong with the telling."""
-    services = _services(session.config, session.runner)
+    services = _services(home.config, home.runner)
     if not services:
         return []
-    path = session.config.state_dir / FILE
-    now = int(session.now().timestamp())
+    path = home.config.state_dir / FILE
+    now = int(home.now().timestamp())
     try:
         memory = _Memory.read(path)
         done = (result for result in results if result.point and result.outcome is not Outcome.FAILED)
@@ -141,7 +148,7 @@ def _tell(session: Session, problems: Sequence[Problem], results: Sequence[Resul
         problems = [replace(problem, good=memory.good.get(problem.key, "")) for problem in problems]
         told = tidings(memory.known, problems, well, now=now)
         if not told.empty:
-            alert = Alert(node=session.node, news=told.news, recovered=told.recovered)
+            alert = Alert(node=home.node, news=told.news, recovered=told.recovered)
             memory.waiting += [{"service": name, "since": now, "alert": asdict(alert)} for name in services]
         memory.known = dict(told.memory)
         troubles = _deliver(memory, services, now)

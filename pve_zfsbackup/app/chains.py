@@ -11,10 +11,11 @@ from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.model.proof import VERIFIED, Level, Proof, encode_proof
+from pve_zfsbackup.model.runs import CHAIN
 from pve_zfsbackup.plan.chain import Chain, chain
 from pve_zfsbackup.plan.points import guest_points
 
-STAGE = "verify-points"
+STAGE = CHAIN
 
 
 def verify_points(session: Session, scope: Scope) -> Generator[Chain | Result, None, None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -42,10 +43,11 @@ from pve_zfsbackup.model.proof import (
     Reading,
     encode_proof,
 )
+from pve_zfsbackup.model.runs import DRILL
 from pve_zfsbackup.plan.drill import Turn, closed, judged, turns
 from pve_zfsbackup.plan.points import guest_points
 
-STAGE = "verify-drill"
+STAGE = DRILL
 LOCK = "drill"
 LOCAL = "here"  # what a target calls itself
 
@@ -132,30 +134,32 @@ def expected(guest: Guest, jobs: Sequence[Job]) -> Expected:
     return Expected(files=tuple(files), raw=frozenset(raw))
 
 
-def drill(
-    ground: Ground, rules: Rules, config: Config, now: float | None = None
-) -> Generator[Drilled | Result, None, None]:
+def drilling_alone(config: Config) -> AbstractContextManager[None]:
+    """One drill at a time on a host: each sweeps what it finds. Raises `LockedError`."""
+    return run_lock(config.runtime_dir, LOCK)
+
+
+def drill(ground: Ground, rules: Rules, config: Config, now: float) -> Generator[Drilled | Result, None, None]:
     """Drill one guest after another, those that wait longest first; each ends for itself.
 
-    What a killed drill left is swept first. Raises `LockedError` while another one runs, and `VerificationError` when
-    something is left that does not go.
+    To be called `drilling_alone`: what a killed drill left is swept first. Raises `VerificationError` when something is
+    left that does not go.
     """
-    started, now = time.monotonic(), time.time() if now is None else now
+    started = time.monotonic()
     if rules.boot and not ground.boots.yard.there:
         raise ConfigError([f"no guest can be started here: {ground.boots.yard.root} is not mounted: is this Proxmox?"])
-    with run_lock(config.runtime_dir, LOCK):
-        for told in sweep_boots(ground.boots, ground.pools):
-            yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a boot drill was killed: {told}")
-        for told in sweep(ground.bench, ground.pools):
-            yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a drill was killed: {told}")
-        for told in sweep_files(ground.bench, config, ground.pools):
-            yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a `restore --files` was killed: {told}")
-        waiting = [turn for turn in turns(ground.guests, now=int(now), every=rules.every) if rules.named or turn.due]
-        for number, turn in enumerate(waiting):
-            if not rules.named and time.monotonic() - started >= rules.budget:
-                yield _left(waiting[number:])
-                return
-            yield from _turn(ground, rules, turn, int(now + time.monotonic() - started))
+    for told in sweep_boots(ground.boots, ground.pools):
+        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a boot drill was killed: {told}")
+    for told in sweep(ground.bench, ground.pools):
+        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a drill was killed: {told}")
+    for told in sweep_files(ground.bench, config, ground.pools):
+        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a `restore --files` was killed: {told}")
+    waiting = [turn for turn in turns(ground.guests, now=int(now), every=rules.every) if rules.named or turn.due]
+    for number, turn in enumerate(waiting):
+        if not rules.named and time.monotonic() - started >= rules.budget:
+            yield _left(waiting[number:])
+            return
+        yield from _turn(ground, rules, turn, int(now + time.monotonic() - started))
 
 
 def _left(turns_left: Sequence[Turn]) -> Result:
@@ -247,3 +251,8 @@ def as_result(ended: Drilled | Result) -> Result:
         seconds=ended.seconds,
         details=judgement.notes,
     )
+
+
+def as_told(ended: Drilled | Result) -> dict[str, object]:
+    """What the journal has of a drill besides its result."""
+    return {"level": ended.judgement.level.value} if isinstance(ended, Drilled) else {}

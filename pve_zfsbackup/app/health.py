@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.history import Coverage, History, history
+from pve_zfsbackup.app.proofs import DAY, verification_of
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Config
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.health import pool_of
 from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.host.pools import read_pools
-from pve_zfsbackup.model import SOURCE, Disk
-from pve_zfsbackup.model.health import SKEW, Age, Disks, Finding, Health, Level, Pool
+from pve_zfsbackup.model import SOURCE, Disk, Vmid
+from pve_zfsbackup.model.health import SKEW, Age, Disks, Finding, Health, Level, Pool, Verification
 from pve_zfsbackup.model.proof import Level as Proven
 from pve_zfsbackup.model.room import Outlook, rooms
 from pve_zfsbackup.plan.forecast import outlook
@@ -64,6 +65,13 @@ def judge(
         findings += _of_coverage(entry)
         findings += _of_takeover(found, entry)
         findings += _of_drills(found, entry)
+    verified = tuple(
+        verification_of(found, entry, config)
+        for entry in found.coverage
+        if entry.jobs and entry.guest.protected_disks and not entry.guest.template
+    )
+    broken = frozenset((entry.guest.vmid, host) for entry in found.coverage for host in _broken(found, entry))
+    findings += _of_verified(verified, {vmid for vmid, _ in broken}, found.now)
     findings += (finding for pool in pools for finding in _of_pool(pool))
     findings += _of_outlooks(outlooks)
     findings.sort(key=lambda finding: (-(finding.level % 3), finding.about))  # unknown last
@@ -75,21 +83,35 @@ def judge(
         answers={**dict.fromkeys(found.places, True), **dict.fromkeys(found.errors, False)},
         outlooks=tuple(outlooks),
         now=found.now,
+        verified=verified,
+        failed=broken,
     )
+
+
+def _broken(found: History, entry: Coverage) -> Iterator[str]:
+    """The hosts on which the last drill of a guest failed."""
+    for host in found.hosts:
+        proof = found.last_drill(host, entry.guest.vmid)
+        if proof and proof.level is Proven.FAILED:
+            yield host
 
 
 def _of_drills(found: History, entry: Coverage) -> Iterator[Finding]:
     """A failed drill stays critical until one passes: nobody knows what a restore would give."""
-    for host in found.hosts:
-        proof = found.last_drill(host, entry.guest.vmid)
-        if proof and proof.level is Proven.FAILED:
-            about, where = (
-                f"guest {entry.guest.vmid} {entry.guest.name}".rstrip(),
-                "here" if host == SOURCE else f"on {host}",
-            )
-            yield Finding(
-                level=Level.CRITICAL, about=about, text=f"the last drill {where} failed: `verify drill` tells more"
-            )
+    about = f"guest {entry.guest.vmid} {entry.guest.name}".rstrip()
+    for host in _broken(found, entry):
+        where = "here" if host == SOURCE else f"on {host}"
+        text = f"the last drill {where} failed: `verify drill` tells more"
+        yield Finding(level=Level.CRITICAL, about=about, text=text)
+
+
+def _of_verified(verified: Iterable[Verification], broken: Set[Vmid], now: int) -> Iterator[Finding]:
+    """Of a guest whose drill failed enough is said already."""
+    for one in verified:
+        if one.late(now) and one.vmid not in broken:
+            about = f"guest {one.vmid} {one.guest}".rstrip()
+            text = f"no drill passed for {(now - one.last.at) // DAY} days" if one.last else "no drill ever passed"
+            yield Finding(level=Level.WARNING, about=about, text=f"{text}: `verify drill {one.vmid}`")
 
 
 def _disks(entry: Coverage) -> Disks:

@@ -9,12 +9,13 @@ from typing import Final
 from pve_zfsbackup.app.alerts import held_back
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health
+from pve_zfsbackup.app.proofs import Recovery, measured
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.model.alerts import HeldBack
 from pve_zfsbackup.model.health import Health
-from pve_zfsbackup.model.runs import PastRun
+from pve_zfsbackup.model.runs import RESTORE, PastRun
 from pve_zfsbackup.plan.past import last_of_each_stage, past_runs
 
 RUNS_SECONDS: Final = 8 * 86_400  # a prune that runs once a week is still seen
@@ -30,6 +31,7 @@ class Measured:
     health: Health | None = None
     last: Mapping[str, PastRun] = field(default_factory=dict)
     good: Mapping[str, PastRun] = field(default_factory=dict)
+    recovery: Recovery = field(default_factory=Recovery)
     held: HeldBack | None = None
     errors: tuple[BackupError, ...] = ()
 
@@ -45,8 +47,10 @@ def measure(session: Session) -> Measured:
         judged = health(session, Scope())
     except BackupError as error:
         errors.append(error)
+    times = Recovery()
     try:
         runs = past_runs(read_journal(session.config.journal_dir, now - RUNS_SECONDS))
+        times = measured(session.config, now)
     except BackupError as error:
         errors.append(error)
     try:
@@ -57,11 +61,17 @@ def measure(session: Session) -> Measured:
         node=session.node,
         at=now,
         health=judged,
-        last=last_of_each_stage(runs),
-        good=last_of_each_stage(runs, good=True),
+        last=_repeated(last_of_each_stage(runs)),
+        good=_repeated(last_of_each_stage(runs, good=True)),
+        recovery=times,
         held=held,
         errors=tuple(errors),
     )
+
+
+def _repeated(last: Mapping[str, PastRun]) -> dict[str, PastRun]:
+    """What has to come again. A restore is somebody's wish: one that failed is no state that lasts."""
+    return {stage: run for stage, run in last.items() if stage != RESTORE}
 
 
 def nothing_measured(error: BackupError, now: float) -> Measured:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from dataclasses import asdict
 
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
@@ -42,3 +43,9 @@ def blocked(stage: str, conflict: Conflict, *, guest: Guest, host: str = "") -> 
         hint=conflict.resolve,
         details=conflict.evidence,
     )
+
+
+def as_fields(result: Result) -> dict[str, object]:
+    """A result as the journal has it: without what says nothing."""
+    fields = {key: value for key, value in asdict(result).items() if value not in ("", 0, None, ())}
+    return {**fields, "seconds": round(result.seconds, 3)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import Final
 
@@ -10,19 +10,22 @@ from pve_zfsbackup.app.cost import Cost, history_costs
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health_of
 from pve_zfsbackup.app.history import History, history
+from pve_zfsbackup.app.proofs import Recovery, measured, proofs_since
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.model.health import Health
-from pve_zfsbackup.model.runs import PastRun
+from pve_zfsbackup.model.runs import PastProof, PastRun
 from pve_zfsbackup.plan.past import past_runs
 
 RUNS_SECONDS: Final = 30 * 86_400
+PROOFS_SECONDS: Final = 190 * 86_400  # as long as logrotate keeps the journal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """`runs` are those of the last 30 days, oldest first; `zone` is what days and hours are told in."""
+    """`runs` are those of the last 30 days, `proofs` all that the journal has; oldest first. `zone` is what days and
+    hours are told in."""
 
     node: str
     zone: tzinfo
@@ -30,6 +33,8 @@ class Overview:
     health: Health
     costs: tuple[Cost, ...]
     runs: tuple[PastRun, ...]
+    proofs: tuple[PastProof, ...] = ()
+    recovery: Recovery = field(default_factory=Recovery)
     notes: tuple[str, ...] = ()
 
 
@@ -38,9 +43,13 @@ def overview(session: Session, scope: Scope) -> Overview:
     found = history(session, scope)
     notes = list(found.notes)
     runs: tuple[PastRun, ...] = ()
+    proofs: tuple[PastProof, ...] = ()
+    recovery = Recovery()
     try:
         lines = read_journal(session.config.journal_dir, found.now - RUNS_SECONDS)
         runs = tuple(run for run in past_runs(lines) if run.started >= found.now - RUNS_SECONDS)
+        proofs = proofs_since(session.config, found.now - PROOFS_SECONDS)
+        recovery = measured(session.config, found.now)
     except BackupError as error:
         notes.append(f"no runs are shown: {error.message}")
     return Overview(
@@ -50,5 +59,7 @@ def overview(session: Session, scope: Scope) -> Overview:
         health=health_of(session, found),
         costs=history_costs(session, found),
         runs=runs,
+        proofs=proofs,
+        recovery=recovery,
         notes=tuple(notes),
     )

@@ -16,7 +16,7 @@ from typing import assert_never
 from pve_zfsbackup.app.archive import archive
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, show_rooms
 from pve_zfsbackup.app.hooks import Hooks
-from pve_zfsbackup.app.outcome import failed
+from pve_zfsbackup.app.outcome import as_fields, failed
 from pve_zfsbackup.app.prune import plan_all, prune
 from pve_zfsbackup.app.replicate import replicate
 from pve_zfsbackup.app.session import Session
@@ -261,7 +261,7 @@ def _stage(stage: Stage, session: Session, found: Inventory, items: Sequence[Ass
 @contextmanager
 def _journal(session: Session, run: str, stages: Sequence[Stage]) -> Iterator[Journal]:
     """The journal of this run; what breaks the run off is its last line."""
-    journal = Journal(session.config.journal_dir, run)
+    journal = Journal(session.config.journal_dir, run, session.now)
     try:
         journal.write("start", {"stages": [stage.value for stage in stages], "node": session.node})
         yield journal
@@ -279,8 +279,7 @@ def _journal(session: Session, run: str, stages: Sequence[Stage]) -> Iterator[Jo
 
 
 def _fields(result: Result, jobs: Sequence[str]) -> dict[str, object]:
-    fields = {key: value for key, value in asdict(result).items() if value not in ("", 0, None, ())}
-    return {**fields, **({"jobs": list(jobs)} if jobs else {}), "seconds": round(result.seconds, 3)}
+    return {**as_fields(result), **({"jobs": list(jobs)} if jobs else {})}
 
 
 def _summary(report: Report, stages: Sequence[Stage]) -> str:

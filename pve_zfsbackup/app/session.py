@@ -37,14 +37,23 @@ HOLD_TAG = "pve-zfsbackup"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """Everything of one command. `hosts` has SOURCE and every target; nothing is connected before it is used."""
+class Home:
+    """What a command knows without Proxmox: it may run on a target."""
 
     config: Config
+    runner: Runner
+    node: str
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session(Home):
+    """Everything of one command. `hosts` has SOURCE and every target; nothing is connected before it is used."""
+
     api: Api
     agent: Agent
-    node: str
-    runner: Runner
     hosts: Mapping[str, Host]
     emit: Emit
     pve_root: Path = field(default=Path("/etc/pve"))
@@ -82,9 +91,6 @@ class Session:
     def timezone(self) -> tzinfo:
         """Where days and weeks begin: with its rules for summer time, which an offset of today would not have."""
         return timezone(self.config)
-
-    def now(self) -> datetime:
-        return datetime.now(UTC)
 
 
 @contextlib.contextmanager

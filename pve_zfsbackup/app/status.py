@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import ages_of
 from pve_zfsbackup.app.history import Coverage, History, history
+from pve_zfsbackup.app.proofs import Recovery, measured, newest_proof
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Config
-from pve_zfsbackup.model import Vmid
-from pve_zfsbackup.model.health import SKEW, Age
-from pve_zfsbackup.model.proof import Level, Proven
+from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.model.health import Age
+from pve_zfsbackup.model.proof import Proven
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,22 +36,32 @@ class GuestStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
+    """`notes` say what could not be known."""
+
     history: History
     guests: tuple[GuestStatus, ...]
+    recovery: Recovery = field(default_factory=Recovery)
+    notes: tuple[str, ...] = ()
 
 
 def status(session: Session, scope: Scope) -> Status:
     """Ask everything once. Raises what keeps it from knowing the guests; what did not answer is in the history."""
-    return status_of(history(session, scope), session.config)
+    found = history(session, scope)
+    told = status_of(found, session.config)
+    try:
+        return replace(told, recovery=measured(session.config, found.now))
+    except BackupError as error:
+        return replace(told, notes=(*told.notes, f"nothing was measured: {error.message}"))
 
 
 def status_of(found: History, config: Config) -> Status:
+    """What the points alone say."""
     guests = []
     for entry in found.coverage:
         ages = tuple(ages_of(found, entry, config)) if entry.jobs else ()
         proven = newest_proof(found, entry.guest.vmid)
         guests.append(GuestStatus(entry=entry, ages=ages, proven=proven, due=_due(found, ages)))
-    return Status(history=found, guests=tuple(guests))
+    return Status(history=found, guests=tuple(guests), notes=found.notes)
 
 
 def _due(found: History, ages: tuple[Age, ...]) -> Due | None:
@@ -61,41 +71,3 @@ def _due(found: History, ages: tuple[Age, ...]) -> Due | None:
         for age in ages
     ]
     return min(times, key=lambda due: due.at, default=None)
-
-
-def newest_proof(found: History, vmid: Vmid) -> Proven | None:
-    """The newest drill on any host, passed or failed; without one, what was read back last in a box; without that, the
-    last comparison of the chain on a target. What claims to be from the future proves nothing."""
-    for kind in (_drills, _read_back, _chains):
-        told = [proven for proven in kind(found, vmid) if proven.at <= found.now + SKEW]
-        if told:
-            return max(told, key=lambda proven: proven.at)
-    return None
-
-
-def last_passed(found: History, vmid: Vmid) -> Proven | None:
-    """The newest drill that passed, on any host."""
-    told = (proven for proven in _drills(found, vmid) if proven.passed and proven.at <= found.now + SKEW)
-    return max(told, key=lambda proven: proven.at, default=None)
-
-
-def _drills(found: History, vmid: Vmid) -> Iterator[Proven]:
-    return (proven for proven in _on_hosts(found, vmid) if proven.level != Level.POINTS)
-
-
-def _chains(found: History, vmid: Vmid) -> Iterator[Proven]:
-    return (proven for proven in _on_hosts(found, vmid) if proven.level == Level.POINTS)
-
-
-def _on_hosts(found: History, vmid: Vmid) -> Iterator[Proven]:
-    for host in found.hosts:
-        for point in found.points[host].get(vmid, ()):
-            if proof := point.proof:
-                yield Proven(level=proof.level.value, at=proof.at, place=host, point=point.id)
-
-
-def _read_back(found: History, vmid: Vmid) -> Iterator[Proven]:
-    for name, box in found.archived.items():
-        for kept in box.points.get(vmid, ()):
-            if kept.proof:
-                yield Proven(level=kept.proof.level, at=int(kept.proof.at), place=name, point=kept.archived.point)

@@ -119,7 +119,7 @@ def status(
     else:
         terminal.print_table(status_table(found, zone))
         tell_errors(found.history.errors.values())
-        tell_notes(found.history.notes)
+        tell_notes(found.notes)
     return ExitCode.PARTIAL if found.history.errors else ExitCode.OK
 
 
@@ -159,5 +159,5 @@ def _looked(config_path: Path, scope: Scope) -> tuple[str, Table, list[str]]:
     """One look, by a session of its own."""
     with session_of(config_path) as session:
         found, zone, node = look(session, scope), session.timezone, session.node
-    notes = [*(error.message for error in found.history.errors.values()), *found.history.notes]
+    notes = [*(error.message for error in found.history.errors.values()), *found.notes]
     return f"{node}  {moment(found.history.now, zone)}", status_table(found, zone), notes

@@ -16,13 +16,14 @@ from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.catalog import read_catalog
 from pve_zfsbackup.app.files import Request as FileRequest
 from pve_zfsbackup.app.gather import inventory
-from pve_zfsbackup.app.restore import Request, Restored, carry_out, plan_of, prepare, restoring_alone
+from pve_zfsbackup.app.proving import restore_on_record
+from pve_zfsbackup.app.restore import Request, Restored, plan_of, prepare, restoring_alone
 from pve_zfsbackup.app.restore_box import boxed
 from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, roll_back, rolling_alone
 from pve_zfsbackup.cli.archive import IDENTITY, noting, vault_of
 from pve_zfsbackup.cli.commands import cli
 from pve_zfsbackup.cli.files import restore_files
-from pve_zfsbackup.cli.options import chosen, common, session_of
+from pve_zfsbackup.cli.options import chosen, common, session_of, tell_notes
 from pve_zfsbackup.errors import ConfigError, ExitCode
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Dataset, Vmid, printable
@@ -148,7 +149,8 @@ def restore(
         done = Restored(plan=prepared.plan)
         if not dry_run and not prepared.plan.conflicts:
             _confirm(restore_lines(done), yes=yes, quiet=as_json)
-            done = carry_out(session, prepared, supply, start=start)
+            done, untold = restore_on_record(session, prepared, supply, start=start)
+            tell_notes(untold)
     if as_json:
         terminal.print_json(restore_json(done))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,18 @@ import click
 
 from pve_zfsbackup import terminal
 from pve_zfsbackup.app import chains, pools
-from pve_zfsbackup.app.alerts import tell_results
-from pve_zfsbackup.app.drill import Ground, Rules, as_result, drill, on_node, on_target
+from pve_zfsbackup.app.drill import STAGE, Ground, Rules, as_result, as_told, drill, drilling_alone, on_node, on_target
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.planting import forget, plant
+from pve_zfsbackup.app.proving import Proved, failures, prove
 from pve_zfsbackup.app.run import exit_code
+from pve_zfsbackup.app.session import Home
 from pve_zfsbackup.cli.commands import cli
 from pve_zfsbackup.cli.options import chosen, common, scoped, session_of, tell_notes
 from pve_zfsbackup.config import Config, load_config
 from pve_zfsbackup.errors import ConfigError
 from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host.guests import node_name
 from pve_zfsbackup.host.runner import ProcessRunner
 from pve_zfsbackup.model import Dataset, Selector
 from pve_zfsbackup.model.proof import Drilled, Expected, Reading
@@ -66,9 +68,10 @@ def verify_pools(follow: bool, config_path: Path, as_json: bool, verbose: bool) 
     A scrub that is due (`verify: scrub-every`) is started on this node; on a target it is only told.
     """
     with session_of(config_path) as session:
-        found = list(pools.verify_pools(session, follow=follow, note=terminal.note))
-        results = [pools.as_result(end) for end in found]
-        tell_notes(tell_results(session, results))
+        asked = pools.verify_pools(session, follow=follow, note=terminal.note)
+        proved = prove(session, pools.STAGE, asked, pools.as_result)
+        found, results = [*proved.ends, *failures(proved.results)], proved.results
+        tell_notes(proved.notes)
     states = [end for end in found if isinstance(end, pools.PoolFound)]
     if as_json:
         terminal.print_json(pools_json(states, results))
@@ -90,9 +93,10 @@ def verify_points(
     No data is read: that is what `verify drill` is for.
     """
     with session_of(config_path) as session:
-        found = list(chains.verify_points(session, Scope(jobs=tuple(jobs), guests=tuple(guests))))
-        results = [chains.as_result(end) for end in found]
-        tell_notes(tell_results(session, results))
+        compared = chains.verify_points(session, Scope(jobs=tuple(jobs), guests=tuple(guests)))
+        proved = prove(session, chains.STAGE, compared, chains.as_result)
+        found, results = [*proved.ends, *failures(proved.results)], proved.results
+        tell_notes(proved.notes)
     verdicts = [end for end in found if isinstance(end, Chain)]
     if as_json:
         terminal.print_json(chains_json(verdicts, results))
@@ -126,18 +130,19 @@ def verify_drill(
             raise ConfigError(["--job is for the node: a target knows no jobs"])
         path = chosen(config_path)
         config = load_config(path) if path.exists() else Config()
-        wanted = Expected(files=tuple(files))
-        ground = on_target(config, ProcessRunner(), Dataset(root), guests, wanted)
-        ends = list(_drills(ground, config, budget, read, named=bool(guests), boot=boot_wait if boot else None))
-        return _show(ends, as_json=as_json, verbose=verbose)
+        home = Home(config=config, runner=ProcessRunner(), node=node_name(config.api.node or ""))
+        with drilling_alone(config):
+            ground = on_target(config, home.runner, Dataset(root), guests, Expected(files=tuple(files)))
+            rules = _rules(config, budget, read, named=bool(guests), boot=boot)
+            proved = _drilled(home, ground, rules, boot_wait)
+        return _show(proved, as_json=as_json, verbose=verbose)
     if files:
         raise ConfigError(["--expect goes with --local; on the node, jobs have `verify-files`"])
-    with session_of(config_path) as session:
+    with session_of(config_path) as session, drilling_alone(session.config):
         ground = on_node(session, Scope(jobs=tuple(jobs), guests=tuple(guests)))
-        wait, now = boot_wait if boot else None, session.now().timestamp()
-        ends = list(_drills(ground, session.config, budget, read, named=bool(guests), boot=wait, now=now))
-        tell_notes(tell_results(session, [as_result(end) for end in ends]))
-    return _show(ends, as_json=as_json, verbose=verbose)
+        rules = _rules(session.config, budget, read, named=bool(guests), boot=boot)
+        proved = _drilled(session, ground, rules, boot_wait)
+    return _show(proved, as_json=as_json, verbose=verbose)
 
 
 @verify.command("plant")
@@ -163,26 +168,28 @@ def verify_plant(
     return exit_code(results)
 
 
-def _drills(
-    ground: Ground, config: Config, budget: float | None, read: str | None, *, named: bool, boot: float | None,
-    now: float | None = None,
-) -> Iterable[Drilled | Result]:  # fmt: skip
+def _drilled(home: Home, ground: Ground, rules: Rules, wait: float) -> Proved[Drilled | Result]:
+    boots = replace(ground.boots, yard=replace(ground.boots.yard, wait=wait))
+    drills = drill(replace(ground, boots=boots), rules, home.config, home.now().timestamp())
+    return prove(home, STAGE, drills, as_result, as_told)
+
+
+def _rules(config: Config, budget: float | None, read: str | None, *, named: bool, boot: bool) -> Rules:
     own = config.verify
-    rules = Rules(
+    return Rules(
         every=own.every * DAY,
         budget=own.budget if budget is None else budget,
         reading=Reading(read) if read else own.read,
         named=named,
-        boot=boot is not None,
+        boot=boot,
     )
-    yard = replace(ground.boots.yard, wait=boot or 0.0)
-    return drill(replace(ground, boots=replace(ground.boots, yard=yard)), rules, config, now)
 
 
-def _show(ends: Sequence[Drilled | Result], *, as_json: bool, verbose: bool) -> int:
-    drills = [end for end in ends if isinstance(end, Drilled)]
-    others = [end for end in ends if isinstance(end, Result)]
-    results = [as_result(end) for end in ends]
+def _show(proved: Proved[Drilled | Result], *, as_json: bool, verbose: bool) -> int:
+    drills = [end for end in proved.ends if isinstance(end, Drilled)]
+    others = [*(end for end in proved.ends if isinstance(end, Result)), *failures(proved.results)]
+    tell_notes(proved.notes)
+    results = proved.results
     if as_json:
         terminal.print_json(drill_json(drills, others))
         return exit_code(results)

@@ -152,6 +152,14 @@ class Job:
         default=(),
         example="[/srv/data/canary]",
     )
+    verify_within: float | None = option(
+        "`check` warns when the newest drill of a guest that passed, on any host, is older, or there is none; 0 never "
+        "warns. Without it: of guests that were drilled before, when that is older than `verify: every` and two weeks "
+        "more.",
+        kinds.days(0, 3650),
+        default=None,
+        example="45",
+    )
     verify_raw: tuple[DiskPattern, ...] = option(
         "Disks on which a drill need not find a file system, as a list; * ? [ab] are wildcards.",
         kinds.DISK,

@@ -10,7 +10,7 @@ import re
 import socket
 import syslog
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -28,9 +28,9 @@ _AGED: Final = re.compile(re.escape(NAME) + r"\.(\d+)(?:\.gz)?")
 class Journal:
     """Appends to one file; each line is one `write`, so that lines of two runs never mix."""
 
-    def __init__(self, directory: Path, run: str) -> None:
+    def __init__(self, directory: Path, run: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         """Raises `ConfigError` when the directory cannot be written: before anything was done, not after."""
-        self._run = run
+        self._run, self._now = run, now
         try:
             directory.mkdir(mode=0o750, parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -40,7 +40,7 @@ class Journal:
 
     def write(self, event: str, fields: Mapping[str, Any]) -> None:
         """Raises `BackupError` when the disk is full or read-only."""
-        stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+        stamp = self._now().isoformat(timespec="milliseconds")
         # ASCII: a hostile name may hold what other readers take for the end of a line (U+2028).
         line = redacted(json.dumps({"time": stamp, "run": self._run, "event": event, **fields}))
         try:
@@ -88,21 +88,24 @@ def _one_line(text: str) -> str:
     return redacted("".join(c if c.isprintable() else "?" for c in text))
 
 
-def read_journal(directory: Path, since: float, *, event: str = "") -> Iterator[dict[str, Any]]:
+def read_journal(
+    directory: Path, since: float, *, event: str = "", stages: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The lines that were written since then (seconds since the epoch), with those that logrotate put aside; only those
-    of one event where that is named.
+    of one event, or of some stages, where these are named.
 
     Only whole files that are older are left out, so a few older lines may come as well. A damaged line, or the rest
     of a damaged file, is skipped. Raises `BackupError` when the journal is there and cannot be read.
     """
     wanted = b'"event": "%s"' % event.encode("ascii") if event else b""
+    named = [b'"stage": "%s"' % stage.encode("ascii") for stage in stages]
     for path in _rotated(directory):
         try:
             if path.stat().st_mtime < since:
                 continue
             with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
                 for line in file:
-                    if wanted not in line:
+                    if wanted not in line or (named and not any(stage in line for stage in named)):
                         continue  # before it is parsed: there are many
                     with contextlib.suppress(ValueError):
                         found = json.loads(line)

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Final
 
 from pve_zfsbackup.model.names import Vmid
+from pve_zfsbackup.model.proof import Proven
 from pve_zfsbackup.model.room import Outlook
 
 SKEW: Final = 3600  # seconds by which clocks may differ; what is newer is from the future: a clock was set back
@@ -77,6 +78,20 @@ class Age:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """The newest drill of a guest that passed, None for never. `limit`: seconds after which that is too long ago; None
+    where nobody expects drills."""
+
+    vmid: Vmid
+    guest: str
+    last: Proven | None
+    limit: float | None
+
+    def late(self, now: int) -> bool:
+        return self.limit is not None and (self.last is None or now - self.last.at > self.limit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Disks:
     """How many disks of a guest are protected, how many are not though nobody decided so, how many are left out."""
 
@@ -97,6 +112,8 @@ class Health:
     answers: Mapping[str, bool]  # whether this node and each target could be asked
     outlooks: tuple[Outlook, ...]
     now: int  # when it was judged, in seconds since the epoch
+    verified: tuple[Verification, ...] = ()  # of the guests that have points to be proven
+    failed: frozenset[tuple[Vmid, str]] = frozenset()  # guests whose last drill failed, and where
 
     @property
     def level(self) -> Level:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
+
+DRILL: Final = "verify-drill"
+CHAIN: Final = "verify-points"
+RESTORE: Final = "restore"
+PROOFS: Final = (DRILL, CHAIN, RESTORE)  # stages that say something of what is kept, guest by guest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,3 +55,33 @@ class PastRun:
     @property
     def bytes(self) -> int:
         return sum(stage.bytes for stage in self.stages.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastProof:
+    """A drill, a comparison with the source or a restore of one guest. `place` is where the point lay."""
+
+    stage: str
+    at: float
+    vmid: int
+    place: str
+    point: str
+    outcome: str
+    level: str
+    seconds: float
+    message: str
+    whole: bool = True  # all disks of the guest
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome in ("ok", "warning")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A point that came to be in a place: taken here, or received there. `made` is when it was taken."""
+
+    vmid: int
+    place: str
+    at: float
+    made: float

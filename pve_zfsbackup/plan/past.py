@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from pve_zfsbackup.model import Dataset
+from pve_zfsbackup.model import SOURCE, Dataset
+from pve_zfsbackup.model.health import SKEW
 from pve_zfsbackup.model.room import Room
-from pve_zfsbackup.model.runs import PastRun, StageTold, Trouble
+from pve_zfsbackup.model.runs import PROOFS, Arrival, PastProof, PastRun, StageTold, Trouble
 
 WORTH_TELLING = ("failed", "warning")
+_ARRIVED = {  # stage -> outcomes with which the point they name is there
+    "snapshot": ("ok", "warning"),
+    "archive": ("ok", "warning"),
+    "replicate": ("ok",),  # a warning is told beside the result, and may name a point that was only planned
+}
 
 
 @dataclass(slots=True)
@@ -98,6 +104,64 @@ def past_rooms(lines: Iterable[Mapping[str, Any]]) -> tuple[Room, ...]:
             continue
         found.append(Room(host=host, dataset=dataset, used=used, available=available, at=at))
     return tuple(found)
+
+
+def past_proofs(lines: Iterable[Mapping[str, Any]]) -> tuple[PastProof, ...]:
+    """Drills, comparisons and restores of guests, oldest first."""
+    found = []
+    for line in lines:
+        if line.get("event") != "result" or line.get("stage") not in PROOFS:
+            continue
+        try:
+            proof = PastProof(
+                stage=str(line["stage"]),
+                at=datetime.fromisoformat(line["time"]).timestamp(),
+                vmid=int(line["vmid"]),
+                place=str(line.get("host", "")) or SOURCE,
+                point=str(line.get("point", "")),
+                outcome=str(line["outcome"]),
+                level=str(line.get("level", "")),
+                seconds=float(line.get("seconds", 0)),
+                message=str(line.get("message", "")),
+                whole=not line.get("disks"),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError):
+            continue
+        found.append(proof)
+    return tuple(sorted(found, key=lambda proof: proof.at))
+
+
+def arrivals(lines: Iterable[Mapping[str, Any]]) -> tuple[Arrival, ...]:
+    """When points came to be here, on targets and in boxes, oldest first."""
+    found = []
+    for line in lines:
+        if line.get("event") != "result" or line.get("outcome") not in _ARRIVED.get(str(line.get("stage")), ()):
+            continue
+        try:
+            stamp = str(line["point"]).partition("/")[2].partition("-")[0]
+            made = datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+            at = datetime.fromisoformat(line["time"]).timestamp()
+            place = str(line.get("host", "")) or SOURCE
+            found.append(Arrival(vmid=int(line["vmid"]), place=place, at=at, made=made))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            continue
+    return tuple(sorted(found, key=lambda arrival: arrival.at))
+
+
+def worst_gaps(found: Iterable[Arrival], *, now: float) -> dict[tuple[int, str], float]:
+    """The measured recovery point objective of each guest in each place, in seconds: how much of its work would have
+    been lost at the worst moment, had only that place been left. Such moments are right before a point arrives, and
+    now. What seems to have arrived in the future (a clock was set back) is left out."""
+    last: dict[tuple[int, str], Arrival] = {}
+    worst: dict[tuple[int, str], float] = {}
+    for arrival in found:
+        if arrival.at > now + SKEW:
+            continue
+        key = (arrival.vmid, arrival.place)
+        if before := last.get(key):
+            worst[key] = max(worst.get(key, 0.0), arrival.at - before.made)
+        last[key] = arrival
+    return {key: max(worst.get(key, 0.0), now - arrival.made, 0.0) for key, arrival in last.items()}
 
 
 def last_of_each_stage(runs: Iterable[PastRun], *, good: bool = False) -> dict[str, PastRun]:

@@ -53,6 +53,17 @@ def health_json(found: Health) -> dict[str, Any]:
             }
             for age in found.ages
         ],
+        "verified": [
+            {
+                "vmid": one.vmid,
+                "guest": one.guest,
+                "level": one.last.level if one.last else None,
+                "where": one.last.place if one.last else None,
+                "seconds": found.now - one.last.at if one.last else None,
+                "warn": one.limit,
+            }
+            for one in found.verified
+        ],
         "pools": [
             {"name": pool.name, "health": pool.health, "size": pool.size, "free": pool.free} for pool in found.pools
         ],
@@ -97,6 +108,12 @@ def _perfdata(found: Health) -> Iterator[str]:
         if known:
             yield f"age_{_label(host)}={max(known)}s;{warn:.0f};{critical:.0f};0"
         yield f"without_point_{_label(host)}={len(ages) - len(known)};;;0"
+    if found.verified:
+        limits = [one.limit for one in found.verified if one.limit is not None]
+        known = [found.now - one.last.at for one in found.verified if one.last]
+        if known:
+            yield f"verified_age={max(known)}s;{f'{min(limits):.0f}' if limits else ''};;0"
+        yield f"never_verified={sum(one.last is None for one in found.verified)};;;0"
     for pool in found.pools:
         yield f"used_{_label(pool.name)}={pool.used_share * 100:.1f}%;;;0;100"
     for one in found.outlooks:

@@ -15,11 +15,13 @@ from prometheus_client.registry import Collector
 
 from pve_zfsbackup import __version__
 from pve_zfsbackup.app.measure import Measured
+from pve_zfsbackup.app.proofs import Recovery
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import printable
 from pve_zfsbackup.model.alerts import HeldBack
 from pve_zfsbackup.model.health import Health, Level
 from pve_zfsbackup.model.room import Outlook
+from pve_zfsbackup.model.runs import DRILL
 from pve_zfsbackup.report.format import FORMAT
 
 PREFIX: Final = "pve_zfsbackup_"
@@ -38,6 +40,15 @@ METRICS: Final[dict[str, tuple[tuple[str, ...], str]]] = {  # name -> labels, me
     "newest_point_consistency": ((*_PLACE, "consistency"), "always 1; how the newest complete point was taken"),
     "warn_age_seconds": (_PLACE, "age of the newest point above which check warns: the recovery point objective"),
     "critical_age_seconds": (_PLACE, "age of the newest point above which check is critical"),
+    "measured_rpo_seconds": (
+        _PLACE, "how much work would have been lost at the worst moment of the last week, had only that place been left"
+    ),
+    "measured_rto_seconds": (
+        (*_PLACE, "by"), "how long the last drill or restore of the whole guest took that went well, from that place"
+    ),
+    "verified_timestamp_seconds": (_GUEST, "when a drill of the guest last passed, on any host"),
+    "verify_within_seconds": (_GUEST, "time since then above which check warns; none where nobody expects drills"),
+    "drill_failed": (_PLACE, "1 where the last drill failed"),
     "disks": ((*_GUEST, "protection"), "disks: protected; unprotected though nobody decided so; left out on purpose"),
     "pool_online": (("pool",), "1 when the pool of this node is ONLINE"),
     "pool_state": (("pool", "state"), "always 1; the state zpool tells"),
@@ -95,6 +106,7 @@ def samples(found: Measured) -> Iterator[Sample]:
     yield "collected_timestamp_seconds", (), found.at
     if found.health:
         yield from _of_health(found.health)
+        yield from _of_measured(found.health, found.recovery)
     yield from _of_runs(found)
     if found.held:
         yield from _of_alerts(found.held)
@@ -115,6 +127,13 @@ def _of_health(health: Health) -> Iterator[Sample]:
             yield "newest_point_timestamp_seconds", place, health.now - age.seconds
             yield "newest_point_bytes", place, age.bytes
             yield "newest_point_consistency", (*place, age.consistency.partition(":")[0]), 1
+    for one in health.verified:
+        if one.last:
+            yield "verified_timestamp_seconds", (str(one.vmid), one.guest), one.last.at
+        if one.limit is not None:
+            yield "verify_within_seconds", (str(one.vmid), one.guest), one.limit
+        for host in sorted({age.host for age in health.ages if age.vmid == one.vmid}):
+            yield "drill_failed", (str(one.vmid), one.guest, host), (one.vmid, host) in health.failed
     for vmid, disks in health.disks.items():
         guest = (str(vmid), disks.guest)
         yield "disks", (*guest, "protected"), disks.protected
@@ -125,8 +144,19 @@ def _of_health(health: Health) -> Iterator[Sample]:
         yield "pool_state", (pool.name, pool.health), 1
         yield "pool_size_bytes", (pool.name,), pool.size
         yield "pool_free_bytes", (pool.name,), pool.free
-    for one in health.outlooks:
-        yield from _of_outlook(one)
+    for outlook in health.outlooks:
+        yield from _of_outlook(outlook)
+
+
+def _of_measured(health: Health, recovery: Recovery) -> Iterator[Sample]:
+    for age in health.ages:
+        worst = recovery.rpo.get((age.vmid, age.host))
+        if worst is not None:
+            yield "measured_rpo_seconds", (str(age.vmid), age.guest, age.host), max(worst, age.seconds or 0)
+    for one in health.verified:
+        for proof in recovery.rto.get(one.vmid, ()):
+            by = "drill" if proof.stage == DRILL else proof.stage
+            yield "measured_rto_seconds", (str(one.vmid), one.guest, proof.place, by), proof.seconds
 
 
 def _of_outlook(one: Outlook) -> Iterator[Sample]:

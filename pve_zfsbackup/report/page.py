@@ -14,9 +14,10 @@ from pve_zfsbackup.model.health import Finding, Level
 from pve_zfsbackup.report.format import FORMAT, age, size
 from pve_zfsbackup.report.health import health_json
 from pve_zfsbackup.report.markup import Markup, tag
-from pve_zfsbackup.report.page_guests import freezes, protection, timeline, verification
+from pve_zfsbackup.report.page_guests import freezes, protection, timeline
 from pve_zfsbackup.report.page_node import runs, space
 from pve_zfsbackup.report.page_parts import here, section
+from pve_zfsbackup.report.page_proofs import verification
 
 _SAID = {
     Level.OK: "All is well",
@@ -52,7 +53,7 @@ def report_page(view: Overview) -> str:
             timeline(view),
             space(view),
             verification(view),
-        freezes(view),
+            freezes(view),
             runs(view),
             _notes(view),
         ),
@@ -84,6 +85,21 @@ def overview_json(view: Overview) -> dict[str, Any]:
                 "broken_off": run.broken_off,
             }
             for run in view.runs
+        ],
+        "proofs": [
+            {
+                "stage": proof.stage,
+                "at": int(proof.at),
+                "vmid": proof.vmid,
+                "where": proof.place,
+                "point": proof.point,
+                "outcome": proof.outcome,
+                "level": proof.level,
+                "seconds": round(proof.seconds, 3),
+                "message": proof.message,
+                "whole": proof.whole,
+            }
+            for proof in view.proofs
         ],
         "notes": list(view.notes),
     }

@@ -130,26 +130,6 @@ def _kind(consistency: str, *, whole: bool) -> str:
     return next((kind for words, kind in _KINDS.items() if consistency.startswith(words)), "crash")
 
 
-def verification(view: Overview) -> Markup | None:
-    """How far the newest archive of each guest that was read back was."""
-    rows = []
-    for entry in view.history.coverage:
-        for name, box in sorted(view.history.archived.items()):
-            kept = box.points.get(entry.guest.vmid, ())
-            read = [one for one in kept if one.proof]
-            if kept:
-                proof = read[-1].proof if read else None
-                made = moment(read[-1].archived.creation, view.zone)[:-3] if read else None
-                state = f"{proof.level}, {moment(int(proof.at), view.zone)[:-3]}" if proof else pill("warning", "never")
-                row = (guest_cell(entry.guest.vmid, entry.guest.name), name, state, made, f"{len(read)} of {len(kept)}")
-                rows.append(row)
-    if not rows:
-        return None
-    names = ("Guest", "Box", "Read back", "Point of", "Points read back")
-    lead = "The newest archive of each guest that was read back, and how deep."
-    return section("Verification", lead, table(names, rows))
-
-
 def freezes(view: Overview) -> Markup | None:
     rows = []
     for entry in view.history.coverage:

@@ -13,6 +13,7 @@ from pve_zfsbackup.model import SOURCE
 from pve_zfsbackup.model.health import SKEW, Age
 from pve_zfsbackup.model.health import Level as Badness
 from pve_zfsbackup.model.proof import Level, Proven
+from pve_zfsbackup.model.runs import DRILL
 from pve_zfsbackup.report.coverage import reason
 from pve_zfsbackup.report.format import FORMAT, Table, Tone, age, clean, moment
 
@@ -143,13 +144,13 @@ def status_json(found: Status) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "now": history.now,
-        "guests": [_guest_json(history, guest) for guest in found.guests],
+        "guests": [_guest_json(found, guest) for guest in found.guests],
         "unreachable": {host: error.message for host, error in history.errors.items()},
     }
 
 
-def _guest_json(found: History, guest: GuestStatus) -> dict[str, Any]:
-    entry, vmid = guest.entry, guest.entry.guest.vmid
+def _guest_json(told: Status, guest: GuestStatus) -> dict[str, Any]:
+    entry, vmid, found = guest.entry, guest.entry.guest.vmid, told.history
     return {
         "vmid": vmid,
         "guest": entry.guest.name,
@@ -172,6 +173,19 @@ def _guest_json(found: History, guest: GuestStatus) -> dict[str, Any]:
             host: {"level": proof.level.value, "at": proof.at}
             for host in found.hosts
             if (proof := found.last_drill(host, vmid))
+        },
+        "rpo": {
+            one.host: round(max(worst, one.seconds or 0))
+            for one in guest.ages
+            if (worst := told.recovery.rpo.get((vmid, one.host))) is not None
+        },
+        "rto": {
+            "drill" if proof.stage == DRILL else proof.stage: {
+                "seconds": round(proof.seconds, 3),
+                "at": int(proof.at),
+                "where": proof.place,
+            }
+            for proof in told.recovery.rto.get(vmid, ())
         },
         "unprotected": {disk.key: reason(entry, disk) for disk in entry.unprotected},
         "problems": [text for _, text in judged_problems(found, guest)],

@@ -237,4 +237,4 @@ def test_on_a_host_without_proxmox_it_is_refused(world: World, disks: Disks, tmp
         ground = on_node(session, Scope(guests=(parse_selector(str(WEB)),)))
         nowhere = replace(ground.boots, yard=replace(ground.boots.yard, root=tmp_path / "none"))
         with pytest.raises(ConfigError, match="is this Proxmox"):
-            list(drill(replace(ground, boots=nowhere), RULES, session.config))
+            list(drill(replace(ground, boots=nowhere), RULES, session.config, session.now().timestamp()))

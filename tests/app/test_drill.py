@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from pve_zfsbackup.app.drill import Ground, Rules, as_result, drill, on_node, on_target
+from pve_zfsbackup.app.drill import STAGE, Ground, Rules, as_result, as_told, drill, drilling_alone, on_node, on_target
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import judge
 from pve_zfsbackup.app.history import history
+from pve_zfsbackup.app.proofs import proofs_since
+from pve_zfsbackup.app.proving import prove
 from pve_zfsbackup.app.run import Stage
-from pve_zfsbackup.app.status import status_of
+from pve_zfsbackup.app.status import status, status_of
 from pve_zfsbackup.errors import ConfigError, LockedError, VerificationError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.lock import run_lock
@@ -20,7 +22,7 @@ from pve_zfsbackup.model import Dataset, parse_selector
 from pve_zfsbackup.model.health import Level as Critical
 from pve_zfsbackup.model.proof import VERIFIED, Drilled, Expected, Level, Reading
 from pve_zfsbackup.report.points import points_table
-from pve_zfsbackup.report.status import status_table
+from pve_zfsbackup.report.status import status_json, status_table
 from tests.fakes.disks import Content, Disks, linux
 from tests.fakes.pools import no
 from tests.fakes.runner import HERE, Fault, Killed
@@ -57,7 +59,9 @@ def call(world: World, disks: Disks) -> Call:
         with world.session() as session:
             scope = Scope(guests=tuple(parse_selector(text) for text in guests))
             ground = at(disks, on_node(session, scope))
-            return list(drill(ground, replace(rules, named=bool(guests)), session.config, session.now().timestamp()))
+            own = replace(rules, named=bool(guests))
+            with drilling_alone(session.config):
+                return list(drill(ground, own, session.config, session.now().timestamp()))
 
     return run
 
@@ -353,3 +357,24 @@ def test_a_failed_drill_is_critical_until_one_passes(world: World, disks: Disks,
         here = history(session, Scope())
         assert not [item for item in judge(here, session.config, ()).findings if "drill" in item.text]
         assert points_table(here, session.timezone).rows[0][-1].startswith("quiesced, files 2026-11-")
+
+
+def test_drills_are_on_record_and_their_time_is_known(world: World, disks: Disks) -> None:
+    """As runs are: for the report, for `status`, for whoever is told of failures."""
+    wreck_fsck(disks)
+    with world.session() as session, drilling_alone(session.config):
+        ground = at(disks, on_node(session, Scope()))
+        drills = drill(ground, RULES, session.config, session.now().timestamp())
+        proved = prove(session, STAGE, drills, as_result, as_told)
+        told = proofs_since(session.config, 0)
+        assert [(one.vmid, one.level, one.passed) for one in told] == [
+            (WEB, "failed", False), (DB, "recognised", True), (CT, "files", True)
+        ]  # fmt: skip
+        assert {one.place for one in told} == {"source"}
+        assert [result.outcome for result in proved.results] == [Outcome.FAILED, Outcome.OK, Outcome.OK]
+        web, db, ct = (guest for guest in status_json(status(session, Scope()))["guests"])
+    assert (web["rto"], web["level"]) == ({}, "critical")
+    assert db["rto"]["drill"].keys() == {"seconds", "at", "where"}
+    assert ct["rto"]["drill"]["seconds"] == round(told[2].seconds, 3)
+    assert "verified" in ct
+    assert ct["verified"]["level"] == "files"

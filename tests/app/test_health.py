@@ -19,6 +19,7 @@ from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import parse_selector
 from pve_zfsbackup.model.health import Finding, Health, Level, Pool
+from pve_zfsbackup.model.proof import VERIFIED
 from pve_zfsbackup.model.room import Room
 from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json, unknown_line
 from tests.fakes.runner import Fault
@@ -218,7 +219,7 @@ def test_hostile_names_forge_neither_lines_nor_performance_data() -> None:
 def test_performance_data_is_what_plugins_may_print(world: World) -> None:
     world.run(Stage.SNAPSHOT)
     data = check_lines(found(world))[0].partition(" | ")[2].split(" ")
-    assert len(data) == 4
+    assert len(data) == 5
     assert all(re.fullmatch(r"[\w.-]+=[\d.]+(s|%)?;[\d.]*;[\d.]*;[\d.]*(;[\d.]*)?", item) for item in data), data
     assert "without_point_backup1=3;;;0" in data
     assert health_json(found(world))["ages"][0].keys() >= {"vmid", "host", "seconds", "warn", "critical"}
@@ -248,3 +249,90 @@ def test_guests_can_be_named(world: World) -> None:
     with world.session() as session:
         here = health(session, Scope(guests=(parse_selector(str(WEB)),)))
     assert {age.vmid for age in here.ages} == {WEB}
+
+
+# -- how long ago a drill passed
+
+
+def drilled(world: World, value: str, *, target: bool = False, vmid: int = WEB) -> None:
+    """As `verify drill` notes it."""
+    pools = world.target if target else world.source
+    for dataset in pools.datasets.values():
+        newest = dataset.newest
+        if newest and f"-{vmid}-" in dataset.name:
+            newest.props[VERIFIED] = value
+
+
+def job(world: World, option: str) -> None:
+    text = world.config.read_text()
+    world.config.write_text(text.replace("    guests: [all]\n", f"    guests: [all]\n    {option}\n"))
+
+
+def test_nobody_who_never_drilled_is_bothered(world: World) -> None:
+    world.run()
+    here = found(world)
+    assert texts(here) == []
+    assert "never_verified=3;;;0" in check_lines(here)[0]
+    assert "verified_age" not in check_lines(here)[0]
+
+
+@pytest.mark.parametrize(("days", "late"), [(43, False), (45, True)])
+def test_drills_that_were_begun_go_on(world: World, days: int, late: bool) -> None:
+    """`verify: every` is 30 days, and two weeks are grace."""
+    world.run()
+    drilled(world, datetime.fromtimestamp(world.clock.now, UTC).strftime("files %Y%m%dT%H%M%SZ"))
+    world.clock.now += days * 86_400
+    world.run()
+    told = texts(found(world))
+    assert told == ([f"WARNING guest 100 web: no drill passed for {days} days: `verify drill 100`"] if late else [])
+    assert f"verified_age={days * 86_400 + 3600}s;3801600;;0 never_verified=2;;;0" in check_lines(found(world))[0]
+
+
+def test_a_drill_on_any_host_counts_and_the_newest_does(world: World) -> None:
+    world.run()
+    drilled(world, "files 20260901T000000Z")
+    assert any("no drill passed for 78 days" in text for text in texts(found(world)))
+    drilled(world, "recognised 20261117T000000Z", target=True)
+    assert texts(found(world)) == []
+    drilled(world, "points 20261118T000000Z", target=True)
+    assert any("no drill passed for 78 days" in text for text in texts(found(world))), "to compare is not to drill"
+
+
+def test_a_job_says_how_long_and_then_never_is_too_long(world: World) -> None:
+    world.run()
+    job(world, "verify-within: 7")
+    told = [f"WARNING guest {guest}: no drill ever passed" for guest in ("100 web", "101 db", "200 files")]
+    assert [text.rpartition(": `")[0] for text in texts(found(world))] == told
+    drilled(world, "files 20261112T000000Z")
+    assert [text.rpartition(": `")[0] for text in texts(found(world))] == told[1:]
+    world.clock.now += 86_400
+    world.run()
+    assert texts(found(world))[0].startswith("WARNING guest 100 web: no drill passed for 7 days")
+
+
+def test_a_job_that_says_0_wants_no_word_of_it(world: World) -> None:
+    world.run()
+    job(world, "verify-within: 0")
+    drilled(world, "files 20200101T000000Z")
+    assert texts(found(world)) == []
+
+
+def test_a_drill_that_failed_is_told_once_and_worse(world: World) -> None:
+    world.run()
+    job(world, "verify-within: 7")
+    for vmid in (101, 200):
+        drilled(world, "files 20261117T000000Z", vmid=vmid)
+    drilled(world, "failed 20260101T000000Z", target=True)
+    (told,) = texts(found(world))
+    assert told == f"CRITICAL guest 100 web: the last drill on {TARGET} failed: `verify drill` tells more"
+    assert health_json(found(world))["verified"][0] == {
+        "vmid": 100, "guest": "web", "level": None, "where": None, "seconds": None, "warn": 604800.0,
+    }  # fmt: skip
+
+
+def test_a_drill_from_the_future_is_none(world: World) -> None:
+    """A clock that was wrong would put off the alarm for years."""
+    world.run()
+    job(world, "verify-within: 7")
+    drilled(world, "files 20991231T000000Z")
+    assert texts(found(world))[0].startswith("WARNING guest 100 web: no drill ever passed")

@@ -15,9 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health
 from pve_zfsbackup.app.measure import Measured, measure, nothing_measured
+from pve_zfsbackup.app.proving import restore_on_record
+from pve_zfsbackup.app.restore import Request, prepare
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.memory import remember
+from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.model.proof import VERIFIED
 from pve_zfsbackup.report.metrics import METRICS, PREFIX, metrics_json, metrics_text
 from tests.fakes.runner import Fault
 from tests.fakes.world import TARGET, World
@@ -113,6 +117,32 @@ def test_a_failing_stage_keeps_the_time_of_its_last_success(world: World) -> Non
     assert told["last_run_failed"] == {("snapshot",): 0, ("replicate",): 1, ("prune",): 0}
     assert bad.good["replicate"] == good.good["replicate"]
     assert bad.good["snapshot"] == bad.last["snapshot"] != good.last["snapshot"]
+
+
+def test_drills_and_what_recovery_would_take_and_lose(world: World) -> None:
+    world.run()
+    for name in ("rpool/data/vm-100-disk-0", "fast/vm-100-disk-0"):
+        newest = world.source.datasets[name].newest
+        assert newest
+        newest.props[VERIFIED] = "files 20261118T000000Z"
+    for _ in range(4):
+        world.run(Stage.SNAPSHOT)
+    world.run()
+    newest = world.source.datasets["rpool/crypt/vm-101-disk-0"].newest
+    assert newest
+    newest.props[VERIFIED] = "failed 20261118T000000Z"
+    with world.session() as session:
+        restore_on_record(session, prepare(session, Request(vmid=Vmid(100), new=300)))
+    told = read(measured(world))
+    assert told["verified_timestamp_seconds"] == {("100", "web"): 1794960000}
+    assert told["verify_within_seconds"] == {("100", "web"): 44 * 86_400, ("101", "db"): 44 * 86_400}
+    assert [place for place, value in told["drill_failed"].items() if value] == [("101", "db", "source")]
+    assert told["measured_rpo_seconds"][("100", "web", "source")] == 3600
+    assert told["measured_rpo_seconds"][("100", "web", TARGET)] == 5 * 3600, "right before the last one arrived"
+    assert told["measured_rto_seconds"].keys() == {("100", "web", "source", "restore")}
+    assert "restore" not in {stage for stage, *_ in told["last_run_failed"]}
+    world.clock.now += 7 * 3600
+    assert read(measured(world))["measured_rpo_seconds"][("100", "web", TARGET)] == 7 * 3600, "and now"
 
 
 def test_alerts_that_wait_are_counted_by_service(world: World) -> None:

@@ -15,8 +15,9 @@ from pve_zfsbackup import terminal
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import judge
 from pve_zfsbackup.app.history import history
+from pve_zfsbackup.app.proofs import last_passed, newest_proof
 from pve_zfsbackup.app.run import Stage
-from pve_zfsbackup.app.status import Status, last_passed, newest_proof, status
+from pve_zfsbackup.app.status import Status, status
 from pve_zfsbackup.model import SOURCE, Vmid
 from pve_zfsbackup.model.health import Level
 from pve_zfsbackup.model.proof import VERIFIED

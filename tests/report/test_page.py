@@ -9,6 +9,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,10 +20,10 @@ from pve_zfsbackup.app.overview import Overview, overview
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
-from pve_zfsbackup.model import Archived, PointId, Vmid
-from pve_zfsbackup.model.health import Finding, Level
+from pve_zfsbackup.model import Archived, Point, PointId, Vmid
+from pve_zfsbackup.model.health import Finding, Level, Verification
 from pve_zfsbackup.model.room import Outlook
-from pve_zfsbackup.model.runs import PastRun, StageTold, Trouble
+from pve_zfsbackup.model.runs import PastProof, PastRun, StageTold, Trouble
 from pve_zfsbackup.report.drawing import FARTHEST, NEAREST, TICKS, bar, columns, place, strip
 from pve_zfsbackup.report.markup import Markup, join, tag
 from pve_zfsbackup.report.page import overview_json, report_page, report_summary
@@ -230,8 +231,9 @@ def test_names_and_messages_are_only_text(view: Overview) -> None:
     trouble = Trouble(stage=EVIL, outcome="failed", guest=EVIL, host=EVIL, message=EVIL)
     run = PastRun(name=EVIL, started=view.history.now, stages={EVIL: StageTold()}, troubles=(trouble,), broken_off=EVIL)
     costs = tuple(dataclasses.replace(one, freed=None, reason=EVIL) for one in view.costs)
+    past = (proof(0, outcome="failed", message=EVIL, place="source"), proof(0, level=EVIL, stage=EVIL, place="source"))
     evil = dataclasses.replace(
-        view, node=EVIL, history=history, health=health, runs=(run,), costs=costs, notes=(EVIL,)
+        view, node=EVIL, history=history, health=health, runs=(run,), costs=costs, notes=(EVIL,), proofs=past
     )
     page = report_page(evil)
     assert_harmless(page)
@@ -258,6 +260,58 @@ def test_the_mails_first_lines_and_the_json_say_the_same(view: Overview) -> None
     assert told["health"]["level"] == "warning"
     assert [run["exit_code"] for run in told["runs"]] == [0, 1, 2, None]
     assert {one["host"] for one in told["costs"]} == {"source", TARGET}
+
+
+def proof(now: int, **more: Any) -> PastProof:
+    told = PastProof(
+        stage="verify-drill", at=now - 86_400, vmid=100, place="source", point="100/x", outcome="ok", level="files",
+        seconds=12.4, message="drill: files",
+    )  # fmt: skip
+    return dataclasses.replace(told, **more)
+
+
+def test_drills_comparisons_and_restores_are_told_guest_by_guest(view: Overview) -> None:
+    now = view.history.now
+    past = (
+        *(proof(now, at=now - (20 - number) * 86_400) for number in range(7)),
+        proof(now, at=now - 3600, outcome="failed", level="failed", message="scsi0: ext4: errors"),
+        proof(now, stage="verify-points", place=TARGET, level="", message="3 of 3 points are whole", seconds=0.0),
+        proof(now, stage="restore", place=TARGET, level="", message="guest 300 of 2 disks", seconds=4.25),
+        proof(now, stage="restore", vmid=101, level="", message="some", seconds=4.25, whole=False),
+    )
+    page = report_page(dataclasses.replace(view, proofs=past))
+    assert_harmless(page)
+    text = re.sub(r"\s+", " ", Reader(page).text)
+    assert "drill failed scsi0: ext4: errors" in text
+    assert "drill: files, 12 s" in text
+    assert "and 2 before" in text
+    assert "compared: 3 of 3 points are whole" in text
+    assert "restored: guest 300 of 2 disks, 4.2 s" in text
+    rows = re.findall(r"<tr>.*?</tr>", page[page.index('id="verification"') : page.index('id="runs"')])
+    took = [re.search(r'data-label="Took" class="number( empty)?">([^<]*)<', row) for row in rows[1:4]]
+    assert [found[2] for found in took if found] == ["12 s", "4.2 s", ""]
+    told = json.loads(json.dumps(overview_json(dataclasses.replace(view, proofs=past))))
+    assert told["proofs"][-1]["whole"] is False
+
+
+def test_a_guest_whose_drill_is_late_is_told_though_there_never_was_one(view: Overview) -> None:
+    health = dataclasses.replace(
+        view.health, verified=(Verification(vmid=Vmid(100), guest="web", last=None, limit=86_400.0),)
+    )
+    page = report_page(dataclasses.replace(view, health=health))
+    section = page[page.index('id="verification"') : page.index('id="runs"')]
+    assert section.count('"pill warning">never<') == 1
+    points = {
+        host: {vmid: tuple(proven(point, "failed 20261118T110640Z") for point in own) for vmid, own in guests.items()}
+        for host, guests in view.history.points.items()
+    }
+    page = report_page(dataclasses.replace(view, history=dataclasses.replace(view.history, points=points)))
+    assert '"pill critical">failed<' in page
+
+
+def proven(point: Point, value: str) -> Point:
+    snapshots = {key: dataclasses.replace(snap, verified=value) for key, snap in point.snapshots.items()}
+    return dataclasses.replace(point, snapshots=snapshots)
 
 
 # -- colours
