@@ -733,7 +733,7 @@ class Snap:
     clones: bool
     point: str
     disks: str
-    proven: bool  # by a drill on this host
+    verified: str  # "files 20261126T111516Z": by a drill on this host, or ""
 
 
 @dataclass(slots=True)
@@ -784,7 +784,7 @@ def _snap(row: Mapping[str, str], guids: Mapping[str, str]) -> list[Snap]:
             clones=row["clones"] not in ("", "-"),
             point=row[POINT],
             disks=row["pve-zfsbackup:disks"],
-            proven=_PROVEN.fullmatch(row["pve-zfsbackup:verified"]) is not None,
+            verified=_verified(row["pve-zfsbackup:verified"]),
         )
     ]
 
@@ -879,7 +879,34 @@ def _above(snap: Snap) -> str:
     return snap.dataset.rpartition("/")[0]
 
 
-_PROVEN: Final = re.compile(r"(recognised|files|booted) \d{8}T\d{6}Z", re.ASCII)
+_LEVELS: Final = ("failed", "points", "recognised", "files", "booted")  # each says more than the one before
+_VERIFIED: Final = re.compile(rf"({'|'.join(_LEVELS)}) (\d{{8}}T\d{{6}}Z)", re.ASCII)
+
+
+def _verified(text: str) -> str:
+    """What `verify` noted; nothing for anything else."""
+    match = _VERIFIED.fullmatch(text)
+    try:
+        return text if match and datetime.strptime(match[2], "%Y%m%dT%H%M%SZ") else ""
+    except ValueError:
+        return ""
+
+
+def _proof(point: Point) -> tuple[str, str] | None:
+    """How far a point is proven, as its weakest snapshot says, and when that was noted last."""
+    told = [snap.verified.split(" ") for snap in point.everything]
+    if not told or not point.complete or any(len(words) < 2 for words in told):
+        return None
+    return min((level for level, _ in told), key=_LEVELS.index), max(when for _, when in told)
+
+
+def _proven(whole: Sequence[Point]) -> set[str]:
+    """The newest point that passed a drill stays, and the one that the last drill failed on: nothing else remembers."""
+    told = [(point, proof) for point in whole if (proof := _proof(point)) and proof[0] != "points"]
+    passed = [point.id for point, (level, _) in told if level != "failed"][-1:]
+    last = max(reversed(told), key=lambda pair: pair[1][1], default=None)
+    return {*passed, *([last[0].id] if last and last[1][0] == "failed" else [])}
+
 
 _PERIODS: Final[tuple[tuple[str, Callable[[datetime, int], Hashable]], ...]] = (
     ("keep_last", lambda when, creation: creation),
@@ -919,7 +946,7 @@ def doomed(own: Sequence[Point], root: Root, protected: Set[str], now: float) ->
         return []
     stay = {whole[index].id for index in kept([point.creation for point in whole], root)}
     stay |= {point.id for point in whole[-max(1, root.minimum_count) :]}
-    stay |= {point.id for point in [one for one in whole if all(snap.proven for snap in one.everything)][-1:]}
+    stay |= _proven(whole)
     going = [
         point
         for point in sorted(own, key=lambda point: point.order)

@@ -14,12 +14,19 @@ WITHOUT: Final = ("efidisk", "tpmstate", "vmstate")  # keys of disks that never 
 EMPTY: Final = 1 << 20  # so little does a disk refer to that nobody ever wrote on
 _UNREMARKABLE: Final = ("", "swap", "LVM2_member")
 REASON: Final = "newest point proven by a drill"
+EVIDENCE: Final = "the last drill failed on it"
 
 
 def last_drill(points: Iterable[Point]) -> Proof | None:
     """The newest drill of a guest's points on one host, passed or failed."""
-    proofs = [proof for point in points if (proof := point.proof) and proof.level is not Level.POINTS]
-    return max(proofs, key=lambda proof: proof.at, default=None)
+    point = _last_drilled(points)
+    return point.proof if point else None
+
+
+def _last_drilled(points: Iterable[Point]) -> Point | None:
+    """Of several in one second, the newest point."""
+    drilled = [(proof.at, point) for point in points if (proof := point.proof) and proof.level is not Level.POINTS]
+    return max(reversed(drilled), key=lambda pair: pair[0])[1] if drilled else None
 
 
 def newest_proven(points: Sequence[Point]) -> Point | None:
@@ -28,9 +35,12 @@ def newest_proven(points: Sequence[Point]) -> Point | None:
 
 
 def proven_guids(points: Sequence[Point]) -> Mapping[Guid, str]:
-    """Why the snapshots of that one must stay."""
-    point = newest_proven(points)
-    return {snapshot.guid: REASON for snapshot in point.own.values()} if point else {}
+    """Why the snapshots of that one must stay; and those of the point the last drill failed on: that it did is known by
+    them alone, and would be forgotten with them before a drill passes."""
+    last, passed = _last_drilled(points), newest_proven(points)
+    failed = last if last and last.proof and last.proof.level is Level.FAILED else None
+    reasons = ((failed, EVIDENCE), (passed, REASON))
+    return {snapshot.guid: reason for point, reason in reasons if point for snapshot in point.own.values()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

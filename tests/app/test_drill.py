@@ -331,6 +331,25 @@ def test_the_newest_proven_point_is_never_pruned(world: World, call: Call) -> No
     assert proven not in world.complete(HERE, WEB)
 
 
+def test_a_failed_drill_is_not_forgotten_with_its_point(world: World, disks: Disks, call: Call) -> None:
+    """Retention would turn critical into well by itself."""
+    wreck_fsck(disks)
+    call(str(WEB))
+    (failed,) = world.complete(HERE, WEB)
+    for _ in range(5):
+        world.write()
+        world.run()
+    assert world.complete(HERE, WEB)[0] == failed
+    with world.session() as session:
+        told = [item.text for item in judge(history(session, Scope()), session.config, ()).findings]
+    assert told == ["the last drill here failed: `verify drill` tells more"]
+    web_part(disks).fsck = ""
+    call(str(WEB))
+    world.write()
+    world.run()
+    assert failed not in world.complete(HERE, WEB)
+
+
 def test_a_failure_of_umount_is_no_silence(world: World, disks: Disks, call: Call) -> None:
     real = disks.run
     world.runner.tools = lambda argv: (

@@ -86,8 +86,12 @@ def test_the_newest_that_passed_is_kept_whatever_failed_since() -> None:
         point(100, 5, ""),
     ]
     assert newest_proven(points) == points[1]
-    assert proven_guids(points) == {points[1].snapshots["scsi0"].guid: "newest point proven by a drill"}
-    assert proven_guids(points[2:]) == {}
+    failed = {points[2].snapshots["scsi0"].guid: "the last drill failed on it"}
+    assert proven_guids(points) == {points[1].snapshots["scsi0"].guid: "newest point proven by a drill", **failed}
+    assert proven_guids(points[2:]) == failed, "that it failed is known by this point alone"
+    assert proven_guids(points[3:]) == {}
+    later = [*points, point(100, 6, proven(Level.FILES, 1))]
+    assert proven_guids(later) == {later[-1].snapshots["scsi0"].guid: "newest point proven by a drill"}
     assert last_drill(points) == Proof(level=Level.FAILED, at=NOW - 2 * DAY)
 
 

@@ -85,7 +85,8 @@ def scramble(world: World, chance: random.Random) -> None:
                     del dataset.snaps[snap.name]
                 case 6 | 7 | 8:
                     text = chance.choice(
-                        ("files 20261126T120000Z", "failed 20261126T120000Z", "points 20261126T120000Z")
+                        [f"{level} 202611{day}T120000Z" for level in ("files", "failed", "points") for day in (25, 26)]
+                        + ["booted 20261127T120000Z", "failed 20261399T120000Z", "good"]
                     )
                     snap.props["pve-zfsbackup:verified"] = text
                 case 5:
