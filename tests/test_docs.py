@@ -63,7 +63,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> None:
 def parse(words: list[str]) -> None:
     """As click does it, up to where the command would begin. Raises click's own errors."""
     command: click.Command = cli
-    context = click.Context(cli, info_name=PROGRAM)
+    context = click.Context(cli, info_name=PROGRAM, **cli.context_settings)  # click keeps what -h was at first
     while isinstance(command, click.Group) and words and (child := command.get_command(context, words[0])):
         context = click.Context(command, info_name=command.name, parent=context)
         command, words = child, words[1:]
