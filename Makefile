@@ -34,7 +34,7 @@ test-lab: ## the tests on real ZFS
 test-report: ## the report in a real browser (installs chromium); pictures in build/reports
 	@$(PHASES) set-up chromium report
 
-test-long: ## what takes too long for `make test`: archives and restores on real ZFS, all unit tests on each release
+test-long: ## all of the package and lab tests, with what takes too long for `make test`: hours
 	@$(PHASES) set-up deb long
 
 setup: ## only the set-up: the virtual environment of the tests

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.lab.host import Host
-from tests.lab.product import Product
+from tests.lab.product import Product, quick
 
 ROOT = "rpool/drilled"
 CANARY = "/srv/canary"
@@ -80,6 +80,11 @@ gone "zfs list -H -o name -t filesystem,volume | grep -E 'pve-zfsbackup-(drill|f
 gone "losetup -a | grep ."
 gone "vgs --noheadings -o lv_active labvg 2> /dev/null | grep -w active"
 """
+
+
+@pytest.fixture(scope="module")
+def product(product: Product) -> Product:
+    return quick(product)
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.host import Host
-from tests.lab.product import CONFIG_TEXT, Product, zfs
+from tests.lab.product import CONFIG_TEXT, Product, quick, zfs
 from tests.lab.pve.provision import freeze_state, set_agent, start_guest, stop_guest
 
 WINDOWS = int(os.environ.get("PZB_LAB_WINDOWS", "4"))  # issue 4 asks for 50
 DISKS = ("rpool/data/vm-100-disk-0", "fast/vm-100-disk-0")
 OTHER = "/etc/pve-zfsbackup/impatient.yaml"
+
+
+@pytest.fixture(scope="module")
+def product(product: Product) -> Product:
+    return quick(product)
 
 
 @pytest.fixture

@@ -136,6 +136,7 @@ def test_the_second_time_changes_nothing(node: Node) -> None:
     assert node.state() == before, "a check only looks"
 
 
+@pytest.mark.long
 def test_a_dataset_that_was_changed(node: Node) -> None:
     node.backup1.run(("zfs", "set", "readonly=off", ROOT))
     (found,) = node.wrong()
@@ -144,6 +145,7 @@ def test_a_dataset_that_was_changed(node: Node) -> None:
     assert node.wrong() == []
 
 
+@pytest.mark.long
 def test_permissions_that_are_gone_and_too_many(node: Node) -> None:
     node.backup1.run(("zfs", "unallow", "-u", ACCOUNT, "receive:append,userprop", ROOT))
     (found,) = node.wrong()
@@ -158,6 +160,7 @@ def test_permissions_that_are_gone_and_too_many(node: Node) -> None:
     assert node.wrong() == []
 
 
+@pytest.mark.long
 def test_a_key_that_is_gone(node: Node) -> None:
     line = node.backup1.read(KEYS)
     node.backup1.write(KEYS, "# nobody\n")
@@ -169,6 +172,7 @@ def test_a_key_that_is_gone(node: Node) -> None:
     node.backup1.write(KEYS, line)
 
 
+@pytest.mark.long
 def test_the_root_of_somebody_else(node: Node) -> None:
     owner = node.backup1.run(("zfs", "get", "-H", "-o", "value", "pve-zfsbackup:owner", ROOT)).stdout.strip()
     node.backup1.run(("zfs", "set", "pve-zfsbackup:owner=pve-0123456789abcdef", ROOT))
@@ -198,6 +202,7 @@ def test_another_host_key_is_refused_until_a_person_accepts_it(node: Node) -> No
     assert node.wrong() == []
 
 
+@pytest.mark.long
 def test_the_printed_script_by_hand_makes_the_same(node: Node) -> None:
     node.backup1.script(_FORGET, ACCOUNT, ROOT)
     node.prepare()
@@ -214,6 +219,7 @@ def test_the_printed_script_by_hand_makes_the_same(node: Node) -> None:
     assert node.wrong() == []
 
 
+@pytest.mark.long
 def test_without_the_receiver_nothing_is_done(node: Node) -> None:
     node.backup1.run(("chmod", "-x", "/usr/bin/pve-zfsbackup-receiver"))
     before = node.state()

@@ -23,11 +23,14 @@ case "$2" in -n*|-A) exec /usr/sbin/zfs "$@" ;; esac
 exec python3 -IS {library}/lay.py '{mode}' '{argument}' '{once}' "$@"
 """
 _SERVE = r"""
+stamp=$(stat -c %Z /usr/lib/python3/dist-packages/pve_zfsbackup/cli)  # when it was installed
+[ "$(cat /run/matrix/fork.stamp 2> /dev/null)" != "$stamp" ] || ! systemctl -q is-active matrix-fork || exit 0
 systemctl stop matrix-fork 2> /dev/null || :
 rm -f /run/matrix/fork.sock
 systemd-run -q --collect --unit matrix-fork python3 "$1" serve
-for i in $(seq 300); do [ -S /run/matrix/fork.sock ] && exit 0; sleep 0.2; done
-systemctl status matrix-fork >&2; exit 1
+for i in $(seq 300); do [ -S /run/matrix/fork.sock ] && break; sleep 0.2; done
+[ -S /run/matrix/fork.sock ] || { systemctl status matrix-fork >&2; exit 1; }
+echo "$stamp" > /run/matrix/fork.stamp
 """
 _LINK = ("OUTPUT -o eth1", "INPUT -i eth1")
 
