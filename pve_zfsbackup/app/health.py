@@ -50,7 +50,7 @@ def forecasts(session: Session, found: History) -> tuple[Outlook, ...]:
     """When each root is full, by what the runs of the last weeks saw. Raises `BackupError` for the journal."""
     since = found.now - LOOK_BACK
     seen = past_rooms(read_journal(session.config.journal_dir, since, event="room"))
-    recent = [room for room in seen if room.at >= since]
+    recent = [room for room in seen if since <= room.at <= found.now + SKEW]
     return tuple(outlook(room, recent) for listing in found.listings.values() for room in rooms(listing, at=found.now))
 
 
@@ -60,7 +60,8 @@ def judge(
 ) -> Health:  # fmt: skip
     """What is wrong, worst first."""
     ages = tuple(age for entry in found.coverage if entry.jobs for age in ages_of(found, entry, config))
-    findings = [*before, *_of_targets(found, config), *(finding for age in ages for finding in _of_age(age))]
+    findings = [*before, *_of_config(config), *_of_targets(found, config)]
+    findings += (finding for age in ages for finding in _of_age(age))
     for entry in found.coverage:
         findings += _of_coverage(entry)
         findings += _of_takeover(found, entry)
@@ -141,6 +142,7 @@ def ages_of(found: History, entry: Coverage, config: Config) -> Iterator[Age]:
             critical=(min(job.critical_age for job in own) + pause) * 3600,
             consistency=newest.consistency if newest else "",
             points=newest.points if newest else 0,
+            ahead=newest.ahead if newest else 0,
             bytes=newest.bytes if newest else 0,
         )
 
@@ -153,15 +155,24 @@ def _of_age(age: Age) -> Iterator[Finding]:
         level = Level.CRITICAL if age.seconds > age.critical else Level.WARNING
         text = f"newest point {where} is {age.seconds / 3600:.1f} h old"
         yield Finding(level=level, about=about, text=text)
-    elif age.seconds < -SKEW:  # else nobody would hear of runs that do not happen, until the clock has caught up
-        text = f"newest point {where} is from the future, by {-age.seconds / 3600:.1f} h: was the clock set back?"
+    if age.ahead:  # retention waits for them, and without older ones nothing would be late for as long
+        some = f"{age.ahead} points {where} are" if age.ahead > 1 else f"1 point {where} is"
+        text = f"{some} from the future: was the clock set back? Nothing is pruned until then"
         yield Finding(level=Level.WARNING, about=about, text=text)
+
+
+def _of_config(config: Config) -> Iterator[Finding]:
+    """Without a job everything is as well protected as promised. A host that only receives has none."""
+    if not config.jobs and config.failover.root is None:
+        yield Finding(level=Level.WARNING, about="configuration", text="no job: nothing is protected")
 
 
 def _of_targets(found: History, config: Config) -> Iterator[Finding]:
     for host, error in sorted(found.errors.items()):
         kind = "box" if host in config.boxes else "target"
         yield Finding(level=Level.CRITICAL, about=f"{kind} {host}", text=error.message)
+    for host, conflict in sorted(found.foreign.items()):
+        yield Finding(level=Level.CRITICAL, about=f"target {host}", text=conflict.message)
     for name, box in sorted(found.archived.items()):
         for problem in box.problems:
             yield Finding(level=Level.CRITICAL, about=f"box {name}", text=problem)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from pve_zfsbackup.app.boxes import BoxContent, box_contents
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, target_listings, visible_listing
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError, PveError
 from pve_zfsbackup.host.guests import read_replications
+from pve_zfsbackup.host.identity import owner_id
 from pve_zfsbackup.model import SOURCE, Archived, Conflict, Disk, Guest, Listing, Point, PointId, Vmid, World
+from pve_zfsbackup.model.health import SKEW
 from pve_zfsbackup.model.proof import Proof
 from pve_zfsbackup.plan.drill import last_drill
 from pve_zfsbackup.plan.foreign import blocked_rollbacks
 from pve_zfsbackup.plan.points import by_guest, points
+from pve_zfsbackup.plan.standing import foreign_root
 from pve_zfsbackup.plan.takeover import conflict_of, takeovers
 
 
@@ -56,18 +60,42 @@ class Discovery:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Newest:
     """What a place would give back: `creation` in seconds since 1970, `bytes` as referred to by the snapshots, or as
-    stored in a box; `points` are all of the guest there that could be given back."""
+    stored in a box; `points` are all of the guest there that could be given back. `ahead` of them are from the future:
+    a clock was set back, and they are not the newest, unless there is nothing else."""
 
     id: PointId
     creation: int
     consistency: str
     bytes: int
     points: int
+    ahead: int = 0
 
 
-def _newest_of(name: PointId, points: Sequence[Point | Archived], size: int) -> Newest:
-    last = points[-1]
-    return Newest(id=name, creation=last.creation, consistency=last.consistency, bytes=size, points=len(points))
+AnyPoint = TypeVar("AnyPoint", Point, Archived)
+
+
+def _newest(points: Sequence[AnyPoint], now: int, about: Callable[[AnyPoint], tuple[PointId, int]]) -> Newest | None:
+    """Of points that could be given back, oldest first; `about` tells name and size of one."""
+    past = [point for point in points if point.creation <= now + SKEW]
+    for last in (past or points)[-1:]:
+        name, size = about(last)
+        return Newest(
+            id=name,
+            creation=last.creation,
+            consistency=last.consistency,
+            bytes=size,
+            points=len(points),
+            ahead=len(points) - len(past),
+        )
+    return None
+
+
+def _whole_point(point: Point) -> tuple[PointId, int]:
+    return point.id, sum(snapshot.refer for snapshot in point.snapshots.values())
+
+
+def _stored(point: Archived) -> tuple[PointId, int]:
+    return point.point, point.bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +117,7 @@ class History:
     listings: World = field(default_factory=dict)
     archived: Mapping[str, BoxContent] = field(default_factory=dict)
     boxes: Mapping[Vmid, tuple[str, ...]] = field(default_factory=dict)
+    foreign: Mapping[str, Conflict] = field(default_factory=dict)  # targets whose root is somebody else's
 
     @property
     def vmids(self) -> tuple[Vmid, ...]:
@@ -112,10 +141,9 @@ class History:
         """The newest point of a guest on a host that is complete, or in a box that is sound."""
         if place in self.archived:
             kept = [point.archived for point in self.archived[place].points.get(vmid, ()) if point.sound]
-            return _newest_of(kept[-1].point, kept, kept[-1].bytes) if kept else None
+            return _newest(kept, self.now, _stored)
         whole = [point for point in self.points.get(place, {}).get(vmid, ()) if point.complete]
-        size = sum(snapshot.refer for snapshot in whole[-1].snapshots.values()) if whole else 0
-        return _newest_of(whole[-1].id, whole, size) if whole else None
+        return _newest(whole, self.now, _whole_point)
 
 
 def discover(session: Session) -> Discovery:
@@ -166,7 +194,19 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
         taken=_taken(found, listings),
         archived=archived,
         boxes={item.guest.vmid: tuple(item.boxes) for item in items},
+        foreign=_foreign(session, listings),
     )
+
+
+def _foreign(session: Session, listings: Mapping[str, Listing]) -> dict[str, Conflict]:
+    """Another one's guests have the same vmids: their points are not ours, however fresh."""
+    owner = owner_id(session.pve_root)
+    told = {
+        host: foreign_root(listing, session.config.targets[host].root, owner)
+        for host, listing in listings.items()
+        if host != SOURCE
+    }
+    return {host: conflict for host, conflict in told.items() if conflict}
 
 
 def _taken(found: Inventory, listings: Mapping[str, Listing]) -> Mapping[Vmid, tuple[Conflict, ...]]:

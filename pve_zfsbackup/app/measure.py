@@ -14,7 +14,7 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.model.alerts import HeldBack
-from pve_zfsbackup.model.health import Health
+from pve_zfsbackup.model.health import SKEW, Health
 from pve_zfsbackup.model.runs import RESTORE, PastRun
 from pve_zfsbackup.plan.past import last_of_each_stage, past_runs
 
@@ -49,7 +49,8 @@ def measure(session: Session) -> Measured:
         errors.append(error)
     times = Recovery()
     try:
-        runs = past_runs(read_journal(session.config.journal_dir, now - RUNS_SECONDS))
+        told = past_runs(read_journal(session.config.journal_dir, now - RUNS_SECONDS))
+        runs = tuple(run for run in told if run.started <= now + SKEW)  # a wrong clock's would be the last for long
         times = measured(session.config, now)
     except BackupError as error:
         errors.append(error)

@@ -10,7 +10,7 @@ from pve_zfsbackup.app.cost import Cost, history_costs
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health_of
 from pve_zfsbackup.app.history import History, history
-from pve_zfsbackup.app.proofs import Recovery, measured, proofs_since
+from pve_zfsbackup.app.proofs import Recovery, measured, proofs_between
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.journal import read_journal
@@ -48,7 +48,7 @@ def overview(session: Session, scope: Scope) -> Overview:
     try:
         lines = read_journal(session.config.journal_dir, found.now - RUNS_SECONDS)
         runs = tuple(run for run in past_runs(lines) if run.started >= found.now - RUNS_SECONDS)
-        proofs = proofs_since(session.config, found.now - PROOFS_SECONDS)
+        proofs = proofs_between(session.config, found.now - PROOFS_SECONDS, found.now)
         recovery = measured(session.config, found.now)
     except BackupError as error:
         notes.append(f"no runs are shown: {error.message}")

@@ -36,13 +36,14 @@ def measured(config: Config, now: float) -> Recovery:
     recent = [arrival for arrival in arrivals(lines) if arrival.at >= since]
     back = now - (config.verify.every + GRACE) * DAY
     proofs = past_proofs(read_journal(config.journal_dir, back, event="result", stages=(DRILL, RESTORE)))
-    return Recovery(rpo=worst_gaps(recent, now=now), rto=_durations(proofs))
+    known = [proof for proof in proofs if proof.at <= now + SKEW]
+    return Recovery(rpo=worst_gaps(recent, now=now), rto=_durations(known))
 
 
-def proofs_since(config: Config, since: float) -> tuple[PastProof, ...]:
-    """Every drill, comparison and restore since then, oldest first. Raises `BackupError` as above."""
+def proofs_between(config: Config, since: float, now: float) -> tuple[PastProof, ...]:
+    """Every drill, comparison and restore from then to now, oldest first. Raises `BackupError` as above."""
     lines = read_journal(config.journal_dir, since, event="result", stages=PROOFS)
-    return tuple(proof for proof in past_proofs(lines) if proof.at >= since)
+    return tuple(proof for proof in past_proofs(lines) if since <= proof.at <= now + SKEW)
 
 
 def _durations(proofs: Sequence[PastProof]) -> dict[int, tuple[PastProof, ...]]:
@@ -61,6 +62,8 @@ def verification_of(found: History, entry: Coverage, config: Config) -> Verifica
     vmid = entry.guest.vmid
     last = last_passed(found, vmid)
     drilled = any(True for _ in _drills(found, vmid))
+    if any(host in found.errors for host in found.targets.get(vmid, ())):  # it may have been drilled there
+        return Verification(vmid=vmid, guest=entry.guest.name, last=last, limit=None)
     return Verification(vmid=vmid, guest=entry.guest.name, last=last, limit=_limit(entry, config, drilled=drilled))
 
 

@@ -74,6 +74,7 @@ class Age:
     critical: float
     consistency: str = ""
     points: int = 0  # complete ones
+    ahead: int = 0  # of the points, those from the future
     bytes: int = 0  # what the newest refers to: as much is written when it is restored
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -127,7 +128,8 @@ def past_proofs(lines: Iterable[Mapping[str, Any]]) -> tuple[PastProof, ...]:
             )
         except (KeyError, TypeError, ValueError, OverflowError):
             continue
-        found.append(proof)
+        if math.isfinite(proof.seconds):
+            found.append(proof)
     return tuple(sorted(found, key=lambda proof: proof.at))
 
 

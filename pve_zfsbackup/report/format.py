@@ -55,7 +55,11 @@ def age(seconds: int) -> str:
 
 
 def moment(epoch: int, tz: tzinfo) -> str:
-    return datetime.fromtimestamp(epoch, tz).strftime("%Y-%m-%d %H:%M:%S")
+    """A time for people. What no calendar has is no time, whoever says so: a target is not trusted."""
+    try:
+        return datetime.fromtimestamp(epoch, tz).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return f"{'(no such time)':<19}"  # as wide as one: some cut the seconds off
 
 
 def clean(rows: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], ...]:

@@ -10,7 +10,7 @@ from pve_zfsbackup.app.health import worth_a_word
 from pve_zfsbackup.app.history import Coverage, History
 from pve_zfsbackup.app.status import GuestStatus, Status
 from pve_zfsbackup.model import SOURCE
-from pve_zfsbackup.model.health import SKEW, Age
+from pve_zfsbackup.model.health import Age
 from pve_zfsbackup.model.health import Level as Badness
 from pve_zfsbackup.model.proof import Level, Proven
 from pve_zfsbackup.model.runs import DRILL
@@ -73,7 +73,7 @@ def _age_cell(found: History, guest: GuestStatus, place: str, judged: Age | None
 def _badness(one: Age) -> Badness:
     if one.seconds is None or one.seconds > one.critical:
         return Badness.CRITICAL
-    return Badness.WARNING if one.seconds > one.warn or one.seconds < -SKEW else Badness.OK
+    return Badness.WARNING if one.seconds > one.warn or one.ahead else Badness.OK
 
 
 def _proof_cell(found: History, guest: GuestStatus) -> tuple[str, Badness]:
@@ -103,13 +103,12 @@ def judged_problems(found: History, guest: GuestStatus) -> Iterator[Problem]:
     yield from _of_entry(found, guest.entry)
     for one in guest.ages:
         bad, where = _badness(one), "" if one.host == SOURCE else f" on {one.host}"
-        if one.seconds is None or not bad:
-            continue
-        if one.seconds < 0:
-            yield bad, f"newest point{where} is from the future: was the clock set back?"
-        else:
+        if one.seconds is not None and one.seconds > one.warn:
             limit = one.critical if bad is Badness.CRITICAL else one.warn
             yield bad, f"newest point{where} is older than {age(int(limit))}"
+        if one.ahead:
+            some = f"{one.ahead} points{where} are" if one.ahead > 1 else f"1 point{where} is"
+            yield Badness.WARNING, f"{some} from the future: was the clock set back?"
 
 
 def _of_entry(found: History, entry: Coverage) -> Iterator[Problem]:
@@ -123,6 +122,8 @@ def _of_entry(found: History, entry: Coverage) -> Iterator[Problem]:
         where = f" on {host}" if host != SOURCE else ""
         if host in found.errors:
             yield Badness.CRITICAL, f"{host} does not answer"
+        elif conflict := found.foreign.get(host):
+            yield Badness.CRITICAL, f"{host}: {conflict.message}"
         elif host in found.places and entry.guest.protected_disks and not found.newest(host, vmid):
             yield Badness.CRITICAL, f"no point{where}"
         elif (proof := found.last_drill(host, vmid)) and proof.level is Level.FAILED:

@@ -11,7 +11,7 @@ from pve_zfsbackup.app.drill import STAGE, Ground, Rules, as_result, as_told, dr
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import judge
 from pve_zfsbackup.app.history import history
-from pve_zfsbackup.app.proofs import proofs_since
+from pve_zfsbackup.app.proofs import proofs_between
 from pve_zfsbackup.app.proving import prove
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.app.status import status, status_of
@@ -385,7 +385,7 @@ def test_drills_are_on_record_and_their_time_is_known(world: World, disks: Disks
         ground = at(disks, on_node(session, Scope()))
         drills = drill(ground, RULES, session.config, session.now().timestamp())
         proved = prove(session, STAGE, drills, as_result, as_told)
-        told = proofs_since(session.config, 0)
+        told = proofs_between(session.config, 0, session.now().timestamp())
         assert [(one.vmid, one.level, one.passed) for one in told] == [
             (WEB, "failed", False), (DB, "recognised", True), (CT, "files", True)
         ]  # fmt: skip

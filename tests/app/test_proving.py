@@ -10,7 +10,7 @@ import pytest
 
 from pve_zfsbackup.app.chains import STAGE, as_result, verify_points
 from pve_zfsbackup.app.gather import Scope
-from pve_zfsbackup.app.proofs import measured, proofs_since
+from pve_zfsbackup.app.proofs import measured, proofs_between
 from pve_zfsbackup.app.proving import failures, prove, restore_on_record
 from pve_zfsbackup.app.restore import Request, prepare
 from pve_zfsbackup.errors import CommandError, VerificationError, ZfsError
@@ -63,7 +63,7 @@ def test_each_result_stands_in_the_journal_as_those_of_runs_do(
     assert (list(run.stages), run.exit_code, run.failed(STAGE)) == ([STAGE], 0, False)
     assert f"{STAGE}: 3 ok, " in syslog_lines[-1][1]
     with told.session() as session:
-        proofs = proofs_since(session.config, 0)
+        proofs = proofs_between(session.config, 0, session.now().timestamp())
     assert [(proof.vmid, proof.place, proof.passed) for proof in proofs] == [
         (result.vmid, TARGET, True) for result in results
     ]
@@ -136,7 +136,7 @@ def test_how_long_a_restore_took_is_kept(world: World) -> None:
         prepared = prepare(session, Request(vmid=Vmid(WEB), new=301, where=TARGET, disks=frozenset({"scsi1"})))
         restore_on_record(session, prepared)
         now = session.now().timestamp()
-        recovery, proofs = measured(session.config, now), proofs_since(session.config, 0)
+        recovery, proofs = measured(session.config, now), proofs_between(session.config, 0, session.now().timestamp())
     assert [(proof.place, proof.whole) for proof in proofs] == [("source", True), (TARGET, False)]
     (one,) = recovery.rto[WEB]
     assert one == proofs[0], "a disk alone is not the guest"
