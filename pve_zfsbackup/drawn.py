@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -27,12 +28,14 @@ from pve_zfsbackup.report.format import Table, Tone
 _COLOURS = {Outcome.OK: "green", Outcome.SKIPPED: "dim", Outcome.WARNING: "yellow", Outcome.FAILED: "red"}
 
 
+READABLE = 6  # letters of a cell in one line, at the least
 _TONES = {Tone.LATE: "yellow", Tone.BAD: "bold red"}
 
 
 def draw_table(table: Table) -> None:
     """On standard output, as wide as the terminal; markup in a cell stays text."""
-    Console().print(_drawn(table))
+    console = Console()
+    console.print(_drawn(table, console.width))
 
 
 def draw_screen(heading: str, table: Table | None, notes: Sequence[str]) -> None:
@@ -42,7 +45,7 @@ def draw_screen(heading: str, table: Table | None, notes: Sequence[str]) -> None
         console.print(Text(heading, style="bold"))
         console.print()
         if table is not None:
-            console.print(_drawn(table))
+            console.print(_drawn(table, console.width))
         for note in notes:
             console.print(Text(note))
     lines = captured.get().splitlines()
@@ -55,14 +58,45 @@ def draw_screen(heading: str, table: Table | None, notes: Sequence[str]) -> None
     sys.stdout.flush()
 
 
-def _drawn(table: Table) -> RichTable:
-    drawn = RichTable(box=None, pad_edge=False, header_style="bold")
-    for column in table.columns:
-        drawn.add_column(column, justify="right" if column in table.right else "left", overflow="fold")
+def _drawn(table: Table, width: int) -> RenderableType:
+    natural = [max(len(row[i]) for row in (table.columns, *table.rows)) for i in range(len(table.columns))]
+    if not table.last_below or _total(natural) <= width:
+        grid = _grid(table, dict.fromkeys(table.columns), header=True)
+        for number in range(len(table.rows)):
+            grid.add_row(*_cells(table, number))
+        return grid
+    widths = dict(zip(table.columns[:-1], _narrowed(natural[:-1], width), strict=True))
+    parts: list[RenderableType] = [_grid(table, widths, header=True)]
     for number, row in enumerate(table.rows):
-        tones = (table.tones.get((number, column)) for column in table.columns)
-        drawn.add_row(*(Text(cell, _TONES[tone] if tone else "") for cell, tone in zip(row, tones, strict=True)))
-    return drawn
+        grid = _grid(table, widths, header=False)
+        *cells, last = _cells(table, number)
+        grid.add_row(*cells)
+        parts += [grid, *([Padding(last, (0, 0, 0, 4))] if row[-1] else [])]
+    return Group(*parts)
+
+
+def _grid(table: Table, widths: Mapping[str, int | None], *, header: bool) -> RichTable:
+    grid = RichTable(box=None, pad_edge=False, header_style="bold", show_header=header)
+    for column, width in widths.items():
+        grid.add_column(column, justify="right" if column in table.right else "left", overflow="fold", width=width)
+    return grid
+
+
+def _cells(table: Table, number: int) -> list[Text]:
+    tones = (table.tones.get((number, column)) for column in table.columns)
+    return [Text(cell, _TONES[tone] if tone else "") for cell, tone in zip(table.rows[number], tones, strict=True)]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _narrowed(widths: Sequence[int], width: int) -> list[int]:
+    """The widest columns give way, as far as they can be read."""
+    found = list(widths)
+    while _total(found) > width and max(found) > READABLE:
+        found[found.index(max(found))] -= 1
+    return found
 
 
 class Bars:

@@ -21,12 +21,14 @@ class Tone(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Columns and rows of text, every cell free of control characters. `tones` by row and column."""
+    """Columns and rows of text, every cell free of control characters. `tones` by row and column. With `last_below`,
+    the last column, which tells in words, stands below its row where a screen is too narrow."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     right: frozenset[str] = frozenset()  # columns of numbers
     tones: Mapping[tuple[int, str], Tone] = field(default_factory=dict)
+    last_below: bool = False
 
 
 def size(count: int) -> str:

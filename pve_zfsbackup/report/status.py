@@ -31,7 +31,7 @@ def status_table(found: Status, tz: tzinfo) -> Table:
         rows.append(tuple(text for text, _ in cells.values()))
         tones.update(((number, name), _TONES[bad]) for name, (_, bad) in cells.items() if bad in _TONES)
     columns = ("vmid", "guest", "newest", *places, "consistency", "verified", "due", "problems")
-    return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid"}), tones=tones)
+    return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid"}), tones=tones, last_below=True)
 
 
 def _cells(

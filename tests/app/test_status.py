@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -242,3 +243,21 @@ def test_a_screen_is_cleared_filled_and_not_overfilled(world: World, screen: Cal
     here = screen()
     terminal.redraw("pve1", shown, ["a [red]note"])
     assert "a [red]note\n" in here.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_what_is_wrong_can_be_read_on_any_screen(
+    world: World, screen: Callable[[], Screen], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """Below its row where there is no room beside it: not in a column of seven letters."""
+    world.run()
+    world.clock.now += 27 * 3600
+    here = screen()
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal.print_table(table(world))
+    lines = re.sub("\x1b\\[[0-9;]*m", "", here.getvalue()).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= 2 + 3 * (4 if width > 60 else 5)
+    text = " ".join(" ".join(line.split()) for line in lines)
+    assert text.count("newest point is older than 26 h; newest point on backup1 is older than 26 h") == 3
