@@ -48,7 +48,7 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> Overview:
         world.clock.now += 5400
         with world.session() as session:
             found = overview(session, Scope())
-    return dataclasses.replace(found, runs=made_runs(found.history.now))
+    return dataclasses.replace(found, runs=made_runs(found.history.now), proofs=made_proofs(found.history.now))
 
 
 def made_runs(now: int) -> tuple[PastRun, ...]:
@@ -61,6 +61,25 @@ def made_runs(now: int) -> tuple[PastRun, ...]:
     bad = dataclasses.replace(good, name="b", started=now - 5400, exit_code=1, troubles=(trouble,) * 7)
     died = PastRun(name="c", started=now - 600)
     return good, bad, dataclasses.replace(bad, name="d", exit_code=2, troubles=(), broken_off="oops"), died
+
+
+def proof(now: int, **more: Any) -> PastProof:
+    told = PastProof(
+        stage="verify-drill", at=now - 86_400, vmid=100, place="source", point="100/x", outcome="ok", level="files",
+        seconds=12.4, message="drill: files",
+    )  # fmt: skip
+    return dataclasses.replace(told, **more)
+
+
+def made_proofs(now: int) -> tuple[PastProof, ...]:
+    wrong = "scsi0 partition 2: ext4: e2fsck: Inode 2 has illegal blocks.  Clear? no"
+    return (
+        *(proof(now, at=now - (20 - number) * 86_400) for number in range(7)),
+        proof(now, at=now - 3600, outcome="failed", level="failed", message=wrong),
+        proof(now, stage="verify-points", place=TARGET, level="", message="3 of 3 points are whole", seconds=0.0),
+        proof(now, stage="restore", place=TARGET, level="", message="guest 300 of 2 disks", seconds=4.25),
+        proof(now, stage="restore", vmid=101, level="", message="some", seconds=4.25, whole=False),
+    )
 
 
 class Reader(HTMLParser):
@@ -262,27 +281,11 @@ def test_the_mails_first_lines_and_the_json_say_the_same(view: Overview) -> None
     assert {one["host"] for one in told["costs"]} == {"source", TARGET}
 
 
-def proof(now: int, **more: Any) -> PastProof:
-    told = PastProof(
-        stage="verify-drill", at=now - 86_400, vmid=100, place="source", point="100/x", outcome="ok", level="files",
-        seconds=12.4, message="drill: files",
-    )  # fmt: skip
-    return dataclasses.replace(told, **more)
-
-
 def test_drills_comparisons_and_restores_are_told_guest_by_guest(view: Overview) -> None:
-    now = view.history.now
-    past = (
-        *(proof(now, at=now - (20 - number) * 86_400) for number in range(7)),
-        proof(now, at=now - 3600, outcome="failed", level="failed", message="scsi0: ext4: errors"),
-        proof(now, stage="verify-points", place=TARGET, level="", message="3 of 3 points are whole", seconds=0.0),
-        proof(now, stage="restore", place=TARGET, level="", message="guest 300 of 2 disks", seconds=4.25),
-        proof(now, stage="restore", vmid=101, level="", message="some", seconds=4.25, whole=False),
-    )
-    page = report_page(dataclasses.replace(view, proofs=past))
+    page = report_page(view)
     assert_harmless(page)
     text = re.sub(r"\s+", " ", Reader(page).text)
-    assert "drill failed scsi0: ext4: errors" in text
+    assert "drill failed scsi0 partition 2: ext4: e2fsck: Inode 2 has illegal blocks." in text
     assert "drill: files, 12 s" in text
     assert "and 2 before" in text
     assert "compared: 3 of 3 points are whole" in text
@@ -290,7 +293,7 @@ def test_drills_comparisons_and_restores_are_told_guest_by_guest(view: Overview)
     rows = re.findall(r"<tr>.*?</tr>", page[page.index('id="verification"') : page.index('id="runs"')])
     took = [re.search(r'data-label="Took" class="number( empty)?">([^<]*)<', row) for row in rows[1:4]]
     assert [found[2] for found in took if found] == ["12 s", "4.2 s", ""]
-    told = json.loads(json.dumps(overview_json(dataclasses.replace(view, proofs=past))))
+    told = json.loads(json.dumps(overview_json(view)))
     assert told["proofs"][-1]["whole"] is False
 
 
@@ -298,7 +301,7 @@ def test_a_guest_whose_drill_is_late_is_told_though_there_never_was_one(view: Ov
     health = dataclasses.replace(
         view.health, verified=(Verification(vmid=Vmid(100), guest="web", last=None, limit=86_400.0),)
     )
-    page = report_page(dataclasses.replace(view, health=health))
+    page = report_page(dataclasses.replace(view, health=health, proofs=()))
     section = page[page.index('id="verification"') : page.index('id="runs"')]
     assert section.count('"pill warning">never<') == 1
     points = {
@@ -377,4 +380,4 @@ def test_boxes_have_their_ages_their_line_and_their_proof(view: Overview) -> Non
     assert "never" in text
     away = dataclasses.replace(view.history, boxes=boxes, errors={"box1": BackupError("gone")})
     assert report_page(dataclasses.replace(view, history=away)).count('"pill critical">no answer<') == 2
-    assert "Verification" not in report_page(view)
+    assert "Verification" not in report_page(dataclasses.replace(view, proofs=()))
