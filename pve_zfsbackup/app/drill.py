@@ -139,13 +139,15 @@ def drilling_alone(config: Config) -> AbstractContextManager[None]:
     return run_lock(config.runtime_dir, LOCK)
 
 
-def drill(ground: Ground, rules: Rules, config: Config, now: float) -> Generator[Drilled | Result, None, None]:
+def drill(
+    ground: Ground, rules: Rules, config: Config, now: float | None = None
+) -> Generator[Drilled | Result, None, None]:
     """Drill one guest after another, those that wait longest first; each ends for itself.
 
     To be called `drilling_alone`: what a killed drill left is swept first. Raises `VerificationError` when something is
     left that does not go.
     """
-    started = time.monotonic()
+    started, now = time.monotonic(), time.time() if now is None else now
     if rules.boot and not ground.boots.yard.there:
         raise ConfigError([f"no guest can be started here: {ground.boots.yard.root} is not mounted: is this Proxmox?"])
     for told in sweep_boots(ground.boots, ground.pools):
