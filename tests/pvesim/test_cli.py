@@ -101,3 +101,26 @@ def test_json_formats(node: Served) -> None:
     pretty = node.command("pvesh", "get", "/version", "--output-format", "json-pretty").out
     assert pretty.startswith('{\n   "release" : "9.2",\n')
     assert "too many arguments" in node.command("pvesh", "get", "/version", "more").err
+
+
+def test_a_rescan_finds_what_no_section_names_and_the_size_of_what_it_does(node: Served) -> None:
+    path = node.node.etc.path("qemu", 100)
+    path.write_text(path.read_text().replace("vm-100-disk-0,", "vm-100-disk-0,size=7M,", 1))
+    assert node.command("qm", "disk", "rescan", "--vmid", "100").code == 0
+    main = node.node.etc.conf("qemu", 100).main
+    assert "local-zfs:vm-100-disk-7" in main.values()
+    assert any(value.startswith("local-zfs:vm-100-disk-0,") and "size=1G" in value for value in main.values())
+    before = path.read_text()
+    assert node.command("qm", "rescan", "--vmid", "100").code == 0
+    assert path.read_text() == before
+    assert node.command("pct", "rescan", "--vmid", "200").code == 0
+
+
+def test_options_are_set_and_a_container_obeys(node: Served) -> None:
+    assert node.command("qm", "set", "101", "--onboot", "0").out == "update VM 101: -onboot 0\n"
+    assert node.node.etc.conf("qemu", 101).main["onboot"] == "0"
+    assert node.command("qm", "set", "101", "--nonsense", "1").code == 255
+    assert node.command("pct", "start", "200").code == 0
+    assert node.node.running("lxc", 200)
+    assert node.command("pct", "shutdown", "200", "--timeout", "5").code == 0
+    assert not node.node.running("lxc", 200)

@@ -1,11 +1,13 @@
 """qm and pct: the commands a backup tool uses."""
 
 import asyncio
+import re
 import urllib.parse
 from typing import Any
 
 from .cli_text import Reply, exit_code, pretty
 from .usercfg import ROOT
+from .values import props
 
 _KIND = {"qm": "qemu", "pct": "lxc"}
 _AGENT = ("fsfreeze-freeze, fsfreeze-status, fsfreeze-thaw, fstrim, get-fsinfo, get-host-name, "
@@ -51,6 +53,8 @@ async def run(pve: Any, program: str, args: list[str]) -> Reply:
         return await _agent(pve, *rest)
     if plain == ["list"]:
         return await _list(pve, program, kind)
+    if plain in (["rescan"], ["disk", "rescan"]) and "vmid" in options:
+        return await _rescan(pve, kind, options["vmid"])
     if len(plain) < 2:
         word = f"{program} {plain[0]} <vmid>" if plain else f"{program} <COMMAND> [ARGS] [OPTIONS]"
         return Reply(255, "", f"400 not enough arguments\n{word}\n")
@@ -61,7 +65,7 @@ async def run(pve: Any, program: str, args: list[str]) -> Reply:
     if name in ("start", "stop", "shutdown"):
         out, err, code = await follow(pve, await pve.invoke("POST", f"{base}/status/{name}", options, ROOT))
         return Reply(code, out, err)
-    simple = {"config": _config, "pending": _pending, "status": _status, "unlock": _unlock}
+    simple = {"config": _config, "pending": _pending, "status": _status, "unlock": _unlock, "set": _set}
     if name not in simple:
         return Reply(255, "", f"ERROR: unknown command '{program} {name}'\n")
     return await simple[name](pve, kind, base, options)
@@ -128,6 +132,36 @@ async def _unlock(pve: Any, kind: str, base: str, options: dict[str, str]) -> Re
     conf.main.pop("lock", None)
     pve.node.etc.save(vmid, conf)
     return Reply(0)
+
+
+async def _set(pve: Any, kind: str, base: str, options: dict[str, str]) -> Reply:
+    await pve.invoke("PUT", f"{base}/config", options, ROOT)
+    told = " ".join(f"-{key} {value}" for key, value in options.items())
+    return Reply(0, f"update VM {base.rpartition('/')[2]}: {told}\n" if kind == "qemu" else "")
+
+
+async def _rescan(pve: Any, kind: str, vmid: str) -> Reply:
+    """Sizes as the volumes have them; the guest's volumes that no section names become unusedN (pve-facts §c)."""
+    conf = pve.node.etc.conf(kind, int(vmid))
+    for storage, keys in pve.node.etc.storages().items():
+        place = f"/nodes/{pve.node.name}/storage/{storage}/content"
+        for item in await pve.invoke("GET", place, {"vmid": vmid}, ROOT) if keys["type"] == "zfspool" else ():
+            for key, value in conf.main.items():
+                if value.partition(",")[0] == item["volid"]:
+                    conf.main[key] = re.sub(r"\bsize=\w+", f"size={_size(item['size'])}", value)
+            sections = (conf.main, conf.pending, *conf.snapshots.values())
+            if not any(item["volid"] in props(value).values() for keys in sections for value in keys.values()):
+                free = next(n for n in range(256) if f"unused{n}" not in conf.main)
+                conf.main[f"unused{free}"] = item["volid"]
+    pve.node.etc.save(int(vmid), conf)
+    return Reply(0, "rescan volumes...\n")
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
+        if count and count % factor == 0:
+            return f"{count // factor}{unit}"
+    return str(count)
 
 
 async def _task(pve: Any, name: str, base: str, snapshot: str, options: dict[str, str]) -> Reply:

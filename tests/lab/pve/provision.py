@@ -1,6 +1,7 @@
-"""Make the lab's pve1 a Proxmox VE node, and what tests do to its guests.
+"""Make hosts of the lab Proxmox VE nodes, and what tests do to their guests.
 
-    provision(lab)                        everything; repeatable
+    provision(lab)                        pve1 with the lab's guests; repeatable
+    make_node(host, {"data": "tank/d"})   another host, without guests; unmake_node() takes it back
     guest_write(host, 100, "note", b"x")  a file in a running guest, synced
     freeze_state(host, 100)               what the agent says and what the writers really do
     set_agent(host, 100, "hang")          ok, hang, dead, refuse; set_slow_freeze() for the 596 case
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,16 +53,37 @@ TimeoutStopSec=60
 WantedBy=multi-user.target
 """
 _INSTALL = r"""
-target=$1; shift
-for name in pvesh qm pct; do install -m 755 "$target/thin.py" "/usr/bin/$name"; done
+for name in pvesh qm pct; do install -m 755 "$1/thin.py" "/usr/bin/$name"; done
 mkdir -p /etc/pve /run/lxc
+systemctl daemon-reload
+"""
+_GUESTS = r"""
 echo 'd /run/lxc 0755
 f /run/lxc/200.running' > /etc/tmpfiles.d/pvesim.conf
-systemctl daemon-reload
-python3 -I "$target/make_guests.py"
+python3 -I "$1/make_guests.py"
+"""
+_STORAGES = r"""
+for dataset; do zfs list "$dataset" > /dev/null 2>&1 || zfs create "$dataset"; done
+echo 'd /run/lxc 0755' > /etc/tmpfiles.d/pvesim.conf
+"""
+_STORAGE = """zfspool: {name}
+\tpool {dataset}
+\tcontent images,rootdir
+\tmountpoint /{dataset}
+\tsparse 1
+
+"""
+_SERVE = r"""
 systemctl -q enable pvesim "$@"
 systemctl restart pvesim
-systemctl start "$@"
+[ $# = 0 ] || systemctl start "$@"
+"""
+_UNMAKE = r"""
+for unit in $(systemctl list-units --plain --no-legend 'pve-guest@*' | cut -d' ' -f1); do systemctl stop "$unit"; done
+systemctl -q disable --now pvesim 2> /dev/null || :
+rm -f /etc/systemd/system/pvesim.service /etc/systemd/system/pve-guest@.service /etc/tmpfiles.d/pvesim.conf
+rm -rf "$(dirname "$1")" /etc/pve /run/lxc /run/pvesim /run/qemu-server /usr/bin/pvesh /usr/bin/qm /usr/bin/pct
+systemctl daemon-reload
 """
 _READY = """
 for i in $(seq 600); do
@@ -76,14 +99,37 @@ exit 1
 
 
 def provision(lab: Lab) -> None:
-    """Install the simulated node on pve1 and start its guests. Repeating it updates code and keeps all guests."""
-    host = lab.pve1
+    """Make pve1 a node with the lab's guests, and start them. Repeating it updates code and keeps all guests."""
+    _install(lab.pve1)
+    lab.pve1.script(_GUESTS, TARGET)
+    _serve(lab.pve1, RUNNING)
+
+
+def make_node(host: Host, storages: Mapping[str, str]) -> None:
+    """Make a host a node without guests, whose storages (name: ZFS dataset, made if it is missing) are these."""
+    _install(host)
+    host.script(_STORAGES, *storages.values())
+    sections = (_STORAGE.format(name=name, dataset=dataset) for name, dataset in storages.items())
+    host.write("/etc/pve/storage.cfg", "".join(sections), mode=0o640)
+    _serve(host, ())
+
+
+def unmake_node(host: Host) -> None:
+    """Stop the node and its guests and take its files away; the datasets stay. Harmless where there is no node."""
+    host.script(_UNMAKE, TARGET)
+
+
+def _install(host: Host) -> None:
     host.run(("mkdir", "-p", TARGET))
     host.put(HERE, str(Path(TARGET).parent))
     host.write("/etc/systemd/system/pvesim.service", _SERVER.format(name=host.name, address=host.address))
     host.write("/etc/systemd/system/pve-guest@.service", _GUEST.format(target=TARGET))
-    host.script(_INSTALL, TARGET, *(f"pve-guest@{vmid}" for vmid in RUNNING))
-    wait_ready(host)
+    host.script(_INSTALL, TARGET)
+
+
+def _serve(host: Host, vmids: tuple[int, ...]) -> None:
+    host.script(_SERVE, *(f"pve-guest@{vmid}" for vmid in vmids))
+    wait_ready(host, vmids)
 
 
 def wait_ready(host: Host, vmids: tuple[int, ...] = RUNNING) -> None:
