@@ -11,6 +11,7 @@ from tests.lab.host import Host, Result
 from tests.lab.lab import Lab
 from tests.lab.matrix import inject
 
+FORKED = ("python3", "-IS", f"{inject.LIBRARY}/fork.py")
 ROOT = "tank/pve-zfsbackup"
 CONFIG = "/etc/pve-zfsbackup/config.yaml"
 CONFIG_TEXT = f"""\
@@ -125,7 +126,7 @@ def connect(lab: Lab) -> Product:
 def quick(product: Product) -> Product:
     """The same, but each run is a fork of the program (matrix/fork.py): loading it takes seconds here."""
     inject.prepare(product.pve1)
-    return replace(product, program=("python3", "-IS", f"{inject.LIBRARY}/fork.py"))
+    return replace(product, program=FORKED)
 
 
 def forget(product: Product) -> None:

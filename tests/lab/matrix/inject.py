@@ -42,8 +42,13 @@ def prepare(host: Host) -> None:
     host.run(("chmod", "755", LIBRARY, f"{LIBRARY}/lay.py"))
     host.write(SECRET, CANARY, mode=0o600)
     if host.name == "pve1":
-        host.put(FORK, f"{LIBRARY}/fork.py")
-        host.script(_SERVE, f"{LIBRARY}/fork.py")
+        serve(host)
+
+
+def serve(host: Host) -> None:
+    """Load the product of a host, so that its runs are forks (fork.py)."""
+    host.put(FORK, f"{LIBRARY}/fork.py")
+    host.script(_SERVE, f"{LIBRARY}/fork.py")
 
 
 def lay(host: Host, verb: str, mode: str, argument: object = "", *, once: bool = False) -> None:
