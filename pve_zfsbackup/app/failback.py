@@ -51,8 +51,9 @@ def failback(way: Way, *, start: bool = False) -> Given:
     """Bring it home. Raises what went wrong: run again, it goes on from there."""
     session, there, plan, guest = way.session, way.there, way.plan, way.guest
     if way.home:
+        full = _full(way)
         _tidy(way)
-        return _given(way, notes=("it had gone home already: what served the way is removed now",))
+        return Given(plan=plan, done=True, full=full, notes=("it was at home; what had served the way is gone now",))
     make_places(there, plan.work, plan.folder, plan.parents)
     moved = _bring(way) if is_running(session.api, guest) else 0  # the most of it, while the guest works on
     _shut_down(session, guest)
@@ -67,15 +68,15 @@ def failback(way: Way, *, start: bool = False) -> Given:
         (tool(guest), "set", str(guest.vmid), "--onboot", "0"),
         "it would start here again at the next boot",
     )
+    full = _full(way)  # after the role there is nothing left to ask: a repetition would be refused
     _hand_over(way)
     if start:
         host.run((tool(guest), "start", str(guest.vmid)), timeout=600)
-    return _given(way, moved=moved, notes=notes, started=start)
+    return Given(plan=plan, done=True, moved=moved, full=full, notes=(*plan.notes, *notes), started=start)
 
 
-def _given(way: Way, *, moved: int = 0, notes: tuple[str, ...] = (), started: bool = False) -> Given:
-    full = sum(volume.refer for disk in way.plan.disks if (volume := look(way.there, disk.name)))
-    return Given(plan=way.plan, done=True, moved=moved, full=full, notes=(*way.plan.notes, *notes), started=started)
+def _full(way: Way) -> int:
+    return sum(volume.refer for disk in way.plan.disks if (volume := look(way.there, disk.name)))
 
 
 def _told(host: Host, argv: Sequence[str], trouble: str) -> tuple[str, ...]:
@@ -111,7 +112,7 @@ def _send(way: Way, disk: Return, name: str) -> int:
     if goal.guid in known:
         return 0
     common = [snapshot for snapshot in here.snapshots if snapshot.guid in known]
-    if there and not common:
+    if not common and (there or not (disk.raw or disk.base)):
         raise VerificationError(
             f"{disk.staging} on the source has nothing in common with {disk.here}",
             hint=f"look at it, then there: zfs destroy -r {disk.staging}",

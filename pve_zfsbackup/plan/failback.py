@@ -123,9 +123,11 @@ def _return(
         else name,
         props={k: v for k, v in old.props.items() if k != "volsize"} if old else {},
     )
-    if volume.encrypted or there.listing.volumes.get(staging):
-        return way  # whole; or begun: what is there decides what is sent next
+    if volume.encrypted:
+        return way
     common = _common(volume, replicas, old) if old else None
+    if common is None and staging in there.listing.volumes:
+        return way  # promoted: it has the common snapshots itself
     if old is None or common is None:
         message = f"{name} there has no snapshot in common with {volume.name}"
         hint = f"send it back in full with `restore {guest.vmid}` on the source, from a new point made here"

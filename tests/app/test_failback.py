@@ -174,6 +174,30 @@ def test_written_to_after_a_disk_went_home_is_not_overlooked(second: Second) -> 
         give(second)
 
 
+@pytest.mark.parametrize("cut", [1, 20_000])
+@pytest.mark.parametrize("key", ["scsi0", "scsi1"])
+def test_cut_in_its_first_stream_a_disk_still_comes_as_what_changed(second: Second, key: str, cut: int) -> None:
+    away(second)
+    pool = {"scsi0": "rpool/data", "scsi1": "fast"}[key]
+    second.runner.faults = [Fault(words=("receive", f"{pool}/pzb-restore/100-failback/{key}"), cut=cut)]
+    with pytest.raises(BackupError):
+        give(second)
+    assert second.runner.faults[0].seen
+    second.runner.faults.clear()
+    second.runner.ran.clear()
+    give(second)
+    sends = [argv for argv in second.runner.zfs(HERE, "send") if "-nvP" not in argv]
+    assert all("-i" in argv for argv in sends), sends
+    world = second.first
+    for name, mine in MINE[WEB].items():
+        assert world.source.datasets[name].content == here(second, mine)
+    world.write()
+    world.runner.ran.clear()
+    assert not world.results(world.run(Stage.SNAPSHOT, Stage.REPLICATE), Outcome.FAILED)
+    sends = [argv for argv in world.runner.zfs(HERE, "send") if "-100-" in argv[-1] and "-nvP" not in argv]
+    assert all({"-i", "-I"} & set(argv) for argv in sends), "the base came along"
+
+
 MINE = {
     WEB: {HOME: "tank/data/vm-100-disk-0", FASTHOME: "ssd/vm-100-disk-0"},
     DB: {"rpool/crypt/vm-101-disk-0": "tank/data/vm-101-disk-0"},

@@ -153,7 +153,7 @@ class Receiver:
             return usage(argv, f"cannot open '{name}': dataset does not exist")
         if dataset.partial is None:
             return no(argv, f"'{name}' does not have any resumable receive state to abort")
-        if dataset.partial.package.base:
+        if dataset.snaps:  # what it was before stays; a dataset that the receive made goes, a clone as well
             dataset.partial = None
         else:
             del self.pools.datasets[name]
