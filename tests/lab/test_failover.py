@@ -106,7 +106,6 @@ class Sites:
         self.wanted: dict[int, dict[str, str]] = {}  # hash of each disk of the newest point that arrived
         self.lost: dict[str, str] = {}  # hash of what was written after it, by dataset of pve1
         self.safe = b""  # the key of the encrypted disks
-        self.written: dict[int, dict[str, str]] = {}  # hash of each disk when it went home
 
     def source(self, *arguments: str, check: bool = True) -> Any:
         return json.loads(self.product.run(*arguments, "--json", "--config", CONFIG, check=check).stdout)
@@ -131,15 +130,13 @@ class Sites:
         found = self.done("failover", "--fenced", "--storage", "crypt:local-zfs", *arguments, code=code)
         return {guest["vmid"]: guest for guest in found["guests"]}
 
-    def walked(self, *arguments: str, first: int, stride: int) -> Any:
-        """Killed again and again; what the attempt that came to its end said."""
-        command = ("python3", "-c", _WALK, str(first), str(stride), *arguments, "--json", "--config", CONFIG)
+    def walked(self, *arguments: str, first: int, stride: int) -> None:
+        """Killed again and again, until it comes to its end; or finds, killed after its last step, nothing to do."""
+        command = ("python3", "-c", _WALK, str(first), str(stride), *arguments, "--config", CONFIG)
         done = self.backup1.run(command, timeout=1800)
         attempts = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"kill"')]
-        assert [one["code"] for one in attempts[:-1]] == [-9] * (len(attempts) - 1), done
-        assert attempts[-1]["code"] == 0, done
         assert len(attempts) > 2, attempts
-        return json.loads(done.stdout)
+        assert attempts[-1]["code"] == 0 or "nobody took it over" in done.stderr, done
 
     def killed_in_a_stream(self, mib: int, *arguments: str) -> None:
         """Killed when so much of the first stream has been sent."""
@@ -294,10 +291,9 @@ def test_killed_and_repeated_a_failover_makes_the_newest_points_disks(sites: Sit
     start = ("failover", str(VM), "--fenced", "--no-start")
     sites.killed_in_a_stream(8, *start)
     assert [name for name in sites.marks() if f"-{VM}-" in name], "marked before anything is made"
-    done = sites.walked(*start, first=8, stride=10)
-    assert done["guests"][0]["done"], done
-    found = sites.taken(str(CT), str(CRYPT), "--no-start", code=1)
-    assert found[CT]["done"], found
+    sites.walked(*start, first=8, stride=10)
+    found = sites.taken(str(VM), str(CT), str(CRYPT), "--no-start", code=1)
+    assert (found[VM]["done"], found[CT]["done"]) == (True, True), found
     assert [conflict["kind"] for conflict in found[CRYPT]["conflicts"]] == ["key-not-loaded"]
     for vmid in (VM, CT):
         assert sites.contents(sites.backup1, vmid) == sites.wanted[vmid]
@@ -350,7 +346,7 @@ def test_the_source_that_comes_back_sends_nothing_for_them_and_says_so(sites: Si
     assert check.returncode == 2
     assert all(f"guest {vmid}" in check.stdout for vmid in AWAY), check.stdout
     assert "runs here as well" not in check.stdout
-    status = sites.product.run("status", "--config", CONFIG, check=False).stdout
+    status = sites.product.run("status", "--json", "--config", CONFIG, check=False).stdout
     assert status.count("taken over by backup1") >= len(AWAY), status
 
 
@@ -373,8 +369,7 @@ def lost(sites: Sites, vmid: int) -> dict[str, str]:
 def went_home(sites: Sites, vmid: int) -> None:
     """Both sides have the same; what the source had lies aside; the role and all that served it are gone."""
     pve1, backup1 = sites.pve1, sites.backup1
-    sites.written[vmid] = sites.contents(backup1, vmid)
-    assert sites.contents(pve1, vmid) == sites.written[vmid]
+    assert sites.contents(pve1, vmid) == sites.contents(backup1, vmid)
     names = pve1.run(("zfs", "list", "-H", "-o", "name", "-t", "filesystem,volume")).lines
     aside = [name for name in names if f"pzb-aside/{vmid}/" in name]
     for name in aside:  # a file system that lies aside has no place where it would be mounted
@@ -399,8 +394,7 @@ def test_killed_in_the_middle_and_repeated_a_running_guest_goes_home(sites: Site
     pve.guest_write(sites.backup1, VM, "more", os.urandom(4 * MIB))
     sites.killed_in_a_stream(2, "failback", str(VM))
     assert sites.backup1.run(("qm", "status", str(VM))).stdout == "status: running\n"
-    done = sites.walked("failback", str(VM), first=12, stride=14)
-    assert done["done"], done
+    sites.walked("failback", str(VM), first=12, stride=14)
     assert sites.backup1.run(("qm", "status", str(VM))).stdout == "status: stopped\n"
     went_home(sites, VM)
     assert sites.config(sites.pve1, VM)["onboot"] == "1"
