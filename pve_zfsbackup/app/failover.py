@@ -22,6 +22,7 @@ from pve_zfsbackup.host.answers import PORTS, signs_of_life
 from pve_zfsbackup.host.listing import list_host, require
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
 from pve_zfsbackup.model import (
+    PROPERTY,
     SOURCE,
     Conflict,
     Dataset,
@@ -166,7 +167,7 @@ def _planned(session: Session, request: Request, found: Inventory, listing: List
             taking.conflicts = (locked,)
             return taking
         origin = origin_of(session.hosts[SOURCE], listing, chosen)
-        taking.prepared = plan_of(session, found, Wish(vmid=vmid, new=vmid, storages=request.storages), origin)
+        taking.prepared = plan_of(session, found, _wish(vmid, request), origin)
         if taken and not _unfinished(taking.prepared) and (guest := _there(found, taken)):
             taking.there = guest
             taking.notes = (f"was taken over at {taken.since}, from point {taken.point}",)
@@ -176,6 +177,10 @@ def _planned(session: Session, request: Request, found: Inventory, listing: List
     except BackupError as error:
         taking.error = error
     return taking
+
+
+def _wish(vmid: Vmid, request: Request) -> Wish:
+    return Wish(vmid=vmid, new=vmid, storages=request.storages, clones=True)
 
 
 def _unfinished(prepared: Prepared) -> bool:
@@ -194,13 +199,13 @@ def _there(found: Inventory, taken: Takeover) -> Guest | None:
 def _take(session: Session, taking: Taking, question: Question) -> None:
     """Hold, mark, make. What goes wrong is this guest's alone; the mark stays, for half a guest is here."""
     assert taking.point is not None
-    host, snapshots = session.hosts[SOURCE], tuple(taking.point.snapshots.values())
+    host, snapshots, prepared = session.hosts[SOURCE], tuple(taking.point.snapshots.values()), _prepared(taking)
     try:
         zfs.hold(host, HOLD, snapshots)
         mark = mark_text(session.now(), session.node, taking.point.id, question.reason)
         zfs.set_properties(host, taking.replicas, {FAILOVER: mark})
         _read_back(session, taking)
-        done = carry_out(session, _prepared(taking), Near(session=session))
+        done = carry_out(session, prepared, Near(session=session, work=prepared.plan.work))
         taking.notes, taking.done = done.notes, True
     except BackupError as error:
         taking.error = error
@@ -251,12 +256,18 @@ class Near:
     """Brings a disk from its replica on this host: a clone in the same pool, a copy in another."""
 
     session: Session
+    work: str
 
     def __call__(self, disk: DiskRestore) -> int:
         host = self.session.hosts[SOURCE]
         if cloned(disk.snapshot, disk.staging):
-            if look(self.session, disk.staging) is None:
-                restoring.clone(host, disk.snapshot, disk.staging)
+            there = look(self.session, disk.staging)
+            inplace = disk.staging == disk.dataset
+            if there is None:
+                mark = {f"{PROPERTY}restore": self.work} if inplace else {}
+                restoring.clone(host, disk.snapshot, disk.staging, mark)
+            elif inplace and there.work != self.work:
+                raise VerificationError(f"{disk.dataset} was made by somebody else meanwhile: it is left alone")
             return 0
         moved = Pull(session=self.session, origin=SOURCE)(disk)
         volume = look(self.session, disk.staging)

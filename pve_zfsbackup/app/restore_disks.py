@@ -11,7 +11,6 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import DatasetNotFoundError, OutOfSpaceError, VerificationError, ZfsError
 from pve_zfsbackup.host import restoring, zfs
 from pve_zfsbackup.model import PROPERTY, SOURCE, STAGING, Dataset, DiskRestore, Restore, Snapshot, Volume
-from pve_zfsbackup.plan.restore import pool_of
 from pve_zfsbackup.plan.restore_props import to_set
 
 PLACE = "place"  # mark of the dataset that all unfinished work of a storage lies in
@@ -60,7 +59,7 @@ def dress(session: Session, disk: DiskRestore, plan: Restore) -> str:
     size = disk.props.get("volsize", "")
     if size and volume.props.get("volsize") != size:
         raise VerificationError(f"{disk.staging}: volsize is {volume.props.get('volsize')}, the point's is {size}")
-    note = restoring.inherit_key(host, disk.staging, pool_of(disk)) if volume.encrypted else ""
+    note = restoring.inherit_key(host, disk.staging, disk.pool) if volume.encrypted else ""
     short = apply_props(session, disk.staging, disk.props)
     origin = f"{plan.origin.point.id},{disk.key},{volume.guid}"
     zfs.set_properties(host, [disk.staging], {f"{PROPERTY}restored": origin})
@@ -103,8 +102,11 @@ def place(session: Session, plan: Restore) -> None:
     """Each disk under its name, and looked at there: only then may a configuration speak of it."""
     for disk in plan.disks:
         if not disk.placed:
-            staged = _received(session, disk.staging, disk)
-            restoring.rename(session.hosts[SOURCE], disk.staging, staged.guid, disk.dataset)
+            host, staged = session.hosts[SOURCE], _received(session, disk.staging, disk)
+            if disk.staging == disk.dataset:  # it was made in its place, under a mark
+                zfs.zfs(host, "inherit", f"{PROPERTY}restore", disk.dataset)
+            else:
+                restoring.rename(host, disk.staging, staged.guid, disk.dataset)
         found = look(session, disk.dataset)
         if found is None or found.restored != f"{plan.origin.point.id},{disk.key}":
             raise VerificationError(f"{disk.dataset} is not what was restored for {disk.key}")

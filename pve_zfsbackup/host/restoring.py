@@ -45,12 +45,13 @@ def rename(host: Host, dataset: Dataset, guid: Guid, to: Dataset) -> None:
     zfs(host, "rename", dataset, to)
 
 
-def clone(host: Host, snapshot: Snapshot, to: Dataset) -> None:
+def clone(host: Host, snapshot: Snapshot, to: Dataset, properties: Mapping[str, str] | None = None) -> None:
     """A writable dataset that begins as the snapshot, after checking its guid."""
     found = current_guids(host, [snapshot.full_name]).get(snapshot.full_name)
     if found != snapshot.guid:
         raise VerificationError(f"{snapshot.full_name}: guid is {found or 'gone'}, planned was {snapshot.guid}")
-    zfs(host, "clone", snapshot.full_name, to)
+    options = [part for key, value in (properties or {}).items() for part in ("-o", f"{key}={value}")]
+    zfs(host, "clone", *options, snapshot.full_name, to)
 
 
 def promote(host: Host, dataset: Dataset) -> None:

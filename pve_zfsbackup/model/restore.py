@@ -24,6 +24,7 @@ class Wish:
     replace: bool = False
     disks: frozenset[str] = frozenset()  # keys; none: the whole guest
     storages: Mapping[str, str] = field(default_factory=dict)
+    clones: bool = False  # in the pool of their snapshot, disks become clones of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,8 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskRestore:
-    """One disk: `snapshot` is received as `staging`, given its properties, and renamed to `dataset`."""
+    """One disk: `snapshot` is received as `staging`, given its properties, and renamed to `dataset`. The two are one
+    for a clone of what is encrypted: ZFS refuses to rename it, as it would leave its encryption root."""
 
     key: str
     snapshot: Snapshot
@@ -78,6 +80,11 @@ class DiskRestore:
     @property
     def size(self) -> int:
         return self.snapshot.refer
+
+    @property
+    def pool(self) -> Dataset:
+        """The dataset of the storage it goes to."""
+        return Dataset(self.dataset.rpartition("/")[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,11 +26,14 @@ from pve_zfsbackup.model import (
     Origin,
     Point,
     Restore,
+    Snapshot,
     Storage,
     Vmid,
     Wish,
 )
+from pve_zfsbackup.plan.failover import cloned
 from pve_zfsbackup.plan.guest_config import Fresh, exchange, rewrite, settings, volume_in
+from pve_zfsbackup.plan.restore_room import no_room
 from pve_zfsbackup.plan.snapshot import LOCKS
 
 _NUMBERED: Final = re.compile(r"(?:vm|base|subvol|basevol)-([1-9][0-9]{2,8})-disk-([0-9]+)\Z")
@@ -74,12 +77,12 @@ def plan_restore(wish: Wish, origin: Origin, state: NodeState, seed: bytes) -> R
     continuing = any(volume.work == empty.work for volume in state.work.volumes.values())
     switched = continuing and bool(disks) and _switched(disks, state)
     conflicts += _guest_conflicts(wish, origin, state, switched=switched)
-    conflicts += _no_room(disks, state)
+    conflicts += no_room([disk for disk in disks if not (wish.clones and cloned(disk.snapshot, disk.dataset))], state)
     if conflicts:
         return _with(empty, conflicts=tuple(conflicts))
     config, notes = _config(empty, disks, state, seed)
     aside = _aside(empty, config, state, switched=switched)
-    parents = {pool_of(disk) for disk in disks} | {Dataset(old.dataset.rpartition("/")[0]) for old in aside}
+    parents = {disk.pool for disk in disks} | {Dataset(old.dataset.rpartition("/")[0]) for old in aside}
     begun = [name for name, volume in state.work.volumes.items() if volume.work == empty.work]
     parents |= {Dataset(name.split(f"/{STAGING}/")[0]) for name in begun}
     texts = origin.texts
@@ -103,11 +106,6 @@ def _alone(disk: DiskRestore, state: NodeState, gone: Set[Dataset]) -> bool:
         name for name, v in state.listing.volumes.items() if any(s.guid == disk.snapshot.guid for s in v.snapshots)
     }
     return not there - gone - {disk.dataset}
-
-
-def pool_of(disk: DiskRestore) -> Dataset:
-    """The dataset of the storage a disk goes to."""
-    return Dataset(disk.dataset.rpartition("/")[0])
 
 
 def _with(plan: Restore, **changes: object) -> Restore:
@@ -174,15 +172,17 @@ def _disks(keys: Sequence[str], plan: Restore, state: NodeState) -> tuple[DiskRe
         snapshot = origin.point.snapshots[key]
         prefix = {"vm": "vm", "base": "vm", "subvol": "subvol", "basevol": "subvol"}[match[3]]
         prefix = {"vm": "base", "subvol": "basevol"}[prefix] if template else prefix
+        here = wish.clones and key in origin.raw and cloned(snapshot, Dataset(pool))
         placed = _placed(key, plan, pool, state) if continuing else None
-        dataset = placed or _free(prefix, wish.new, pool, taken)
+        begun = _begun(plan, snapshot, pool, state) if here and continuing else None
+        dataset = placed or begun or _free(prefix, wish.new, pool, taken)
         taken.add(dataset)
         found.append(
             DiskRestore(
                 key=key,
                 snapshot=snapshot,
                 raw=key in origin.raw,
-                staging=Dataset(f"{pool}/{STAGING}/{plan.folder}/{key}"),
+                staging=dataset if here else Dataset(f"{pool}/{STAGING}/{plan.folder}/{key}"),
                 dataset=dataset,
                 volid=f"{storage}:{dataset.rpartition('/')[2]}",
                 props=origin.props.get(key, {}),
@@ -198,6 +198,14 @@ def _placed(key: str, plan: Restore, pool: str, state: NodeState) -> Dataset | N
         number = _NUMBERED.match(name.rpartition("/")[2])
         ours = volume.restored == f"{plan.origin.point.id},{key}"
         if here and ours and number and int(number[1]) == plan.wish.new:
+            return name
+    return None
+
+
+def _begun(plan: Restore, snapshot: Snapshot, pool: str, state: NodeState) -> Dataset | None:
+    """A clone that an earlier try made in its place, and did not give its properties yet."""
+    for name, volume in sorted(state.listing.volumes.items()):
+        if name.rpartition("/")[0] == pool and volume.work == plan.work and volume.origin == snapshot.full_name:
             return name
     return None
 
@@ -244,20 +252,6 @@ def _guest_conflicts(wish: Wish, origin: Origin, state: NodeState, *, switched: 
         yield Conflict(kind="locked", object=label, message=message, resolve="wait until the task has ended")
     if guest.running and wish.replace and not switched:
         yield Conflict(kind="running", object=label, message="is running", resolve="stop it first, then run this again")
-
-
-def _no_room(disks: Sequence[DiskRestore], state: NodeState) -> Iterator[Conflict]:
-    needed: dict[Dataset, int] = {}
-    for disk in disks:
-        if not disk.placed and disk.staging not in state.work.volumes:
-            reserved = disk.props.get("refreservation", "")
-            size = max(disk.size, int(reserved) if reserved.isdecimal() else 0)
-            needed[pool_of(disk)] = needed.get(pool_of(disk), 0) + size
-    for pool, size in sorted(needed.items()):
-        room = state.listing.volumes[pool].available
-        if room is not None and room < size:
-            message = f"{size >> 20} MiB are needed, {room >> 20} MiB are available"
-            yield Conflict(kind="no-room", object=pool, message=message, resolve="--storage names another storage")
 
 
 def _config(plan: Restore, disks: Sequence[DiskRestore], state: NodeState, seed: bytes) -> tuple[str, tuple[str, ...]]:

@@ -231,6 +231,28 @@ def test_killed_anywhere_and_repeated_it_converges_on_the_point_it_began_with(se
         assert HOLD in copied.holds, "what failback starts from"
 
 
+def test_killed_anywhere_an_encrypted_disk_is_made_once_in_its_place(second: Second) -> None:
+    for at in range(1, 200, 2):
+        twin = copy_of(second)
+        twin.pools.datasets[CRYPT].keys = Keys(keyformat="raw", secret=b"x" * 32)
+        twin.runner.kill_at, twin.runner.kill_when = at, ("before", "after")[at // 2 % 2]
+        try:
+            take(twin, DB)
+        except Killed:
+            twin.runner.revive()
+        else:
+            assert at > 15
+            return
+        assert one(take(twin, DB)).started
+        there = sorted(name for name in twin.pools.datasets if name.startswith("tank/data/"))
+        assert [name for name in there if not name.endswith("/pzb-restore")] == ["tank/data/vm-101-disk-0"], at
+
+
+def test_a_clone_asks_for_no_room(second: Second) -> None:
+    second.pools.room = 1
+    assert one(take(second, CT)).started
+
+
 COPIES = iter(range(10_000))
 
 

@@ -134,6 +134,10 @@ class FakeZfs:
             return no(argv, f"cannot open '{old}': dataset does not exist")
         if fault := self.refuses("rename", new).replace(f"cannot rename '{new}'", f"cannot rename '{old}'"):
             return no(argv, fault)
+        moved, parent = self.pools.datasets[old], self.pools.datasets[new.rpartition("/")[0]]
+        root = self.pools.encryption_root(moved)
+        if root not in (None, moved, self.pools.encryption_root(parent)):  # dsl_dir_rename_crypt_check
+            return no(argv, f"cannot rename '{old}': cannot move encrypted child outside of its encryption root")
         for dataset in list(self.pools.below(old)):
             was, now = dataset.name, new + dataset.name.removeprefix(old)
             self.pools.rename(was, now)
