@@ -15,6 +15,8 @@ import pytest
 
 from tests.lab.conftest import install
 from tests.lab.host import Host, Result
+from tests.lab.matrix import inject
+from tests.lab.product import FORKED
 from tests.lab.setup import trust
 
 TARGET = "setup1"
@@ -63,7 +65,7 @@ class Node:
     backup1: Host
 
     def setup(self, *words: str, check: bool = True) -> Result:
-        command = ("pve-zfsbackup", "setup", "target", TARGET, *words, "--config", CONFIG)
+        command = (*FORKED, "setup", "target", TARGET, *words, "--config", CONFIG)
         return self.pve1.run(command, check=check)
 
     def actions(self, *words: str, check: bool = True) -> list[dict[str, str]]:
@@ -84,7 +86,7 @@ class Node:
         return self.backup1.script(_STATE, ACCOUNT, ROOT).stdout
 
     def product(self, *words: str) -> Any:
-        return json.loads(self.pve1.run(("pve-zfsbackup", *words, "--json", "--config", CONFIG), timeout=900).stdout)
+        return json.loads(self.pve1.run((*FORKED, *words, "--json", "--config", CONFIG), timeout=900).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,7 @@ def node(pve1: Host, backup1: Host, installed: Host, debs: tuple[Path, ...]) -> 
     backup1.script('[ -e "$1.before" ] || cp "$1" "$1.before"', RECEIVER)
     backup1.script(_FORGET, ACCOUNT, ROOT)  # a run that was cut off may have left it
     pve1.run(("systemctl", "stop", "cron"))
+    inject.prepare(pve1)
     pve1.run(("pve-zfsbackup", "setup"))
     trust(pve1, backup1)
     known = pve1.read(KNOWN) if pve1.run(("test", "-e", KNOWN), check=False).returncode == 0 else ""
