@@ -187,6 +187,7 @@ def test_the_root_of_somebody_else(node: Node) -> None:
     assert node.wrong() == []
 
 
+@pytest.mark.long
 def test_another_host_key_is_refused_until_a_person_accepts_it(node: Node) -> None:
     known = node.pve1.read(KNOWN)
     kind, blob = node.backup1.read("/etc/ssh/ssh_host_ed25519_key.pub").split()[:2]
