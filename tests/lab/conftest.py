@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import image
 from tests.lab import product as installed_product
 from tests.lab.host import Host
 from tests.lab.lab import TREE, Lab
 from tests.lab.product import Product
+from tests.lab.pve import provision
 
 DEBS = TREE / "build" / "deb"
 
@@ -32,6 +34,21 @@ def lab() -> Iterator[Lab]:
     with Lab() as running:
         running.provision()
         yield running
+
+
+@pytest.fixture(autouse=True)
+def powered(request: pytest.FixtureRequest) -> None:
+    """A host that died by itself fails the test it died in; the others find it switched on again."""
+    if "lab" not in request.fixturenames:
+        return
+    lab: Lab = request.getfixturevalue("lab")
+    for host in lab.hosts.values():
+        if host.machine.died:
+            image.say(host.machine.fate)
+            host.power_off()
+            host.boot()
+            if host is lab.pve1:
+                provision.wait_ready(host)
 
 
 @pytest.fixture(scope="session")

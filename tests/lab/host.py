@@ -77,7 +77,9 @@ class Host:
         out, err = (stream.decode("utf-8", "surrogateescape") for stream in (done.stdout, done.stderr))
         result = Result(argv=tuple(argv), returncode=done.returncode, stdout=out, stderr=err)
         if done.returncode == 255 and not self._connected:
-            raise LabError(f"{self.name}: the connection broke while running {shlex.join(argv)}: {err.strip()}")
+            time.sleep(1)  # a dying QEMU outlives its connections a little
+            fate = f"\n{self.machine.fate}" if self.machine.died else ""
+            raise LabError(f"{self.name}: the connection broke while running {shlex.join(argv)}: {err.strip()}{fate}")
         if check and done.returncode != 0:
             raise CommandError(self.name, result)
         return result
@@ -158,7 +160,7 @@ class Host:
         deadline = time.monotonic() + timeout
         while not _ssh_answers(self.machine.port):
             if not self.machine.running:
-                raise LabError(f"{self.name}: QEMU ended; see {self.machine.qemu_log}")
+                raise LabError(self.machine.fate)
             if time.monotonic() > deadline:
                 raise LabError(f"{self.name} did not come up in {timeout:g} s; see {self.machine.serial_log}")
             time.sleep(0.3)
@@ -200,7 +202,7 @@ class Host:
         if self._connected:
             return
         if not self.machine.running:
-            raise LabError(f"{self.name} is switched off")
+            raise LabError(self.machine.fate)
         self._disconnect()
         command = (*self._ssh("-M", "-N"), "root@127.0.0.1")
         null = subprocess.DEVNULL

@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import platform
+import re
 import shutil
 import signal
 import struct
@@ -41,6 +43,11 @@ TOOLS = {
     "zstd": "zstd",
 }
 """Programs the lab needs on this machine, and the Debian packages that bring them."""
+
+
+SOUND_QEMU = (8, 1)
+"""Older ones let a processor run code that another is patching: once in some hours the kernel dies of an int3 that it
+has just taken away (Launchpad 2051965, multipath-tcp/mptcp_net-next#471)."""
 
 
 class ImageError(Exception):
@@ -97,18 +104,52 @@ def install_tools() -> None:
 
     Raises ImageError where apt cannot help.
     """
-    missing = sorted({package for tool, package in TOOLS.items() if _which(tool) is None})
-    if not missing:
-        return
-    say(f"lab: installing {' '.join(missing)}")
+    missing = {package for tool, package in TOOLS.items() if _which(tool) is None}
+    emulator = {package for package in TOOLS.values() if package.startswith("qemu-")}
+    if emulator & missing:
+        missing |= emulator
+    if missing:
+        _apt(*sorted(missing))
+    if (version := _qemu_version()) < SOUND_QEMU:
+        release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+        say(f"lab: QEMU {version[0]}.{version[1]} loses hosts under emulation")
+        with tempfile.NamedTemporaryFile("w", prefix="pzb-", suffix=".list") as sources:
+            listed = Path("/etc/apt/sources.list")
+            sources.write(f"{listed.read_text() if listed.exists() else ''}\n")
+            sources.write(f"deb {_mirror(release)} {release}-backports main\n")
+            sources.flush()
+            options = ("-o", f"Dir::Etc::SourceList={sources.name}", "-t", f"{release}-backports")
+            _apt(*sorted(emulator), options=options)
+
+
+def _apt(*packages: str, options: tuple[str, ...] = ()) -> None:
+    say(f"lab: installing {' '.join(packages)}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ("apt-get", "-qy", "-o", "DPkg::Lock::Timeout=600", "install", "--no-install-recommends", *missing)
-    for command in (("apt-get", "-q", "update"), install):
+    options = ("-qy", "-o", "DPkg::Lock::Timeout=600", *options)
+    install = ("apt-get", *options, "install", "--no-install-recommends", *packages)
+    for command in (("apt-get", *options, "update"), install):
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
         if done.returncode != 0:
             raise ImageError(f"{' '.join(command)} failed:\n{done.stdout}")
+
+
+def _qemu_version() -> tuple[int, int]:
+    told = subprocess.run(("qemu-system-x86_64", "--version"), capture_output=True, text=True, check=False).stdout
+    found = re.search(r"version (\d+)\.(\d+)", told)
+    if found is None:
+        raise ImageError(f"qemu-system-x86_64 --version does not tell its version: {told!r}")
+    return int(found[1]), int(found[2])
+
+
+def _mirror(release: str) -> str:
+    """Where this machine gets its release from, which has the backports, too."""
+    query = ("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", f"Codename: {release}")
+    found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    if not release or not found:
+        raise ImageError(f"install QEMU {SOUND_QEMU[0]}.{SOUND_QEMU[1]} or newer: apt knows no mirror of {release!r}")
+    return found[0]
 
 
 def _which(tool: str) -> str | None:

@@ -90,6 +90,20 @@ class Machine:
     def running(self) -> bool:
         return self.attached or (self.process is not None and self.process.poll() is None)
 
+    @property
+    def died(self) -> bool:
+        """Whether it ended without the lab's doing; `kill` it before it is started again."""
+        return self.process is not None and not self.running
+
+    @property
+    def fate(self) -> str:
+        """Why it does not run: switched off by the lab, or how it died by itself, with its last words."""
+        if self.process is None:
+            return f"{self.spec.name} is switched off"
+        words = [line for log in (self.serial_log, self.qemu_log) for line in _tail(log)]
+        told = "\n".join((f"{self.spec.name} died by itself, status {self.process.poll()}:", *words))
+        return told if words else f"{told} no last words"
+
     def kill(self) -> None:
         """Cut the power: QEMU gets SIGKILL, nothing inside is told. Harmless when it is off already."""
         if self.process is None:
@@ -175,6 +189,10 @@ def acceleration() -> tuple[str, ...]:
     """
     flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
     return VIRTUALIZATION if flags & {"vmx", "svm"} and os.access("/dev/kvm", os.R_OK | os.W_OK) else EMULATION
+
+
+def _tail(log: Path, lines: int = 40) -> list[str]:
+    return log.read_text(errors="replace").splitlines()[-lines:] if log.exists() else []
 
 
 def _free_port() -> int:

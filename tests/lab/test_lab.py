@@ -117,6 +117,16 @@ def test_many_short_programs_are_all_counted(pve1: Host) -> None:
     assert again.count("true") == 0
 
 
+@pytest.mark.long
+def test_a_host_that_dies_says_its_last_words(backup1: Host) -> None:
+    with pytest.raises(LabError, match=r"(?s)the connection broke.*backup1 died by itself, status 0:.*sysrq.*panic"):
+        backup1.run(("sh", "-c", "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 60"))
+
+
+def test_a_host_that_died_is_on_again(backup1: Host) -> None:
+    assert backup1.run(("hostname",)).stdout == "backup1\n"
+
+
 def test_power_cut_keeps_what_was_synced(lab: Lab, pve1: Host, backup1: Host) -> None:
     backup1.script("zfs create tank/cut; echo kept > /tank/cut/file; zfs snapshot tank/cut@before; zpool sync tank")
     guid = backup1.run(("zfs", "get", "-H", "-o", "value", "guid", "tank/cut@before")).stdout
