@@ -30,6 +30,7 @@ def lab() -> Iterator[Lab]:
         existing = Lab()
         existing.attach(Path(attached))
         yield existing
+        existing.stop()
         return
     with Lab() as running:
         running.provision()
