@@ -59,11 +59,13 @@ def tell_results(home: Home, results: Sequence[Result]) -> tuple[str, ...]:
     return tuple(_tell(home, problems, results, run=False))
 
 
-def tell_broken(home: Home, stage: str, error: Exception) -> tuple[str, ...]:
-    """Tell of what broke off before its end. It is well again when the stage ends with a result that did not fail."""
+def tell_broken(home: Home, stage: str, error: Exception, *, host: str = "") -> tuple[str, ...]:
+    """Tell of what broke off before its end. It is well again when the stage ends with a result that did not fail, of
+    that host if one is named."""
     message = error.message if isinstance(error, BackupError) else f"{type(error).__name__}: {error}"
     hint = error.hint if isinstance(error, BackupError) else ""
-    return tuple(_tell(home, [Problem(key=stage, stage=stage, message=message, hint=hint)], ()))
+    key = f"{stage}::{host}" if host else stage
+    return tuple(_tell(home, [Problem(key=key, stage=stage, host=host, message=message, hint=hint)], ()))
 
 
 def send_test(config: Config, runner: Runner, node: str) -> dict[str, str]:

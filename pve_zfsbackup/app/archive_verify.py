@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from pve_zfsbackup.app.box import LEVELS, Proof, Vault
 from pve_zfsbackup.app.catalog import Catalog, Content, Shelf, read_catalog
 from pve_zfsbackup.archive.outer import Stored
 from pve_zfsbackup.errors import BackupError, ConfigError, SealError, VerificationError
+from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.notebook import changing, read_json, write_json
 from pve_zfsbackup.host.scratch import sweep
 from pve_zfsbackup.host.ssh import Host
-from pve_zfsbackup.model import SOURCE, Dataset
+from pve_zfsbackup.model import SOURCE, Dataset, Vmid
+from pve_zfsbackup.model.runs import READ_BACK
 
+STAGE = READ_BACK
 CYCLE = "cycle.json"
 
 
@@ -118,6 +122,41 @@ def look_at(vault: Vault, look: Look, *, note: Callable[[str], None]) -> Verific
         points=tuple(points),
         problems=(*catalog.problems, *series),
         part=f"{turn + 1} of {parts}" if level is Level.SAMPLED else "",
+    )
+
+
+def as_results(box: str, found: Verification) -> Iterator[Result]:
+    """As a run has it: the box as a whole with what belongs to no guest, then guest by guest."""
+    guests: dict[Vmid, list[Verified]] = defaultdict(list)
+    problems = list(found.problems)
+    for point in found.points:
+        if point.point:
+            guests[Vmid(int(point.point.partition("/")[0]))].append(point)
+        else:  # closed: no key opens its inner manifest here
+            problems += [f"{point.path}: {problem}" for problem in point.problems]
+    yield _result(box, problems, f"{_points(len(found.points))} looked at")
+    for vmid, points in sorted(guests.items()):
+        wrong = [f"{point.path}: {problem}" for point in points for problem in point.problems]
+        bad = sum(bool(point.problems) for point in points)
+        told = f"{_points(len(points))} {'are' if len(points) > 1 else 'is'}"
+        if bad:
+            wrong[0] = f"{bad} of {told} damaged: {wrong[0]}"
+        yield replace(_result(box, wrong, f"{told} whole"), vmid=vmid, point=points[-1].point)
+
+
+def _points(count: int) -> str:
+    return f"{count} point{'s' if count != 1 else ''}"
+
+
+def _result(box: str, problems: Sequence[str], good: str) -> Result:
+    hint = f"`pve-zfsbackup verify archive {box}` names everything; nothing is built upon what is damaged"
+    return Result(
+        stage=STAGE,
+        outcome=Outcome.FAILED if problems else Outcome.OK,
+        host=box,
+        message=problems[0] if problems else good,
+        hint=hint if problems else "",
+        details=tuple(problems[1:]),
     )
 
 

@@ -8,20 +8,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from pve_zfsbackup.app.alerts import tell_broken, tell_results
 from pve_zfsbackup.app.outcome import as_fields, failed
 from pve_zfsbackup.app.restore import Prepared, Restored, carry_out
 from pve_zfsbackup.app.restore_receive import Supply
+from pve_zfsbackup.app.rollback import RolledBack, roll_back
 from pve_zfsbackup.app.run import exit_code
 from pve_zfsbackup.app.session import Home, Session
 from pve_zfsbackup.errors import BackupError, ExitCode
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.journal import Journal, log_line
 from pve_zfsbackup.model import SOURCE
-from pve_zfsbackup.model.runs import RESTORE
+from pve_zfsbackup.model.runs import RESTORE, ROLLBACK
+from pve_zfsbackup.plan.rollback import Rollback
 
 End = TypeVar("End")
 
@@ -37,9 +39,10 @@ class Proved(Generic[End]):
 
 def prove(
     home: Home, stage: str, ends: Iterable[End], result_of: Callable[[End], Result],
-    more: Callable[[End], Mapping[str, Any]] = lambda _: {},
+    more: Callable[[End], Mapping[str, Any]] = lambda _: {}, *, host: str = "",
 ) -> Proved[End]:  # fmt: skip
-    """Go through `ends`, which does the work one by one; `more` are fields for the journal besides those of a result.
+    """Go through `ends`, which does the work one by one; `more` are fields for the journal besides those of a result,
+    `host` is whose trouble it is when the work breaks off.
 
     Raises what breaks the work off, after it was told to whoever is told of failures.
     """
@@ -51,7 +54,7 @@ def prove(
                 record.add(result_of(end), **more(end))
         except Exception as error:
             tell_results(home, record.results)
-            tell_broken(home, stage, error)
+            tell_broken(home, stage, error, host=host)
             raise
     notes = tell_results(home, record.results)
     return Proved(ends=tuple(found), results=tuple(record.results), notes=notes)
@@ -61,23 +64,57 @@ def restore_on_record(
     session: Session, prepared: Prepared, supply: Supply | None = None, *, start: bool = False
 ) -> tuple[Restored, tuple[str, ...]]:  # fmt: skip
     """`carry_out`, with its time in the journal: how long it takes to have a guest back is asked before it is needed.
-    Also returns what went wrong with the journal, which stops no restore."""
-    plan, started = prepared.plan, time.monotonic()
-    with recording(session, RESTORE) as record:
+    Also returns what went wrong with the journal and with the telling, which stops no restore."""
+    plan = prepared.plan
+    point, host = plan.origin.point, plan.origin.host
+    about = Result(
+        stage=RESTORE,
+        outcome=Outcome.OK,
+        vmid=point.vmid,
+        host="" if host == SOURCE else host,
+        point=point.id,
+        message=f"guest {plan.wish.new} of {len(plan.disks)} disks",
+    )
+
+    def work() -> tuple[Restored, Result]:
         done = carry_out(session, prepared, supply, start=start)
-        point, host = plan.origin.point, plan.origin.host
-        result = Result(
-            stage=RESTORE,
-            outcome=Outcome.OK,
-            vmid=point.vmid,
-            host="" if host == SOURCE else host,
-            point=point.id,
-            message=f"guest {plan.wish.new} of {len(plan.disks)} disks",
-            bytes=done.moved,
-            seconds=time.monotonic() - started,
-        )
-        record.add(result, **({"disks": sorted(plan.wish.disks)} if plan.wish.disks else {}))
-    return done, tuple(result.message for result in failures(record.results))
+        return done, replace(about, bytes=done.moved)
+
+    return _on_record(session, about, work, **({"disks": sorted(plan.wish.disks)} if plan.wish.disks else {}))
+
+
+def rollback_on_record(session: Session, plan: Rollback) -> tuple[RolledBack, tuple[str, ...]]:
+    """`roll_back` likewise: cut off, it leaves a guest locked, which somebody must hear of."""
+    guest, point = plan.guest, plan.point.id
+    about = Result(stage=ROLLBACK, outcome=Outcome.OK, vmid=guest.vmid, guest=guest.name, point=point)
+
+    def work() -> tuple[RolledBack, Result]:
+        done = roll_back(session, plan)
+        told = f"{len(plan.disks)} disks{f'; as it was before: {done.safety}' if done.safety else ''}"
+        return done, replace(about, message=told)
+
+    return _on_record(session, about, work)
+
+
+def _on_record(
+    home: Home, about: Result, work: Callable[[], tuple[End, Result]], **more: object
+) -> tuple[End, tuple[str, ...]]:
+    """Somebody's wish. Trouble with it is the guest's, wherever its point came from: the next try may take another."""
+    started = time.monotonic()
+
+    def add(result: Result) -> tuple[str, ...]:
+        record.add(replace(result, seconds=time.monotonic() - started), **more)
+        return tell_results(home, [replace(result, host="") for result in record.results])
+
+    with recording(home, about.stage) as record:
+        try:
+            done, result = work()
+        except Exception as error:
+            bad = failed(about.stage, error)
+            add(replace(about, outcome=bad.outcome, message=bad.message, hint=bad.hint, details=bad.details))
+            raise
+        notes = add(result)
+    return done, (*notes, *(result.message for result in failures(record.results)))
 
 
 @dataclass(slots=True)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pve_zfsbackup import terminal
-from pve_zfsbackup.app.archive_verify import Level, Look, Verification, look_at
+from pve_zfsbackup.app.archive_verify import STAGE, Level, Look, Verification, as_results, look_at
 from pve_zfsbackup.app.box import Vault, open_box
-from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.app.proving import failures, prove
+from pve_zfsbackup.app.run import Stage, exit_code
+from pve_zfsbackup.app.session import Home
 from pve_zfsbackup.app.setup_box import BoxSetup, try_out
 from pve_zfsbackup.cli.commands import cli
-from pve_zfsbackup.cli.options import common, scoped
+from pve_zfsbackup.cli.options import common, scoped, tell_notes
 from pve_zfsbackup.cli.prepare import setup
 from pve_zfsbackup.cli.verify import verify
 from pve_zfsbackup.cli.work import do_stages
-from pve_zfsbackup.config import load_config
+from pve_zfsbackup.config import Config, load_config
 from pve_zfsbackup.errors import ConfigError, ExitCode
+from pve_zfsbackup.events import Result
+from pve_zfsbackup.host.guests import node_name
 from pve_zfsbackup.host.programs import ProcessPrograms
 from pve_zfsbackup.host.runner import ProcessRunner
 from pve_zfsbackup.model import Dataset
@@ -56,7 +60,8 @@ def verify_archive(
     config_path: Path, as_json: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Check everything in a storage box, and name what is wrong."""
-    vault = vault_of(config_path, box)
+    config = load_config(config_path)
+    vault = _vault(config, config_path, box)
     look = Look(
         level=Level(level),
         identity=identity,
@@ -64,7 +69,21 @@ def verify_archive(
         guests=frozenset(guests),
         parent=Dataset(scratch) if scratch else None,
     )
-    return show_verification(look_at(vault, look, note=noting(verbose)), as_json=as_json)
+    look.require()
+    home = Home(config=config, runner=vault.seal.runner, node=node_name(config.api.node or ""))
+    looked: list[Verification] = []
+
+    def results() -> Iterator[Result]:
+        looked.append(look_at(vault, look, note=noting(verbose)))
+        yield from as_results(box, looked[0])
+
+    def told(result: Result) -> dict[str, object]:
+        return {"level": level} if result.vmid else {}
+
+    proved = prove(home, STAGE, results(), lambda result: result, told, host=box)
+    tell_notes((*proved.notes, *(result.message for result in failures(proved.results))))
+    code = show_verification(looked[0], as_json=as_json)
+    return code or exit_code(proved.results)
 
 
 @setup.command("box")
@@ -111,7 +130,10 @@ def show_verification(found: Verification, *, as_json: bool) -> int:
 
 
 def vault_of(config_path: Path, name: str) -> Vault:
-    config = load_config(config_path)
+    return _vault(load_config(config_path), config_path, name)
+
+
+def _vault(config: Config, config_path: Path, name: str) -> Vault:
     if not config.boxes:
         raise ConfigError([f"{config_path} names no box"], hint="add one to `boxes`")
     return open_box(config, name, ProcessRunner(), ProcessPrograms())

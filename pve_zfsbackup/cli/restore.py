@@ -16,10 +16,10 @@ from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.catalog import read_catalog
 from pve_zfsbackup.app.files import Request as FileRequest
 from pve_zfsbackup.app.gather import inventory
-from pve_zfsbackup.app.proving import restore_on_record
+from pve_zfsbackup.app.proving import restore_on_record, rollback_on_record
 from pve_zfsbackup.app.restore import Request, Restored, plan_of, prepare, restoring_alone
 from pve_zfsbackup.app.restore_box import boxed
-from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, roll_back, rolling_alone
+from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, rolling_alone
 from pve_zfsbackup.cli.archive import IDENTITY, noting, vault_of
 from pve_zfsbackup.cli.commands import cli
 from pve_zfsbackup.cli.files import restore_files
@@ -183,7 +183,8 @@ def rollback(
         done = RolledBack(plan=plan)
         if not dry_run and not plan.conflicts:
             _confirm(rollback_lines(done), yes=yes, quiet=as_json)
-            done = roll_back(session, plan)
+            done, untold = rollback_on_record(session, plan)
+            tell_notes(untold)
     if as_json:
         terminal.print_json(rollback_json(done))
     else:

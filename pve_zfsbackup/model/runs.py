@@ -8,8 +8,11 @@ from typing import Final
 
 DRILL: Final = "verify-drill"
 CHAIN: Final = "verify-points"
+READ_BACK: Final = "verify-archive"
 RESTORE: Final = "restore"
-PROOFS: Final = (DRILL, CHAIN, RESTORE)  # stages that say something of what is kept, guest by guest
+ROLLBACK: Final = "rollback"
+WISHES: Final = (RESTORE, ROLLBACK)  # somebody's, each for once
+PROOFS: Final = (DRILL, CHAIN, READ_BACK, *WISHES)  # stages that say something of what is kept, guest by guest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,8 @@ class PastRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastProof:
-    """A drill, a comparison with the source or a restore of one guest. `place` is where the point lay."""
+    """A drill, a comparison with the source, a look into a box, a restore or a rollback of one guest. `place` is where
+    the point lay."""
 
     stage: str
     at: float

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from pve_zfsbackup.app.history import Coverage
 from pve_zfsbackup.app.overview import Overview
 from pve_zfsbackup.model.proof import Level, Proof
-from pve_zfsbackup.model.runs import CHAIN, DRILL, RESTORE, PastProof
+from pve_zfsbackup.model.runs import CHAIN, DRILL, READ_BACK, RESTORE, ROLLBACK, PastProof
 from pve_zfsbackup.report.format import moment
 from pve_zfsbackup.report.markup import Child, Markup, tag
 from pve_zfsbackup.report.page_parts import guest_cell, here, pill, section, table
 
 SHOWN = 6  # of the history of one guest in one place
-_WORDS = {DRILL: "drill", CHAIN: "compared", RESTORE: "restored"}
+_WORDS = {DRILL: "drill", CHAIN: "compared", READ_BACK: "read back", RESTORE: "restored", ROLLBACK: "rolled back"}
+_TIMED = (DRILL, RESTORE, ROLLBACK)
 
 
 def verification(view: Overview) -> Markup | None:
@@ -27,7 +28,7 @@ def verification(view: Overview) -> Markup | None:
     )
     names = ("Guest", "Where", "Last drill", "Took", "History")
     drills = table(names, proofs, numbers=("Took",), kind="proofs") if proofs else None
-    titles = ("Guest", "Box", "Read back", "Point of", "Points read back")
+    titles = ("Guest", "Box", "Read back", "Point of", "Points read back", "History")
     return section("Verification", lead if proofs else "", drills, table(titles, boxes) if boxes else None)
 
 
@@ -37,16 +38,20 @@ def _proofs(view: Overview) -> Iterator[tuple[Child, ...]]:
     for entry in view.history.coverage:
         vmid = entry.guest.vmid
         rows = 0
-        for place in view.history.places:
+        for place in view.history.hosts:
             drill = view.history.last_drill(place, vmid)
             if drill is None and (vmid, place) not in known:
                 continue
-            past = [proof for proof in view.proofs if (proof.vmid, proof.place) == (vmid, place)]
+            past = _past(view, vmid, place)
             told = _last(view, drill, late=vmid in late)
             yield _guest(entry), here(place), told, _took(past), _history(view, past)
             rows += 1
         if not rows and vmid in late:
             yield _guest(entry), None, pill("warning", "never"), None, None
+
+
+def _past(view: Overview, vmid: int, place: str) -> list[PastProof]:
+    return [proof for proof in view.proofs if (proof.vmid, proof.place) == (vmid, place)]
 
 
 def _last(view: Overview, drill: Proof | None, *, late: bool) -> Child:
@@ -74,7 +79,7 @@ def _told(view: Overview, proof: PastProof) -> Child:
     when = tag("small", moment(int(proof.at), view.zone)[:-3])
     if proof.outcome == "failed":
         return tag("span", when, " ", pill("critical", f"{what} failed"), f" {proof.message}")
-    took = f", {_seconds(proof)}" if proof.stage in (DRILL, RESTORE) else ""
+    took = f", {_seconds(proof)}" if proof.stage in _TIMED else ""
     said = proof.level or proof.message
     return tag("span", when, f" {what}{f': {said}' if said else ''}{took}")
 
@@ -93,7 +98,8 @@ def _boxes(view: Overview) -> Iterator[tuple[Child, ...]]:
                 proof = read[-1].proof if read else None
                 made = moment(read[-1].archived.creation, view.zone)[:-3] if read else None
                 state = f"{proof.level}, {moment(int(proof.at), view.zone)[:-3]}" if proof else pill("warning", "never")
-                yield _guest(entry), name, state, made, f"{len(read)} of {len(kept)}"
+                past = _history(view, _past(view, entry.guest.vmid, name))
+                yield _guest(entry), name, state, made, f"{len(read)} of {len(kept)}", past
 
 
 def _guest(entry: Coverage) -> Markup:

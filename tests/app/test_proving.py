@@ -10,15 +10,17 @@ import pytest
 
 from pve_zfsbackup.app.chains import STAGE, as_result, verify_points
 from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.measure import measure
 from pve_zfsbackup.app.proofs import measured, proofs_between
-from pve_zfsbackup.app.proving import failures, prove, restore_on_record
+from pve_zfsbackup.app.proving import failures, prove, restore_on_record, rollback_on_record
 from pve_zfsbackup.app.restore import Request, prepare
+from pve_zfsbackup.app.rollback import prepare_rollback, rolling_alone
 from pve_zfsbackup.errors import CommandError, VerificationError, ZfsError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.memory import recall
 from pve_zfsbackup.model import Vmid
 from pve_zfsbackup.plan.past import past_runs
-from tests.fakes.runner import Fault
+from tests.fakes.runner import HERE, Fault
 from tests.fakes.world import REPLICAS, TARGET, WEB, World
 
 DISK = REPLICAS["rpool/data/vm-100-disk-0"]
@@ -155,3 +157,50 @@ def test_a_restore_that_fails_counts_for_nothing_and_is_on_record(world: World) 
     run = past_runs(map(json.loads, (world.place / "log/journal.jsonl").read_text().splitlines()))[-1]
     assert list(run.stages) == ["restore"]
     assert "out of space" in run.broken_off
+
+
+def test_a_restore_that_fails_is_told_until_the_guest_is_back_from_wherever(told: World) -> None:
+    fault = Fault(words=("receive",), answer=(1, "out of space"))
+    told.runner.faults.append(fault)
+    with told.session() as session:
+        with pytest.raises((ZfsError, CommandError)):
+            restore_on_record(session, prepare(session, Request(vmid=Vmid(WEB), new=300, where=TARGET)))
+        assert known(told).keys() == {"restore:100:"}
+        told.runner.faults.remove(fault)
+        restore_on_record(session, prepare(session, Request(vmid=Vmid(WEB), new=300)))
+        proofs = proofs_between(session.config, 0, session.now().timestamp())
+    assert known(told) == {}
+    assert [(proof.vmid, proof.outcome, proof.place) for proof in proofs] == [
+        (WEB, "failed", TARGET), (WEB, "ok", "source"),
+    ]  # fmt: skip
+
+
+def test_a_rollback_is_on_record_and_counts_for_no_recovery(told: World) -> None:
+    point = told.complete(HERE, WEB)[-1]
+    told.guest(WEB).running = False
+    with told.session() as session, rolling_alone(session):
+        done, untold = rollback_on_record(session, prepare_rollback(session, Vmid(WEB), point))
+        assert (done.done, untold) == (True, ())
+        (proof,) = proofs_between(session.config, 0, session.now().timestamp())
+        assert (proof.stage, proof.vmid, proof.place, proof.point) == ("rollback", WEB, "source", point)
+        assert done.safety
+        assert done.safety in proof.message
+        assert measured(session.config, session.now().timestamp()).rto == {}
+        assert "rollback" not in measure(session).last, "somebody's wish comes once"
+
+
+def test_a_rollback_that_leaves_the_guest_locked_is_told_until_it_is_done(told: World) -> None:
+    point = told.complete(HERE, WEB)[-1]
+    told.guest(WEB).running = False
+    fault = Fault(words=("promote",), answer=(1, "no"))
+    told.runner.faults.append(fault)
+    with told.session() as session, rolling_alone(session):
+        with pytest.raises((ZfsError, CommandError)):
+            rollback_on_record(session, prepare_rollback(session, Vmid(WEB), point))
+        assert known(told).keys() == {"rollback:100:"}
+        run = past_runs(map(json.loads, (told.place / "log/journal.jsonl").read_text().splitlines()))[-1]
+        assert [(one.guest, one.outcome) for one in run.troubles] == [("100 web", "failed")]
+        assert run.broken_off
+        told.runner.faults.remove(fault)
+        rollback_on_record(session, prepare_rollback(session, Vmid(WEB), point))
+    assert known(told) == {}
