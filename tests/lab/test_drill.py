@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pve_zfsbackup.model.boot import FIRST
 from tests.lab.host import Host
 from tests.lab.product import Product, quick
 
@@ -74,11 +75,13 @@ for file in /usr/bin/[c-d]*; do [ -L "$file" ] || cmp "$file" "srv/${file##*/}";
 """
 LEFT = r"""
 gone() { if eval "$1" >&2; then echo "left: $1" >&2; exit 1; fi; }
-gone "grep -E 'pve-zfsbackup(-drill|/drill|-files|/files)' /proc/mounts"
+gone "grep -E 'pve-zfsbackup(-drill|/drill|-files|/files|-boot|/boot)' /proc/mounts"
 gone "dmsetup ls | grep -E 'pve-zfsbackup-(drill|files)'"
-gone "zfs list -H -o name -t filesystem,volume | grep -E 'pve-zfsbackup-(drill|files)'"
+gone "zfs list -H -o name -t filesystem,volume | grep -E 'pve-zfsbackup-(drill|files|boot)'"
 gone "losetup -a | grep ."
 gone "vgs --noheadings -o lv_active labvg 2> /dev/null | grep -w active"
+gone "ls /etc/pve/qemu-server | grep -E '^999...\.conf'"
+gone "systemctl list-units --plain --no-legend 'pve-guest@999*' | grep -w active"
 """
 
 
@@ -219,3 +222,65 @@ def test_a_broken_chain_is_found(product: Product) -> None:
         assert any("another snapshot of the same name" in problem for problem in guest["problems"]), guest
     finally:
         product.backup1.run(("zfs", "destroy", "-r", name.partition("@")[0]), check=False)
+
+
+# -- started: VM 104, with a real qemu-ga on clones of its disk
+
+
+def started(product: Product, *words: str) -> tuple[int, dict[str, Any]]:
+    done = product.run("verify", "drill", "104", "--boot", *words, "--json", check=False)
+    found = json.loads(done.stdout)
+    assert found["failed"] == [], done.stdout
+    (end,) = found["drills"]
+    return done.returncode, end
+
+
+@pytest.fixture(scope="module")
+def point(product: Product) -> str:
+    product.run("snapshot", "104")
+    return str(product.points(104)[-1]["point"])
+
+
+def test_what_is_good_is_started_beside_its_guest(product: Product, point: str) -> None:
+    code, end = started(product)
+    assert (code, end["point"], end["level"], end["problems"]) == (0, point, "booted", [])
+    assert end["boot_seconds"] > 0
+    (told,) = (note for note in end["notes"] if note.startswith("booted: "))
+    assert "Debian" in told, "the guest's own word"
+    nothing_is_left(product.pve1)
+    assert product.pve1.run(("qm", "status", "104")).stdout == "status: running\n"
+    assert product.pve1.run(("qm", "guest", "cmd", "104", "ping")).returncode == 0
+
+
+@pytest.mark.long
+def test_a_guest_whose_agent_is_silent_did_not_boot(product: Product, point: str) -> None:
+    mode = f"/run/pvesim/{FIRST}.agent"
+    product.pve1.write(mode, "dead\n")
+    try:
+        code, end = started(product, "--boot-wait", "20s")
+        assert (code, end["level"]) == (2, "failed")
+        (problem,) = end["problems"]
+        assert problem.startswith("did not boot: its agent did not answer within 20 s")
+    finally:
+        product.pve1.run(("rm", "-f", mode))
+    nothing_is_left(product.pve1)
+    assert started(product)[1]["level"] == "booted", "and what failed is proven again"
+
+
+@pytest.mark.long
+def test_a_killed_boot_is_swept_by_the_next(product: Product, point: str) -> None:
+    """Killed while the guest runs: its configuration, its process and its clones are left to the next drill."""
+    mode, host = f"/run/pvesim/{FIRST}.agent", product.pve1
+    host.write(mode, "dead\n")
+    try:
+        words = ("pve-zfsbackup", "verify", "drill", "104", "--boot", "--boot-wait", "10m")
+        host.run(("systemd-run", "--quiet", "--collect", "--unit=boot-killed", *words))
+        host.wait_for(("test", "-e", f"/run/qemu-server/{FIRST}.pid"), timeout=300)
+        host.run(("systemctl", "kill", "--signal=KILL", "boot-killed"), check=False)
+        host.run(("systemctl", "stop", "boot-killed"), check=False)
+        assert host.run(("qm", "status", str(FIRST))).stdout == "status: running\n"
+    finally:
+        host.run(("rm", "-f", mode))
+    code, end = started(product)
+    assert (code, end["level"]) == (0, "booted")
+    nothing_is_left(host)

@@ -1,6 +1,7 @@
 """The simulated node as a server thread on loopback, and a scripted guest agent."""
 
 import asyncio
+import base64
 import http.client
 import json
 import socket
@@ -142,6 +143,8 @@ class ScriptedAgent:
         self.say: dict[str, Callable[[], dict[str, Any]]] = {
             "guest-ping": lambda: {"return": {}}, "guest-fsfreeze-freeze": lambda: {"return": 2},
             "guest-fsfreeze-thaw": lambda: {"return": 2}, "guest-fsfreeze-status": lambda: {"return": "frozen"}}
+        self.files: dict[str, bytearray] = {}
+        self._opened: dict[int, tuple[str, int]] = {}
         self.heard: list[str] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=8)
         self._thread = threading.Thread(target=self._serve)
@@ -149,7 +152,7 @@ class ScriptedAgent:
 
     async def connect(self, _path: Path) -> Streams:
         """What the node opens instead of the unix socket."""
-        return await asyncio.open_connection("127.0.0.1", self._listener.getsockname()[1])
+        return await asyncio.open_connection("127.0.0.1", self._listener.getsockname()[1], limit=2**22)
 
     def refuse(self, command: str, kind: str, text: str) -> None:
         """Let the guest refuse a command."""
@@ -173,9 +176,42 @@ class ScriptedAgent:
                     client.sendall(b"\xff" + json.dumps({"return": asked["arguments"]["id"]}).encode() + b"\n")
                 else:
                     self.heard.append(name)
-                    client.sendall(json.dumps(self.say[name]()).encode() + b"\n")
+                    client.sendall(json.dumps(self._answer(name, asked["arguments"])).encode() + b"\n")
         except OSError:
             return  # the caller lost patience
+
+    def _answer(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        if name in self.say or not name.startswith("guest-file-"):
+            return self.say[name]()
+        try:
+            return {"return": self._file(name.removeprefix("guest-file-"), given)}
+        except LookupError as refused:
+            return {"error": {"class": "GenericError", "desc": str(refused.args[0])}}
+
+    def _file(self, name: str, given: dict[str, Any]) -> Any:
+        """As qga/commands-posix.c: handles outlive connections; the file's own directory is always there."""
+        if name == "open":
+            path, mode = given["path"], given.get("mode", "r")
+            if mode == "r" and path not in self.files:
+                raise LookupError(f"failed to open file '{path}' (mode: '{mode}'): No such file or directory")
+            if mode == "wb":
+                self.files[path] = bytearray()
+            number = 1000 + len(self._opened)
+            self._opened[number] = (path, 0)
+            return number
+        if given["handle"] not in self._opened:
+            raise LookupError(f"handle '{given['handle']}' has not been found")
+        path, place = self._opened[given["handle"]]
+        if name == "close":
+            del self._opened[given["handle"]]
+            return {}
+        if name == "write":
+            data = base64.b64decode(given["buf-b64"])
+            self.files[path] += data
+            return {"count": len(data), "eof": False}
+        part = bytes(self.files[path][place:place + given["count"]])
+        self._opened[given["handle"]] = (path, place + len(part))
+        return {"count": len(part), "buf-b64": base64.b64encode(part).decode(), "eof": len(part) < given["count"]}
 
     def stop(self) -> None:
         """Close the socket; a stopped agent is a dead one."""

@@ -5,6 +5,7 @@ import re
 import urllib.parse
 from typing import Any
 
+from . import cli_files
 from .cli_text import Reply, exit_code, pretty
 from .usercfg import ROOT
 from .values import props
@@ -62,6 +63,9 @@ async def run(pve: Any, program: str, args: list[str]) -> Reply:
     base = f"/nodes/{pve.node.name}/{kind}/{vmid}"
     if name in _TASKS and len(rest) == 1:
         return await _task(pve, name, base, rest[0], options)
+    if kind == "lxc" and name in ("push", "pull") and len(rest) == 2:
+        copy = cli_files.push if name == "push" else cli_files.pull
+        return await asyncio.to_thread(copy, pve, int(vmid), *rest, options)
     if name in ("start", "stop", "shutdown"):
         out, err, code = await follow(pve, await pve.invoke("POST", f"{base}/status/{name}", options, ROOT))
         return Reply(code, out, err)

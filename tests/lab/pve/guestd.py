@@ -48,10 +48,11 @@ def mount(source: str, target: Path, kind: str, flags: int = 0) -> None:
     _checked(done, f"mount {source} {target}")
 
 
-def disks(vmid: int) -> dict[str, str]:
-    """Drive name to /dev/zvol link, of the drives whose storage is a zfspool (what runs: no pending changes)."""
+def disks(vmid: int, etc: Path = Path("/etc/pve")) -> dict[str, str]:
+    """Drive name to /dev/zvol link, of the drives whose storage is a zfspool, or that are named by such a link (what
+    runs: no pending changes)."""
     pools, current = {}, ""
-    for line in Path("/etc/pve/storage.cfg").read_text().splitlines():
+    for line in (etc / "storage.cfg").read_text().splitlines():
         if line.startswith("zfspool:"):
             current = line.split()[1]
         elif line and not line[0].isspace():
@@ -59,12 +60,17 @@ def disks(vmid: int) -> dict[str, str]:
         elif current and line.split()[:1] == ["pool"]:
             pools[current] = line.split()[1]
     found = {}
-    for line in Path(f"/etc/pve/qemu-server/{vmid}.conf").read_text().splitlines():
+    for line in (etc / f"qemu-server/{vmid}.conf").read_text().splitlines():
         if line.startswith("["):
             break
         key, _, value = line.partition(": ")
-        store, _, name = value.partition(",")[0].removeprefix("file=").partition(":")
-        if _DISK.match(key) and "media=cdrom" not in value and store in pools:
+        volume = value.partition(",")[0].removeprefix("file=")
+        store, _, name = volume.partition(":")
+        if not _DISK.match(key) or "media=cdrom" in value:
+            continue
+        if volume.startswith("/dev/zvol/"):
+            found[key] = volume
+        elif store in pools:
             found[key] = f"/dev/zvol/{pools[store]}/{name.rpartition('/')[2]}"
     return found
 
@@ -113,6 +119,8 @@ def enter(vmid: int) -> list[str]:
     shutil.copyfile("/etc/os-release", root / "etc/os-release")
     (root / "hook").write_text(_HOOK.format(vmid=vmid))
     (root / "hook").chmod(0o755)
+    if devices:  # what is written below /var lies on the first disk, as in a guest that has a system there
+        (root / "var").symlink_to(f"guest/{next(iter(devices))}/var")
     os.mknod(root / "dev/null", 0o20666, os.makedev(1, 3))
     mount("proc", root / "proc", "proc")
     mount("sysfs", root / "sys", "sysfs")
@@ -127,6 +135,8 @@ def enter(vmid: int) -> list[str]:
     os.chdir("/")
     _checked(libc.umount2(b"/old", MNT_DETACH), "umount the host")
     check_mounts(points)
+    if points:
+        os.makedirs(f"{points[0]}/var/lib", exist_ok=True)
     return points
 
 
