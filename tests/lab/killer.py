@@ -41,13 +41,13 @@ def main() -> None:
             sys.exit(1)
 
 
-def attempt(arguments: list[str], *, kill_at: int) -> dict[str, Any]:
-    """One run in a child; how it ended and before what it was killed."""
+def attempt(arguments: list[str], *, kill_at: int = 0, arm: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """One run in a child; how it ended and before what it was killed. `arm` gets the pipe for telling that."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read)
-        arm(kill_at, write)
+        arm(write) if arm else count(kill_at, write)
         sys.argv = ["pve-zfsbackup", *arguments]
         cli.main()
     os.close(write)
@@ -57,15 +57,21 @@ def attempt(arguments: list[str], *, kill_at: int) -> dict[str, Any]:
     return {"code": os.waitstatus_to_exitcode(status), "at": told, "rss": used.ru_maxrss}
 
 
-def arm(kill_at: int, pipe: int) -> None:
-    count = 0
+def count(kill_at: int, pipe: int) -> None:
+    number = 0
 
     def before(what: str) -> None:
-        nonlocal count
-        count += 1
-        if count == kill_at:
+        nonlocal number
+        number += 1
+        if number == kill_at:
             os.write(pipe, what.encode())
             os.kill(os.getpid(), signal.SIGKILL)
+
+    watch(before)
+
+
+def watch(before: Callable[[str], None]) -> None:
+    """Have `before` called with each outer action of this process, right before it."""
 
     def watched(method: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +81,7 @@ def arm(kill_at: int, pipe: int) -> None:
         return call
 
     process, https = runner.ProcessRunner, pve.HttpsApi
-    process.run = watched(process.run, lambda argv: " ".join(argv)[-120:])  # type: ignore[method-assign]
+    process.run = watched(process.run, words)  # type: ignore[method-assign]
     poured = process.pipe
 
     def streams(self: Any, producers: Any, consumers: Any, flow: Any) -> Any:
@@ -83,13 +89,19 @@ def arm(kill_at: int, pipe: int) -> None:
 
         def counted() -> Any:
             for argv in producers:
-                before(" ".join(argv)[-120:])
+                before(words(argv))
                 yield argv
 
         return poured(self, counted(), consumers, flow)
 
     process.pipe = streams  # type: ignore[method-assign]
     https.request = watched(https.request, lambda method, path, *rest: f"{method} {path}")  # type: ignore[method-assign]
+
+
+def words(argv: Any) -> str:
+    """A command, without its middle when it is long."""
+    text = " ".join(argv)
+    return text if len(text) <= 120 else f"{text[:40]} … {text[-78:]}"
 
 
 def thawed_after(vmid: str) -> float | None:
