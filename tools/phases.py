@@ -46,6 +46,7 @@ class Result:
 
 
 ELSEWHERE = ("browser", "lab", "package")  # phases of their own
+RELEASES = ("-n", "2", "--dist=loadgroup", f"--basetemp=/tmp/pzb-{os.getpid()}-roots")
 PARALLEL = ("-n", "auto", "--dist=worksteal", f"--basetemp=/tmp/pzb-{os.getpid()}")  # short: for ssh's sockets
 
 
@@ -65,7 +66,7 @@ PHASES = {
         Phase("chromium", (("tools/need", "chromium", "fonts-dejavu-core"),)),
         tests("report", "-v", "tests/browser", limit=600.0),
         Phase("deb", (("tools/build-deb",),), 900.0),
-        tests("package", "-v", "-m", "not long", "tests/package", limit=2400.0),
+        tests("package", "-v", "-m", "not long", *RELEASES, "tests/package", limit=2400.0),
         tests("lab", "-v", "-m", "not long", "tests/lab", limit=3600.0),
         tests("long", "-v", "tests/package", "tests/lab", limit=14400.0),
     )

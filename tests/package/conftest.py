@@ -19,6 +19,14 @@ PROJECT = Path(__file__).resolve().parents[2]
 RELEASES = ("bookworm", "trixie")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist=loadgroup`, each release and its root stay with one process."""
+    for item in items:
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        item.add_marker(pytest.mark.xdist_group(str(params.get("prepared", RELEASES[0]))))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def tools() -> None:
     """Debian's tools these tests call, installed when missing."""
