@@ -189,9 +189,8 @@ def _exchange(way: Way, disk: Return) -> str:
         restoring.promote(host, disk.staging)
     old = look(there, disk.name)
     if old is not None:
-        for name in (disk.aside.rpartition("/")[0].rpartition("/")[0], disk.aside.rpartition("/")[0]):
-            restoring.make_place(host, Dataset(name))
-        restoring.rename(host, disk.name, old.guid, disk.aside)
+        at = int(way.session.now().timestamp())
+        restoring.put_aside(host, disk.name, old.guid, disk.aside, by="failback", at=at)
     restoring.rename(host, disk.staging, new.guid, disk.name)
     kept = f"what it had there is kept as {disk.aside}" if old else ""
     return "; ".join(text for text in (f"{disk.name} {note.replace('NAME', disk.name)}" if note else "", kept) if text)

@@ -14,14 +14,18 @@ from pve_zfsbackup.host.health import pool_of
 from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.host.pools import read_pools
 from pve_zfsbackup.model import SOURCE, Disk, Vmid
+from pve_zfsbackup.model.aside import PutAside
 from pve_zfsbackup.model.health import SKEW, Age, Disks, Finding, Health, Level, Pool, Verification
 from pve_zfsbackup.model.proof import Level as Proven
 from pve_zfsbackup.model.room import Outlook, rooms
 from pve_zfsbackup.plan.forecast import outlook
+from pve_zfsbackup.plan.obstacles import readable
 from pve_zfsbackup.plan.past import past_rooms
 
 FULL_WARN, FULL_CRITICAL = 0.85, 0.95  # ZFS slows down from about 90 % on, and a full pool stops its guests
 SOON_WARN, SOON_CRITICAL = 14.0, 3.0  # days until a root is full
+ASIDE_WARN = 7 * 86_400  # seconds in which one finds out whether what was put aside is needed
+_WORST_FIRST = (Level.CRITICAL, Level.WARNING, Level.UNKNOWN, Level.OK)
 LOOK_BACK = 30 * 86_400  # seconds of history a forecast is made from
 
 
@@ -75,7 +79,8 @@ def judge(
     findings += _of_verified(verified, {vmid for vmid, _ in broken}, found.now)
     findings += (finding for pool in pools for finding in _of_pool(pool))
     findings += _of_outlooks(outlooks)
-    findings.sort(key=lambda finding: (-(finding.level % 3), finding.about))  # unknown last
+    findings += (_of_aside(found, one) for one in found.aside)
+    findings.sort(key=lambda finding: (_WORST_FIRST.index(finding.level), finding.about))
     return Health(
         findings=tuple(findings),
         ages=ages,
@@ -86,6 +91,7 @@ def judge(
         now=found.now,
         verified=verified,
         failed=broken,
+        aside=found.aside,
     )
 
 
@@ -212,6 +218,16 @@ def _of_pool(pool: Pool) -> Iterator[Finding]:
     if pool.size and pool.used_share >= FULL_WARN:
         level = Level.CRITICAL if pool.used_share >= FULL_CRITICAL else Level.WARNING
         yield Finding(level=level, about=f"pool {pool.name}", text=f"{pool.used_share:.0%} full")
+
+
+def _of_aside(found: History, one: PutAside) -> Finding:
+    """Room that nobody else speaks of, and which only a person may give back."""
+    return Finding(
+        level=Level.WARNING if found.now - one.since > ASIDE_WARN else Level.OK,
+        about=f"guest {one.vmid}",
+        text=f"{readable(one.bytes)} were put aside by {one.by} {max(found.now - one.since, 0) // DAY} days ago as "
+        f"{one.dataset}: look at it: {one.look}; give it up: {one.remove}",
+    )
 
 
 def _of_outlooks(outlooks: Iterable[Outlook]) -> Iterator[Finding]:

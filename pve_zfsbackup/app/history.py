@@ -8,11 +8,13 @@ from typing import TypeVar
 
 from pve_zfsbackup.app.boxes import BoxContent, box_contents
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, target_listings, visible_listing
+from pve_zfsbackup.app.leavings import put_aside
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError, PveError
 from pve_zfsbackup.host.guests import read_replications
 from pve_zfsbackup.host.identity import owner_id
 from pve_zfsbackup.model import SOURCE, Archived, Conflict, Disk, Guest, Listing, Point, PointId, Vmid, World
+from pve_zfsbackup.model.aside import PutAside
 from pve_zfsbackup.model.health import SKEW
 from pve_zfsbackup.model.proof import Proof
 from pve_zfsbackup.plan.drill import last_drill
@@ -118,6 +120,7 @@ class History:
     archived: Mapping[str, BoxContent] = field(default_factory=dict)
     boxes: Mapping[Vmid, tuple[str, ...]] = field(default_factory=dict)
     foreign: Mapping[str, Conflict] = field(default_factory=dict)  # targets whose root is somebody else's
+    aside: tuple[PutAside, ...] = ()  # what restores and their kind put aside here, and nobody gave up yet
 
     @property
     def vmids(self) -> tuple[Vmid, ...]:
@@ -180,14 +183,17 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
         notes = (*notes, *(f"{vmid} is no guest of this node any more: its points stay" for vmid in orphans))
     replications, doubts = _replications(session)
     coverage = _coverage(found, items, replications)
+    aside, unknown = put_aside(session, found.listing)
     if scope.guests or scope.jobs or not meant:
         coverage = tuple(entry for entry in coverage if entry.jobs)
+        shown = {*orphans, *(entry.guest.vmid for entry in coverage)}
+        aside = tuple(one for one in aside if one.vmid in shown)
     return History(
         coverage=coverage,
         points=points_by_host,
         errors={**errors, **away},
         targets={item.guest.vmid: tuple(item.targets) for item in items},
-        notes=(*found.notes, *notes, *doubts, *_self_pruning(session, names), *_damage(archived)),
+        notes=(*found.notes, *notes, *doubts, *unknown, *_self_pruning(session, names), *_damage(archived)),
         now=int(session.now().timestamp()),
         orphans=orphans,
         listings=listings,
@@ -195,6 +201,7 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
         archived=archived,
         boxes={item.guest.vmid: tuple(item.boxes) for item in items},
         foreign=_foreign(session, listings),
+        aside=aside,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pve_zfsbackup.app.restore_receive import Supply, look
@@ -120,18 +120,10 @@ def label_old(session: Session, plan: Restore) -> None:
 
 def put_aside(session: Session, plan: Restore) -> None:
     """Rename what lost its place, with all its snapshots. Nothing of it is destroyed."""
-    host = session.hosts[SOURCE]
+    host, now = session.hosts[SOURCE], int(session.now().timestamp())
+    by = "failover" if plan.wish.clones else "restore"
     for old in plan.aside:
-        for name in above(old.to):
-            restoring.make_place(host, name)
-        restoring.rename(host, old.dataset, old.guid, old.to)
-
-
-def above(dataset: Dataset) -> Iterator[Dataset]:
-    """`<storage>/pzb-aside` and `<storage>/pzb-aside/<vmid>`."""
-    vmid = dataset.rpartition("/")[0]
-    yield Dataset(vmid.rpartition("/")[0])
-    yield Dataset(vmid)
+        restoring.put_aside(host, old.dataset, old.guid, old.to, by=by, at=now)
 
 
 def settle_snapshots(session: Session, plan: Restore) -> None:

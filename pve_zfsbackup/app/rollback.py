@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from pve_zfsbackup.app.gather import Inventory, inventory
-from pve_zfsbackup.app.restore_disks import above, apply_props, make_places, remove_places
+from pve_zfsbackup.app.restore_disks import apply_props, make_places, remove_places
 from pve_zfsbackup.app.restore_receive import look
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.snapshot import texts_of
@@ -171,9 +171,8 @@ def _exchanged(session: Session, plan: Rollback, disk: RollbackDisk) -> None:
         raise VerificationError(f"{disk.staging} lacks {disk.snapshot.name} after it was promoted")
     if current is not None:
         assert disk.aside is not None, "there is something to put aside"
-        for name in above(disk.aside):
-            restoring.make_place(host, name)
-        restoring.rename(host, disk.dataset, current.guid, disk.aside)
+        at = int(session.now().timestamp())
+        restoring.put_aside(host, disk.dataset, current.guid, disk.aside, by="rollback", at=at)
     restoring.rename(host, disk.staging, promoted.guid, disk.dataset)
     found = look(session, disk.dataset)
     if found is None or found.restored != plan.mark(disk):

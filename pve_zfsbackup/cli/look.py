@@ -21,6 +21,7 @@ from pve_zfsbackup.cli.commands import cli
 from pve_zfsbackup.cli.options import common, scoped, session_of, tell_errors, tell_notes
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode
 from pve_zfsbackup.model import Selector
+from pve_zfsbackup.report.aside import aside_lines
 from pve_zfsbackup.report.audit import audit_json, audit_table
 from pve_zfsbackup.report.coverage import discovery_json, discovery_table
 from pve_zfsbackup.report.format import Table, moment
@@ -119,7 +120,7 @@ def status(
     else:
         terminal.print_table(status_table(found, zone))
         tell_errors(found.history.errors.values())
-        tell_notes(found.notes)
+        tell_notes((*found.notes, *aside_lines(found.history.aside, zone)))
     return ExitCode.PARTIAL if found.history.errors else ExitCode.OK
 
 
@@ -159,5 +160,6 @@ def _looked(config_path: Path, scope: Scope) -> tuple[str, Table, list[str]]:
     """One look, by a session of its own."""
     with session_of(config_path) as session:
         found, zone, node = look(session, scope), session.timezone, session.node
-    notes = [*(error.message for error in found.history.errors.values()), *found.notes]
+    history = found.history
+    notes = [*(error.message for error in history.errors.values()), *found.notes, *aside_lines(history.aside, zone)]
     return f"{node}  {moment(found.history.now, zone)}", status_table(found, zone), notes

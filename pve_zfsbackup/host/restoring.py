@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pve_zfsbackup.errors import DatasetNotFoundError, VerificationError, ZfsError
 from pve_zfsbackup.host.listing import LIST_TIMEOUT
 from pve_zfsbackup.host.ssh import Host
-from pve_zfsbackup.host.zfs import current_guids, zfs
+from pve_zfsbackup.host.zfs import current_guids, set_properties, zfs
 from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import PROPERTY, Dataset, Guid, Snapshot
+from pve_zfsbackup.model.aside import ASIDE_MARK, PutAside, aside_mark, read_aside
 
 # No `readonly` and no `volmode`: a disk received below inherits them, and its device is renamed with it.
 _PLACE = {"mountpoint": "none", "canmount": "off"}
@@ -39,10 +40,36 @@ def remove_place(host: Host, dataset: Dataset, work: str) -> None:
 
 def rename(host: Host, dataset: Dataset, guid: Guid, to: Dataset) -> None:
     """Give a dataset another name after checking its guid. Raises when there is one of that name already."""
+    _require(host, dataset, guid)
+    zfs(host, "rename", dataset, to)
+
+
+def put_aside(host: Host, dataset: Dataset, guid: Guid, to: Dataset, *, by: str, at: int) -> None:
+    """Rename what loses its place, with all its snapshots, after checking its guid; its mark tells of it from then on.
+    `to` is `<storage>/pzb-aside/<vmid>/<name>`, of which the places are made."""
+    _require(host, dataset, guid)
+    folder = Dataset(to.rpartition("/")[0])
+    for name in (Dataset(folder.rpartition("/")[0]), folder):
+        make_place(host, name)
+    set_properties(host, [dataset], {ASIDE_MARK: aside_mark(guid, at, by)})
+    rename(host, dataset, guid, to)
+
+
+def list_put_aside(host: Host, roots: Sequence[Dataset]) -> tuple[PutAside, ...]:
+    """What was put aside below these datasets, which exist, and is ours by its mark."""
+    if not roots:
+        return ()
+    columns = f"name,guid,used,{ASIDE_MARK}"
+    done = zfs(host, "list", "-Hp", "-r", "-t", "filesystem,volume", "-o", columns, "--", *roots)
+    rows = (line.split("\t") for line in done.stdout.splitlines())
+    found = (read_aside(Dataset(name), Guid(guid), int(used), mark) for name, guid, used, mark in rows)
+    return tuple(one for one in found if one)
+
+
+def _require(host: Host, dataset: Dataset, guid: Guid) -> None:
     found = current_guids(host, [dataset]).get(dataset)
     if found != guid:
         raise VerificationError(f"{dataset}: guid is {found or 'gone'}, planned was {guid}: it is left alone")
-    zfs(host, "rename", dataset, to)
 
 
 def clone(host: Host, snapshot: Snapshot, to: Dataset, properties: Mapping[str, str] | None = None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+from pve_zfsbackup.model.aside import PutAside
 from pve_zfsbackup.model.names import Vmid
 from pve_zfsbackup.model.proof import Proven
 from pve_zfsbackup.model.room import Outlook
@@ -25,7 +26,8 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something that is not as it should be. `about` names the object: `guest 100 web`, `pool rpool`."""
+    """Something that is not as it should be or, with OK, only to be known. `about` names the object: `guest 100 web`,
+    `pool rpool`."""
 
     level: Level
     about: str
@@ -115,6 +117,7 @@ class Health:
     now: int  # when it was judged, in seconds since the epoch
     verified: tuple[Verification, ...] = ()  # of the guests that have points to be proven
     failed: frozenset[tuple[Vmid, str]] = frozenset()  # guests whose last drill failed, and where
+    aside: tuple[PutAside, ...] = ()
 
     @property
     def level(self) -> Level:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from pve_zfsbackup.app.health import SOON_CRITICAL, SOON_WARN
 from pve_zfsbackup.model import printable
 from pve_zfsbackup.model.health import Health, Level
+from pve_zfsbackup.report.aside import aside_json
 from pve_zfsbackup.report.format import FORMAT
 
 SHOWN: Final = 5  # findings in the one line; the rest is in `--json` and in the lines below
@@ -64,6 +65,7 @@ def health_json(found: Health) -> dict[str, Any]:
             }
             for one in found.verified
         ],
+        "aside": aside_json(found.aside),
         "pools": [
             {"name": pool.name, "health": pool.health, "size": pool.size, "free": pool.free} for pool in found.pools
         ],
@@ -84,9 +86,11 @@ def health_json(found: Health) -> dict[str, Any]:
 
 def _summary(found: Health) -> str:
     guests = len({age.vmid for age in found.ages})
+    well = f"{guests} guests protected, oldest newest point {_oldest(found) / 3600:.1f} h"
     if not found.findings:
-        return f"{guests} guests protected, oldest newest point {_oldest(found) / 3600:.1f} h"
-    shown = [_plain(f"{item.about}: {item.text}") for item in found.findings[:SHOWN]]
+        return well
+    shown = [well] if found.level is Level.OK else []
+    shown += [_plain(f"{item.about}: {item.text}") for item in found.findings[:SHOWN]]
     more = f" and {len(found.findings) - SHOWN} more" if len(found.findings) > SHOWN else ""
     return f"{'; '.join(shown)}{more}"
 
@@ -116,6 +120,8 @@ def _perfdata(found: Health) -> Iterator[str]:
         yield f"never_verified={sum(one.last is None for one in found.verified)};;;0"
     for pool in found.pools:
         yield f"used_{_label(pool.name)}={pool.used_share * 100:.1f}%;;;0;100"
+    if found.aside:
+        yield f"put_aside={sum(one.bytes for one in found.aside)}B;;;0"
     for one in found.outlooks:
         if one.days is not None:
             name = f"{_label(one.room.host)}_{_label(one.room.dataset)}"

@@ -159,6 +159,7 @@ def _facts(view: Overview) -> Iterable[tuple[str, str]]:
 
 
 def _findings(findings: Iterable[Finding]) -> Markup | None:
+    """What is only to be known stands where it belongs."""
     rows = [
         tag(
             "li",
@@ -167,6 +168,7 @@ def _findings(findings: Iterable[Finding]) -> Markup | None:
             class_=finding.level.name.lower(),
         )
         for finding in findings
+        if finding.level is not Level.OK
     ]
     return section("What is wrong", "", tag("ul", rows, class_="findings")) if rows else None
 

@@ -35,7 +35,27 @@ def space(view: Overview) -> Markup:
         numbers=("Size", "Free"),
         kind="roots",
     )
-    return section("Space", lead, roots, pools if view.health.pools else None, *_history(view))
+    return section("Space", lead, roots, pools if view.health.pools else None, *_history(view), *_aside(view))
+
+
+def _aside(view: Overview) -> Iterator[Markup]:
+    """What restores and their kind put aside: nobody but a person gives it up."""
+    rows = [
+        (
+            one.dataset,
+            f"{one.by} of guest {one.vmid}",
+            moment(one.since, view.zone)[:-3],
+            size(one.bytes),
+            tag("small", one.look),
+            tag("small", one.remove),
+        )
+        for one in view.health.aside
+    ]
+    if rows:
+        yield tag("h3", "Put aside")
+        yield tag("p", "What lost its place and is kept until somebody gives it up.", class_="lead")
+        names = ("Dataset", "By", "Since", "Size", "Look at it", "Give it up")
+        yield table(names, rows, numbers=("Size",), kind="aside")
 
 
 def _root(one: Outlook) -> tuple[Child, ...]:

@@ -14,6 +14,7 @@ from pve_zfsbackup.model.health import Age
 from pve_zfsbackup.model.health import Level as Badness
 from pve_zfsbackup.model.proof import Level, Proven
 from pve_zfsbackup.model.runs import DRILL
+from pve_zfsbackup.report.aside import aside_json
 from pve_zfsbackup.report.coverage import reason
 from pve_zfsbackup.report.format import FORMAT, Table, Tone, age, clean, moment
 
@@ -147,6 +148,7 @@ def status_json(found: Status) -> dict[str, Any]:
         "now": history.now,
         "guests": [_guest_json(found, guest) for guest in found.guests],
         "unreachable": {host: error.message for host, error in history.errors.items()},
+        "aside": aside_json(history.aside),
     }
 
 

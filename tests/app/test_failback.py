@@ -66,6 +66,8 @@ def test_what_was_written_here_is_there_and_what_was_written_there_is_kept(secon
         (aside,) = [ds for ds in world.source.datasets.values() if "pzb-aside/100/" in ds.name and
                     ds.name.startswith(name.rpartition("/")[0])]  # fmt: skip
         assert aside.content == lost[name]
+        assert aside.props["pve-zfsbackup:aside"].startswith(f"{aside.guid},")
+        assert aside.props["pve-zfsbackup:aside"].endswith(",failback")
     assert done.moved < done.full / 2
     assert not second.node.guests[WEB].running
     assert second.node.options[WEB] == {"onboot": "0"}
