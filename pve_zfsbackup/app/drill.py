@@ -7,7 +7,7 @@ gets a right for it on a target.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -19,10 +19,10 @@ from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.planting import planted
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Config, Job
-from pve_zfsbackup.errors import ConfigError
+from pve_zfsbackup.errors import BackupError, ConfigError, LockedError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import zfs
-from pve_zfsbackup.host.boot import Yard
+from pve_zfsbackup.host.boot import LOCK, Yard
 from pve_zfsbackup.host.clones import Bench, sweep
 from pve_zfsbackup.host.drill import Drill
 from pve_zfsbackup.host.health import pool_of
@@ -48,7 +48,6 @@ from pve_zfsbackup.plan.drill import Turn, closed, judged, turns
 from pve_zfsbackup.plan.points import guest_points
 
 STAGE = DRILL
-LOCK = "drill"
 LOCAL = "here"  # what a target calls itself
 
 
@@ -65,7 +64,7 @@ class Ground:
 
     @property
     def pools(self) -> tuple[str, ...]:
-        return tuple(sorted({pool_of(root) for root in self.listing.roots}))
+        return pools_of(self.listing.roots)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +85,9 @@ def on_node(session: Session, scope: Scope) -> Ground:
     items, _ = assign(session, found, scope)
     own, known = guest_points(found.listing), planted(session.config)
     place = bench(session.hosts[SOURCE], session.config)
-    yard = Yard(runner=session.runner, root=session.pve_root, locks=session.migration_locks.parent)
     return Ground(
         bench=place,
-        boots=boots(place, yard),
+        boots=boots(place, _yard(session)),
         listing=found.listing,
         guests={item.guest.vmid: own.of(item.guest.vmid) for item in items},
         names={item.guest.vmid: item.guest.name for item in items},
@@ -150,18 +148,44 @@ def drill(
     started, now = time.monotonic(), time.time() if now is None else now
     if rules.boot and not ground.boots.yard.there:
         raise ConfigError([f"no guest can be started here: {ground.boots.yard.root} is not mounted: is this Proxmox?"])
-    for told in sweep_boots(ground.boots, ground.pools):
-        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a boot drill was killed: {told}")
-    for told in sweep(ground.bench, ground.pools):
-        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a drill was killed: {told}")
-    for told in sweep_files(ground.bench, config, ground.pools):
-        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a `restore --files` was killed: {told}")
+    yield from _swept(ground.bench, ground.boots, config, ground.pools)
     waiting = [turn for turn in turns(ground.guests, now=int(now), every=rules.every) if rules.named or turn.due]
     for number, turn in enumerate(waiting):
         if not rules.named and time.monotonic() - started >= rules.budget:
             yield _left(waiting[number:])
             return
         yield from _turn(ground, rules, turn, int(now + time.monotonic() - started))
+
+
+def _swept(place: Bench, own: Boots, config: Config, pools: Sequence[str]) -> Iterator[Result]:
+    for told in sweep_boots(own, pools):
+        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a boot drill was killed: {told}")
+    for told in sweep(place, pools):
+        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a drill was killed: {told}")
+    for told in sweep_files(place, config, pools):
+        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a `restore --files` was killed: {told}")
+
+
+def sweep_strays(session: Session) -> Iterator[Result]:
+    """The same for a run on a node where a killed boot drill left a guest: it may run on, takes memory, and its clones
+    keep their snapshots. Not while a drill is at work; what does not go is a failure, and stops nothing."""
+    try:
+        with drilling_alone(session.config):
+            place = bench(session.hosts[SOURCE], session.config)
+            roots = inventory(session).listing.roots
+            yield from _swept(place, boots(place, _yard(session)), session.config, pools_of(roots))
+    except LockedError:
+        return
+    except BackupError as error:
+        yield failed(STAGE, error)
+
+
+def _yard(session: Session) -> Yard:
+    return Yard(runner=session.runner, root=session.pve_root, locks=session.migration_locks.parent)
+
+
+def pools_of(roots: Iterable[Dataset]) -> tuple[str, ...]:
+    return tuple(sorted({pool_of(root) for root in roots}))
 
 
 def _left(turns_left: Sequence[Turn]) -> Result:

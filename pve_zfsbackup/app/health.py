@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.history import Coverage, History, history
+from pve_zfsbackup.app.leavings import STRAY
 from pve_zfsbackup.app.proofs import DAY, verification_of
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Config
@@ -80,6 +81,7 @@ def judge(
     findings += (finding for pool in pools for finding in _of_pool(pool))
     findings += _of_outlooks(outlooks)
     findings += (_of_aside(found, one) for one in found.aside)
+    findings += (Finding(level=Level.WARNING, about=f"guest {vmid}", text=STRAY) for vmid in found.strays)
     findings.sort(key=lambda finding: (_WORST_FIRST.index(finding.level), finding.about))
     return Health(
         findings=tuple(findings),
@@ -92,6 +94,7 @@ def judge(
         verified=verified,
         failed=broken,
         aside=found.aside,
+        strays=found.strays,
     )
 
 

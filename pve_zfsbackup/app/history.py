@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pve_zfsbackup.app.boxes import BoxContent, box_contents
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, target_listings, visible_listing
-from pve_zfsbackup.app.leavings import put_aside
+from pve_zfsbackup.app.leavings import put_aside, strays
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError, PveError
 from pve_zfsbackup.host.guests import read_replications
@@ -121,6 +121,7 @@ class History:
     boxes: Mapping[Vmid, tuple[str, ...]] = field(default_factory=dict)
     foreign: Mapping[str, Conflict] = field(default_factory=dict)  # targets whose root is somebody else's
     aside: tuple[PutAside, ...] = ()  # what restores and their kind put aside here, and nobody gave up yet
+    strays: tuple[Vmid, ...] = ()  # guests here that a killed boot drill left
 
     @property
     def vmids(self) -> tuple[Vmid, ...]:
@@ -184,6 +185,7 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
     replications, doubts = _replications(session)
     coverage = _coverage(found, items, replications)
     aside, unknown = put_aside(session, found.listing)
+    left, unsure = strays(session)
     if scope.guests or scope.jobs or not meant:
         coverage = tuple(entry for entry in coverage if entry.jobs)
         shown = {*orphans, *(entry.guest.vmid for entry in coverage)}
@@ -193,7 +195,7 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
         points=points_by_host,
         errors={**errors, **away},
         targets={item.guest.vmid: tuple(item.targets) for item in items},
-        notes=(*found.notes, *notes, *doubts, *unknown, *_self_pruning(session, names), *_damage(archived)),
+        notes=(*found.notes, *notes, *doubts, *unknown, *unsure, *_self_pruning(session, names), *_damage(archived)),
         now=int(session.now().timestamp()),
         orphans=orphans,
         listings=listings,
@@ -202,6 +204,7 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
         boxes={item.guest.vmid: tuple(item.boxes) for item in items},
         foreign=_foreign(session, listings),
         aside=aside,
+        strays=left,
     )
 
 

@@ -16,6 +16,7 @@ from typing import assert_never
 from pve_zfsbackup.app.archive import archive
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, show_rooms
 from pve_zfsbackup.app.hooks import Hooks
+from pve_zfsbackup.app.leavings import strays
 from pve_zfsbackup.app.outcome import as_fields, failed
 from pve_zfsbackup.app.prune import plan_all, prune
 from pve_zfsbackup.app.replicate import replicate
@@ -118,6 +119,8 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
                 with contextlib.closing(_stage(stage, session, found, items)) as stage_results:
                     for result in stage_results:
                         written.result(result)
+            for told in _strays(session):
+                written.result(told)
             code = exit_code(written.results)
             for told in hooks.end(code.name.lower(), int(code)):
                 written.result(told)
@@ -177,6 +180,14 @@ def _sweep(session: Session, written: _Written, locks: _Locks) -> list[str]:
         for vmid in session.quiescer.unthawed():
             written.result(_unthawed(vmid))
     return told
+
+
+def _strays(session: Session) -> Iterator[Result]:
+    """A guest that a killed boot drill left goes away after the points of all the others."""
+    if strays(session)[0]:
+        from pve_zfsbackup.app.drill import sweep_strays  # noqa: PLC0415 - hardly ever needed, and takes time to load
+
+        yield from sweep_strays(session)
 
 
 def _kept_from(hooks: Hooks, stage: Stage) -> Result | None:

@@ -21,10 +21,10 @@ from pve_zfsbackup.cli.commands import cli
 from pve_zfsbackup.cli.options import common, scoped, session_of, tell_errors, tell_notes
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode
 from pve_zfsbackup.model import Selector
-from pve_zfsbackup.report.aside import aside_lines
 from pve_zfsbackup.report.audit import audit_json, audit_table
 from pve_zfsbackup.report.coverage import discovery_json, discovery_table
 from pve_zfsbackup.report.format import Table, moment
+from pve_zfsbackup.report.leavings import leaving_lines
 from pve_zfsbackup.report.points import points_json, points_table
 from pve_zfsbackup.report.status import status_json, status_table
 
@@ -120,7 +120,7 @@ def status(
     else:
         terminal.print_table(status_table(found, zone))
         tell_errors(found.history.errors.values())
-        tell_notes((*found.notes, *aside_lines(found.history.aside, zone)))
+        tell_notes((*found.notes, *leaving_lines(found.history, zone)))
     return ExitCode.PARTIAL if found.history.errors else ExitCode.OK
 
 
@@ -161,5 +161,5 @@ def _looked(config_path: Path, scope: Scope) -> tuple[str, Table, list[str]]:
     with session_of(config_path) as session:
         found, zone, node = look(session, scope), session.timezone, session.node
     history = found.history
-    notes = [*(error.message for error in history.errors.values()), *found.notes, *aside_lines(history.aside, zone)]
+    notes = [*(error.message for error in history.errors.values()), *found.notes, *leaving_lines(history, zone)]
     return f"{node}  {moment(found.history.now, zone)}", status_table(found, zone), notes

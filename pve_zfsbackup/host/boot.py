@@ -20,6 +20,7 @@ from pve_zfsbackup.host.runner import Runner
 from pve_zfsbackup.model import GuestKind, Vmid, printable
 from pve_zfsbackup.model.boot import FIRST, is_marked
 
+LOCK: Final = "drill"  # who has it may have such a guest; without it, it was left by one who was killed
 START_SECONDS: Final = 300.0
 STOP_SECONDS: Final = 120.0
 ASK_SECONDS: Final = 15.0
@@ -114,12 +115,17 @@ def remove(yard: Yard, vmid: Vmid) -> None:
     remove_config(vmid, GuestKind.VM, root=yard.root, locks=yard.locks, ours=lambda text: is_marked(text, vmid))
 
 
+def marked_guests(yard: Yard) -> tuple[Vmid, ...]:
+    """The guests on this node that drills made. Raises `OSError` when Proxmox's file system does not answer."""
+    found = ((int(path.stem), path) for path in (yard.root / "qemu-server").glob("*.conf") if path.stem.isdecimal())
+    return tuple(Vmid(vmid) for vmid, path in sorted(found) if vmid >= FIRST and _ours(path, Vmid(vmid)))
+
+
 def sweep_guests(yard: Yard) -> Iterator[str]:
     """Remove the guests that a killed drill left on this node. Only while no other drill is at work."""
-    for path in sorted((yard.root / "qemu-server").glob("*.conf")):
-        if path.stem.isdecimal() and _ours(path, Vmid(int(path.stem))):
-            remove(yard, Vmid(int(path.stem)))
-            yield f"removed guest {path.stem}"
+    for vmid in marked_guests(yard):
+        remove(yard, vmid)
+        yield f"removed guest {vmid}"
 
 
 def _ours(path: Path, vmid: Vmid) -> bool:

@@ -118,6 +118,7 @@ class Health:
     verified: tuple[Verification, ...] = ()  # of the guests that have points to be proven
     failed: frozenset[tuple[Vmid, str]] = frozenset()  # guests whose last drill failed, and where
     aside: tuple[PutAside, ...] = ()
+    strays: tuple[Vmid, ...] = ()  # guests of killed boot drills
 
     @property
     def level(self) -> Level:

@@ -13,8 +13,8 @@ from typing import Any, Final
 from pve_zfsbackup.app.health import SOON_CRITICAL, SOON_WARN
 from pve_zfsbackup.model import printable
 from pve_zfsbackup.model.health import Health, Level
-from pve_zfsbackup.report.aside import aside_json
 from pve_zfsbackup.report.format import FORMAT
+from pve_zfsbackup.report.leavings import aside_json
 
 SHOWN: Final = 5  # findings in the one line; the rest is in `--json` and in the lines below
 
@@ -66,6 +66,7 @@ def health_json(found: Health) -> dict[str, Any]:
             for one in found.verified
         ],
         "aside": aside_json(found.aside),
+        "strays": list(found.strays),
         "pools": [
             {"name": pool.name, "health": pool.health, "size": pool.size, "free": pool.free} for pool in found.pools
         ],

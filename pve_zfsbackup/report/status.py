@@ -14,9 +14,9 @@ from pve_zfsbackup.model.health import Age
 from pve_zfsbackup.model.health import Level as Badness
 from pve_zfsbackup.model.proof import Level, Proven
 from pve_zfsbackup.model.runs import DRILL
-from pve_zfsbackup.report.aside import aside_json
 from pve_zfsbackup.report.coverage import reason
 from pve_zfsbackup.report.format import FORMAT, Table, Tone, age, clean, moment
+from pve_zfsbackup.report.leavings import aside_json
 
 _TONES: Final[Mapping[Badness, Tone]] = {Badness.WARNING: Tone.LATE, Badness.CRITICAL: Tone.BAD}
 Problem = tuple[Badness, str]
@@ -149,6 +149,7 @@ def status_json(found: Status) -> dict[str, Any]:
         "guests": [_guest_json(found, guest) for guest in found.guests],
         "unreachable": {host: error.message for host, error in history.errors.items()},
         "aside": aside_json(history.aside),
+        "strays": list(history.strays),
     }
 
 

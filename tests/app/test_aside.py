@@ -17,8 +17,8 @@ from pve_zfsbackup.app.status import status
 from pve_zfsbackup.model import Vmid, parse_selector
 from pve_zfsbackup.model.aside import PutAside
 from pve_zfsbackup.model.health import Health, Level
-from pve_zfsbackup.report.aside import aside_lines
 from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json
+from pve_zfsbackup.report.leavings import leaving_lines
 from pve_zfsbackup.report.page import report_page
 from pve_zfsbackup.report.status import status_json
 from tests.fakes.pools import Ds
@@ -63,7 +63,7 @@ def test_a_rollback_puts_aside_and_everything_tells_of_it(rolled: World) -> None
     name = aside[0].dataset
     with rolled.session() as session:
         found = status(session, Scope())
-        assert next(aside_lines(found.history.aside, UTC)).endswith(
+        assert next(leaving_lines(found.history, UTC)).endswith(
             f"look at it: zfs list -r -t all -o name,used,creation {name}; give it up: zfs destroy -r {name}"
         )
         shown = json.loads(json.dumps(status_json(found)))["aside"]

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC
 from pathlib import Path
 
 import pytest
 
-from pve_zfsbackup.app.drill import Ground, Rules, as_result, drill, on_node
+from pve_zfsbackup.app.drill import Ground, Rules, as_result, drill, drilling_alone, on_node
 from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.health import health
+from pve_zfsbackup.app.leavings import STRAY
+from pve_zfsbackup.app.status import status
 from pve_zfsbackup.errors import CommandTimeoutError, ConfigError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.clones import Bench
 from pve_zfsbackup.model import parse_selector
+from pve_zfsbackup.model.health import Level as Health
 from pve_zfsbackup.model.proof import VERIFIED, Drilled, Level, Reading
+from pve_zfsbackup.report.health import health_json
+from pve_zfsbackup.report.leavings import leaving_lines
 from pve_zfsbackup.report.verify import drill_json, drilled_table
 from tests.fakes.disks import Content, Disks, linux
 from tests.fakes.node import GuestState
@@ -238,3 +245,85 @@ def test_on_a_host_without_proxmox_it_is_refused(world: World, disks: Disks, tmp
         nowhere = replace(ground.boots, yard=replace(ground.boots.yard, root=tmp_path / "none"))
         with pytest.raises(ConfigError, match="is this Proxmox"):
             list(drill(replace(ground, boots=nowhere), RULES, session.config, session.now().timestamp()))
+
+
+# -- what a killed one leaves, until the next drill
+
+
+@pytest.fixture
+def stray(world: World, disks: Disks, call: Call) -> World:
+    """A guest that runs on, because its drill was killed after `qm start`."""
+    world.runner.ran.clear()
+    call()
+    start = next(n for n, ran in enumerate(world.runner.ran) if ran.argv[:2] == ("qm", "start"))
+    world.runner.ran.clear()
+    world.runner.kill_at, world.runner.kill_when = start, "after"
+    with pytest.raises(Killed):
+        call()
+    world.runner.revive()
+    assert world.node.guests[ID].running
+    return world
+
+
+def told_of(world: World) -> list[str]:
+    with world.session() as session:
+        found = status(session, Scope()).history
+        lines = list(leaving_lines(found, UTC))
+        findings = [one for one in health(session, Scope()).findings if one.text == STRAY]
+        assert found.strays == tuple(health_json(health(session, Scope()))["strays"])
+    assert [one.level for one in findings] == [Health.WARNING] * len(lines)
+    assert [f"{one.about}: {one.text}" for one in findings] == lines
+    return lines
+
+
+def test_a_guest_that_runs_on_is_told_by_status_and_check(stray: World) -> None:
+    assert told_of(stray) == [f"guest {ID}: {STRAY}"]
+
+
+def test_every_run_takes_it_away_after_its_own_work(stray: World, disks: Disks) -> None:
+    points = len(stray.complete(HERE, WEB))
+    report = stray.run()
+    assert report.exit_code == 0, stray.results(report, Outcome.FAILED)
+    assert next((one.stage, one.message) for one in stray.results(report, Outcome.WARNING)) == (
+        "verify-drill", f"a boot drill was killed: removed guest {ID}",
+    )  # fmt: skip
+    assert len(stray.complete(HERE, WEB)) == points + 1
+    assert not stray.node.guests[ID].running
+    nothing_is_left(stray, disks)
+    assert told_of(stray) == []
+    assert stray.results(stray.run(), Outcome.WARNING) == []
+
+
+def test_while_a_drill_is_at_work_its_guest_is_its_own(stray: World) -> None:
+    with stray.session() as session, drilling_alone(session.config):
+        assert told_of(stray) == []
+        stray.run()
+        assert stray.node.guests[ID].running
+    assert told_of(stray) != []
+
+
+def test_one_that_does_not_go_fails_the_run_but_no_other_guest(stray: World) -> None:
+    stray.node.guests[ID].stubborn = True
+    report = stray.run()
+    (failure,) = stray.results(report, Outcome.FAILED)
+    assert (failure.stage, failure.vmid) == ("verify-drill", None)
+    assert "does not stop" in failure.message
+    assert len(stray.results(report, Outcome.OK)) >= 6
+    assert told_of(stray) != []
+
+
+def test_guests_of_others_are_no_strays(stray: World) -> None:
+    mine = stray.node.started[ID]
+    stray.node.define(999_001, "cores: 1\nname: theirs\n" + mine)
+    stray.node.define(999_002, mine)  # a copy names the vmid it was made of
+    assert told_of(stray) == [f"guest {ID}: {STRAY}"]
+    stray.run()
+    assert {999_001, 999_002} <= {int(name.removesuffix(".conf")) for name in configs(stray)}
+
+
+def test_where_there_is_none_nothing_is_asked(world: World, disks: Disks) -> None:
+    world.runner.ran.clear()
+    world.run()
+    ran = [ran.argv for ran in world.runner.ran]
+    assert not [argv for argv in ran if argv[0] in ("qm", "dmsetup") and argv[1:2] != ("guest",)]
+    assert len([argv for argv in ran if argv[:2] == ("zfs", "list") and "pve-zfsbackup-" in argv[-1]]) == 0

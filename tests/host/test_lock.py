@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.errors import ExitCode, GuestBusyError, LockedError
-from pve_zfsbackup.host.lock import migration_lock, run_lock
+from pve_zfsbackup.host.lock import held, migration_lock, run_lock
 from pve_zfsbackup.model import Vmid
 
 
@@ -77,3 +77,12 @@ def test_a_migration_lock_that_cannot_be_opened_is_no_licence(tmp_path: Path) ->
     (tmp_path / "pve-migrate-100").symlink_to("/etc/passwd")
     with pytest.raises(GuestBusyError, match="cannot be taken"), migration_lock(Vmid(100), directory=tmp_path):
         pytest.fail("followed a link")
+
+
+def test_whether_somebody_is_at_it_can_be_asked(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    assert not held(place, "drill"), "nobody ever was"
+    with run_lock(place, "drill"):
+        assert held(place, "drill")
+        assert not held(place, "other")
+    assert not held(place, "drill")
