@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -238,10 +238,7 @@ def test_files_are_listed_and_copied(
     bench = files.bench
 
     def moved(host: Host, config: Config) -> Bench:
-        return replace(
-            bench(host, config), place=tmp_path / "bench", devices=disks.devices, rules=tmp_path / "rules",
-            mounts=disks.mounts,
-        )  # fmt: skip
+        return disks.bench(bench(host, config))
 
     monkeypatch.setattr(files, "bench", moved)
     top = call("restore", "100", "--files")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.app.session import Session
+from tests.fakes.disks import Content, Disks, linux
 from tests.fakes.world import World
 
 
@@ -20,6 +21,28 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token_hex: None) -> W
     skipped, monotonic = [0.0], time.monotonic
     monkeypatch.setattr(time, "sleep", lambda seconds: skipped.__setitem__(0, skipped[0] + seconds))
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + skipped[0])  # who sleeps finds that time went by
+    return made
+
+
+@pytest.fixture
+def contents() -> dict[str, Content]:
+    """What is on the guests' disks: a VM that boots with another file system beside it, and a container. Where more is
+    looked into, modules have their own."""
+    return {
+        "rpool/data/vm-100-disk-0": linux(), "fast/vm-100-disk-0": Content(kind="xfs"),
+        "rpool/data/subvol-200-disk-0": Content(files={"/etc/os-release": "PRETTY_NAME=x\n"}),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def disks(world: World, contents: dict[str, Content]) -> Disks:
+    """Those disks with a first point of each, and the programs that look into clones of them."""
+    made = Disks(place=world.place / "disks", contents=contents)
+    world.runner.tools = made.run
+    world.runner.watchers.append(made.watch)
+    for name in made.contents:
+        world.source.write(name, 2 << 20)
+    world.run()
     return made
 
 

@@ -16,14 +16,13 @@ from pve_zfsbackup.app.leavings import STRAY
 from pve_zfsbackup.app.status import status
 from pve_zfsbackup.errors import CommandTimeoutError, ConfigError
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.host.clones import Bench
 from pve_zfsbackup.model import parse_selector
 from pve_zfsbackup.model.health import Level as Health
 from pve_zfsbackup.model.proof import VERIFIED, Drilled, Level, Reading
 from pve_zfsbackup.report.health import health_json
 from pve_zfsbackup.report.leavings import leaving_lines
 from pve_zfsbackup.report.verify import drill_json, drilled_table
-from tests.fakes.disks import Content, Disks, linux
+from tests.fakes.disks import Disks
 from tests.fakes.node import GuestState
 from tests.fakes.runner import HERE, Fault, Killed
 from tests.fakes.world import CT, WEB, World
@@ -33,32 +32,11 @@ RULES = Rules(every=1.0, budget=3600.0, reading=Reading.NONE, named=True, boot=T
 Call = Callable[..., list[Drilled | Result]]
 
 
-@pytest.fixture
-def disks(world: World) -> Disks:
-    made = Disks(place=world.place / "disks")
-    made.contents = {
-        "rpool/data/vm-100-disk-0": linux(), "fast/vm-100-disk-0": Content(kind="xfs"),
-        "rpool/data/subvol-200-disk-0": Content(files={"/etc/os-release": "PRETTY_NAME=x\n"}),
-    }  # fmt: skip
-    world.runner.tools = made.run
-    world.runner.watchers.append(made.watch)
-    for name in made.contents:
-        world.source.write(name, 2 << 20)
-    world.run()
-    return made
-
-
-def moved(disks: Disks, bench: Bench) -> Bench:
-    return replace(
-        bench, place=disks.place / bench.name, devices=disks.devices, rules=disks.place / "rules", mounts=disks.mounts
-    )
-
-
 def at(disks: Disks, ground: Ground, memory: int) -> Ground:
     (disks.place / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable:   {memory << 10} kB\n")
     yard = replace(ground.boots.yard, meminfo=disks.place / "meminfo")
-    own = replace(ground.boots, yard=yard, bench=moved(disks, ground.boots.bench))
-    return replace(ground, bench=moved(disks, ground.bench), boots=own)
+    own = replace(ground.boots, yard=yard, bench=disks.bench(ground.boots.bench))
+    return replace(ground, bench=disks.bench(ground.bench), boots=own)
 
 
 @pytest.fixture

@@ -35,9 +35,8 @@ Call = Callable[..., list[Drilled | Result]]
 
 
 @pytest.fixture
-def disks(world: World) -> Disks:
-    made = Disks(place=world.place / "disks")
-    made.contents = {
+def contents() -> dict[str, Content]:
+    return {
         "rpool/data/vm-100-disk-0": Content(table="gpt", parts=[Content(kind="vfat"), linux("/srv/canary")]),
         "fast/vm-100-disk-0": Content(
             kind="LVM2_member", volumes={"data": Content(kind="xfs"), "s": Content(kind="swap")}
@@ -45,12 +44,6 @@ def disks(world: World) -> Disks:
         "rpool/crypt/vm-101-disk-0": Content(kind="ntfs"),
         "rpool/data/subvol-200-disk-0": Content(files=ROOTFS),
     }
-    world.runner.tools = made.run
-    world.runner.watchers.append(made.watch)
-    for name in made.contents:
-        world.source.write(name, 2 << 20)
-    world.run()
-    return made
 
 
 @pytest.fixture
@@ -67,14 +60,7 @@ def call(world: World, disks: Disks) -> Call:
 
 
 def at(disks: Disks, ground: Ground) -> Ground:
-    bench = replace(
-        ground.bench,
-        place=disks.place / "bench",
-        devices=disks.devices,
-        rules=disks.place / "rules",
-        mounts=disks.mounts,
-    )
-    return replace(ground, bench=bench)
+    return replace(ground, bench=disks.bench(ground.bench))
 
 
 def one(ends: list[Drilled | Result], vmid: int) -> Drilled:

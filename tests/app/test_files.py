@@ -14,7 +14,6 @@ from pve_zfsbackup.app.files import Browsed, Opening, Request, at_root, browse, 
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.errors import BackupError, ConfigError, LockedError, VerificationError
 from pve_zfsbackup.events import Result
-from pve_zfsbackup.host.clones import Bench
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Dataset, Vmid, parse_selector
 from pve_zfsbackup.model.files import EntryKind, file_system_name, parse_sought
@@ -28,11 +27,10 @@ Call = Callable[..., Browsed]
 
 
 @pytest.fixture
-def disks(world: World) -> Disks:
-    made = Disks(place=world.place / "disks")
+def contents() -> dict[str, Content]:
     system = linux("/etc/fstab", "/srv/own", "/boot/old")
     system.files["/etc/evil"] = "-> ../../../../../../etc/passwd"
-    made.contents = {
+    return {
         "rpool/data/vm-100-disk-0": Content(
             table="gpt", parts=[Content(kind="vfat", files={"/grub.cfg": "menu"}), system]
         ),
@@ -43,22 +41,10 @@ def disks(world: World) -> Disks:
         "rpool/crypt/vm-101-disk-0": Content(kind="ntfs"),
         "rpool/data/subvol-200-disk-0": Content(files={"/etc/hosts": "127.0.0.1"}),
     }
-    world.runner.tools = made.run
-    world.runner.watchers.append(made.watch)
-    for name in made.contents:
-        world.source.write(name, 2 << 20)
-    world.run()
-    return made
-
-
-def at(disks: Disks, bench: Bench) -> Bench:
-    return replace(
-        bench, place=disks.place / "bench", devices=disks.devices, rules=disks.place / "rules", mounts=disks.mounts
-    )
 
 
 def here(disks: Disks, opening: Opening) -> Opening:
-    return replace(opening, bench=at(disks, opening.bench))
+    return replace(opening, bench=disks.bench(opening.bench))
 
 
 @pytest.fixture
@@ -192,7 +178,7 @@ def test_a_killed_call_is_swept_by_a_drill(world: World, disks: Disks, call: Cal
     rules = Rules(every=1.0, budget=3600.0, reading=Reading.NONE, named=True)
     with world.session() as session:
         ground = drill_ground(session, Scope(guests=(parse_selector(str(CT)),)))
-        ground = replace(ground, bench=replace(at(disks, ground.bench), place=disks.place / "drill"))
+        ground = replace(ground, bench=disks.bench(ground.bench))
         with run_lock(world.place / "run", "files"):  # one is at work: it is left alone
             assert not [end for end in drill(ground, rules, session.config) if "killed" in getattr(end, "message", "")]
         disks.place.joinpath("files").mkdir()

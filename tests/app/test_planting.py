@@ -19,7 +19,7 @@ from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Vmid, parse_selector
 from pve_zfsbackup.model.canary import PATH, parse_canary
 from pve_zfsbackup.model.proof import Drilled, Level, Reading
-from tests.fakes.disks import Content, Disks, linux
+from tests.fakes.disks import Disks
 from tests.fakes.runner import Fault
 from tests.fakes.world import CT, DB, WEB, World
 
@@ -126,29 +126,12 @@ def test_a_damaged_memory_expects_nothing(world: World, call: Call) -> None:
 # -- and the drill
 
 
-@pytest.fixture
-def disks(world: World) -> Disks:
-    made = Disks(place=world.place / "disks")
-    made.contents = {
-        "rpool/data/vm-100-disk-0": linux(), "fast/vm-100-disk-0": Content(kind="xfs"),
-        "rpool/data/subvol-200-disk-0": Content(files={"/etc/os-release": "PRETTY_NAME=x\n"}),
-    }  # fmt: skip
-    world.runner.tools = made.run
-    world.runner.watchers.append(made.watch)
-    for name in made.contents:
-        world.source.write(name, 2 << 20)
-    return made
-
-
 def drilled(world: World, disks: Disks, vmid: int) -> Drilled:
     rules = Rules(every=1.0, budget=3600.0, reading=Reading.NONE, named=True)
     with world.session() as session:
         ground = on_node(session, Scope(guests=(parse_selector(str(vmid)),)))
-        bench = replace(
-            ground.bench, place=disks.place / "bench", devices=disks.devices, rules=disks.place / "rules",
-            mounts=disks.mounts,
-        )  # fmt: skip
-        (end,) = drill(replace(ground, bench=bench), rules, session.config, session.now().timestamp())
+        ground = replace(ground, bench=disks.bench(ground.bench))
+        (end,) = drill(ground, rules, session.config, session.now().timestamp())
     assert isinstance(end, Drilled)
     return end
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pve_zfsbackup.host.clones import Bench
 from pve_zfsbackup.host.runner import Completed
 from tests.fakes.pools import no, ok
 from tests.fakes.runner import Ran
@@ -56,6 +57,12 @@ class Disks:
     @property
     def mounts(self) -> Path:
         return self.place / "mountinfo"
+
+    def bench(self, real: Bench) -> Bench:
+        """The same bench on this host."""
+        return replace(
+            real, place=self.place / real.name, devices=self.devices, rules=self.place / "rules", mounts=self.mounts
+        )
 
     def watch(self, ran: Ran) -> None:
         """What the kernel and udev do when ZFS makes a clone or mounts one."""
