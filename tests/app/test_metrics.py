@@ -227,3 +227,39 @@ def test_every_metric_is_in_the_manual_and_no_other() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\w, ]*) \| (.+) \|$", (DOCS / "monitoring.md").read_text(), re.MULTILINE)
     listed = {name: (tuple(filter(None, labels.split(", "))), text) for name, labels, text in rows}
     assert listed == METRICS
+
+
+ELSEWHERE = {  # metrics the dashboard does not draw, and why
+    "info": "a version is no graph",
+    "collected_timestamp_seconds": "the alert BackupNotWatched: a dashboard that nobody feeds is empty anyway",
+    "findings": "State has the worst of them; which they are, no metric tells",
+    "warn_age_seconds": "a limit, for the alert BackupPointOld",
+    "critical_age_seconds": "a limit, for the alert BackupPointVeryOld",
+    "newest_point_bytes": "for questions by hand: how much a restore writes",
+    "pool_online": "State and the alerts",
+    "pool_state": "State and the alerts",
+    "available_bytes": "Days to full is drawn of it",
+    "used_bytes": "Days to full is drawn of it",
+    "last_run_timestamp_seconds": "the alert BackupStageOverdue",
+    "last_run_failed": "the alert BackupStageFailing; Failed in a run says how much",
+    "last_success_timestamp_seconds": "for questions by hand",
+}
+
+
+def test_every_metric_is_drawn_or_left_out_on_purpose() -> None:
+    drawn = set(re.findall(rf"{PREFIX}(\w+)", DASHBOARD.read_text()))
+    assert drawn | ELSEWHERE.keys() == METRICS.keys()
+    assert not drawn & ELSEWHERE.keys()
+
+
+def test_the_panels_of_the_dashboard_lie_beside_each_other() -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    places = [
+        (panel["gridPos"]["x"] + right, panel["gridPos"]["y"] + down)
+        for panel in panels
+        for right in range(panel["gridPos"]["w"])
+        for down in range(panel["gridPos"]["h"])
+    ]
+    assert len(places) == len(set(places)), "two panels overlap"
+    assert max(x for x, _ in places) == 23, "the grid has 24 columns"
+    assert len({panel["id"] for panel in panels}) == len(panels)
