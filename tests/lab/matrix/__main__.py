@@ -112,35 +112,34 @@ def _break_and_look(ctx: Context) -> None:
     inject.unlay(ctx.pve1, ctx.backup1)
     criteria.check(ctx, final=False)
     done = criteria.next_run(ctx)
+    if ctx.row.conflict:
+        done = _resolve(ctx, done)
     for judge in ctx.judge:
         try:
             judge(done)
         except UnexpectedError as error:
             _contradict(ctx.outcome, error)
-    if ctx.row.conflict:
-        _resolve(ctx, done)
     ctx.outcome.seen += f"; next run: exit {done.code}, {done.sent >> 10} KiB" if ctx.outcome.seen else ""
     with suppress(UnexpectedError):  # the criteria say it better
         ctx.publish()
     criteria.check(ctx, final=True)
 
 
-def _resolve(ctx: Context, done: Done) -> None:
-    """Do what the advice says, to the letter where it names commands; the run after that must succeed."""
+def _resolve(ctx: Context, done: Done) -> Done:
+    """Do what the advice says, to the letter; the run after that must succeed. That run."""
     commands = [match[1] for text in done.advice if (match := _ADVICE.search(text))]
     for text in commands:
         names = {word.partition("@")[0] for word in shlex.split(text) if "/" in word}
         ctx.by_hand |= {("*", name) for name in names}
         ctx.backup1.script(text)
         ctx.patch(*names)
-    for argv in ctx.resolve:
-        ctx.hand(ctx.backup1, *argv)
-    if not commands and not ctx.resolve:
+    if not commands:
         ctx.outcome.complain("n3", f"the advice names no command: {done.advice}")
     ctx.lost |= ctx.lost_by_advice
     after = ctx.run()
     if after.code:
         ctx.outcome.complain("n3", f"although the advice was followed: {after.short}")
+    return after
 
 
 def _contradict(outcome: Outcome, error: Exception, what: str = "") -> None:

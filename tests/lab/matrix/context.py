@@ -172,7 +172,6 @@ class Context:
     by_hand: set[tuple[str, str]] = field(default_factory=set)  # verb (or *), dataset
     outputs: list[str] = field(default_factory=list)
     before: dict[str, Any] = field(default_factory=dict)
-    resolve: list[tuple[str, ...]] = field(default_factory=list)  # `zfs` arguments, where the advice names no command
     lost_by_advice: set[str] = field(default_factory=set)  # points that go when the advice is followed
     judge: list[Callable[[Done], None]] = field(default_factory=list)  # what must hold for the run after the fault
     key: str = ""  # base64 of the key of encrypted guests
