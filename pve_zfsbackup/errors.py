@@ -138,6 +138,10 @@ class PoolSuspendedError(ZfsError):
     """A pool's devices do not answer: nothing is asked of it, because every command would hang."""
 
 
+class PoolReadOnlyError(ZfsError):
+    """A pool was imported read-only: nothing can be received, held or destroyed there."""
+
+
 class ForeignRootError(BackupError):
     """A target's root belongs to another cluster or node: nothing is sent there, nothing is removed."""
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pve_zfsbackup.app.gather import Inventory, Scope, assign, inventory, target_listings
 from pve_zfsbackup.app.prune import PruneWork, plan_all
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.app.targets import comparison, remarks
+from pve_zfsbackup.app.targets import comparison, older_than_packages, remarks
 from pve_zfsbackup.app.works import STAGE, Work, works_to
 from pve_zfsbackup.errors import BackupError, ConfigError, ZfsError
 from pve_zfsbackup.host import zfs
-from pve_zfsbackup.model import SOURCE, Guest, Listing, Reasoning, Resume, Selector, Send
+from pve_zfsbackup.model import SOURCE, Conflict, Fit, Guest, Listing, Reasoning, Resume, Selector, Send
+from pve_zfsbackup.plan.fitting import crowded_out
+from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides
 from pve_zfsbackup.plan.unchanged import NO_REFERENCES, references
 from pve_zfsbackup.plan.why import explain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
-    """A stream that would be sent; `bytes` as `zfs send -nvP` reckons, None where it cannot."""
+    """A stream that would be sent, and why as this one stream; `bytes` as `zfs send -nvP` reckons, None where it
+    cannot."""
 
     step: Send | Resume
     bytes: int | None
+    manner: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +38,30 @@ class Answer:
     reasoning: Reasoning
     streams: tuple[Stream, ...]
 
+    @property
+    def room(self) -> Fit | None:
+        """Whether they fit there: by the listing, as a run judges it, and no better than ZFS reckons."""
+        fit = self.reasoning.fit
+        return fit and replace(fit, needed=max(fit.needed, sum(stream.bytes or 0 for stream in self.streams)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crowded:
+    """A guest that a target has no room for."""
+
+    guest: Guest
+    host: str
+    conflict: Conflict
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Why:
+    """`crowded`: what the disks of a guest need together on a target, where each of them alone would have room."""
+
     answers: tuple[Answer, ...]
     errors: Mapping[str, BackupError]
     notes: tuple[str, ...]
+    crowded: tuple[Crowded, ...] = ()
 
 
 def why_replicate(session: Session, guest: Selector, target: str = "") -> Why:
@@ -54,10 +76,13 @@ def why_replicate(session: Session, guest: Selector, target: str = "") -> Why:
     notes = [f"guest {i.guest.vmid} goes to no such target" for i in items if not set(i.targets) & set(names)]
     listings, errors = target_listings(session, wanted)
     answers: list[Answer] = []
+    crowded: list[Crowded] = []
     for name, listing in listings.items():
         notes += [result.message for result in remarks(session, found, listing, STAGE)]
-        answers += _answers(session, found, works_to(name, items), listing)
-    return Why(answers=tuple(answers), errors=errors, notes=tuple(notes))
+        own, full = _answers(session, found, works_to(name, items), listing)
+        answers += own
+        crowded += full
+    return Why(answers=tuple(answers), errors=errors, notes=tuple(notes), crowded=tuple(crowded))
 
 
 def why_prune(session: Session, guest: Selector) -> PruneWork:
@@ -67,16 +92,42 @@ def why_prune(session: Session, guest: Selector) -> PruneWork:
     return plan_all(session, found, items)
 
 
-def _answers(session: Session, found: Inventory, works: Sequence[Work], listing: Listing) -> Iterator[Answer]:
+def _answers(
+    session: Session, found: Inventory, works: Sequence[Work], listing: Listing
+) -> tuple[list[Answer], list[Crowded]]:
+    """What a run would plan, also where it asks for OpenZFS' versions first, and whether each guest has room there."""
     sides, policy = comparison(session, found, [work.guest for work in works], listing)
-    for work in works:
-        guest = work.guest
-        spared = references(guest.protected_disks, sides, policy) if work.sparing else NO_REFERENCES
-        for disk in guest.protected_disks:
-            reasoning = explain(disk, sides, policy, spared)
-            steps = [step for step in reasoning.plan.steps if isinstance(step, Send | Resume)]
-            streams = tuple(Stream(step=step, bytes=_bytes(session, step)) for step in steps)
-            yield Answer(guest=guest, host=listing.host, reasoning=reasoning, streams=streams)
+    known = [(work, _reasonings(work, sides, policy)) for work in works]
+    if any(_packaged(own) for _, own in known) and older_than_packages(session, listing.host):
+        policy = replace(policy, minimal=True)
+        known = [(work, _reasonings(work, sides, policy)) for work in works]
+    answers = [
+        Answer(guest=work.guest, host=listing.host, reasoning=reasoning, streams=_streams(session, reasoning))
+        for work, own in known
+        for reasoning in own
+    ]
+    crowded = [
+        Crowded(guest=work.guest, host=listing.host, conflict=conflict)
+        for work, own in known
+        for conflict in crowded_out({work.guest.vmid: [r.plan for r in own]}, sides, policy).values()
+    ]
+    return answers, crowded
+
+
+def _reasonings(work: Work, sides: Sides, policy: ReplicationPolicy) -> list[Reasoning]:
+    disks = work.guest.protected_disks
+    spared = references(disks, sides, policy) if work.sparing else NO_REFERENCES
+    return [explain(disk, sides, policy, spared) for disk in disks]
+
+
+def _packaged(reasonings: Sequence[Reasoning]) -> bool:
+    return any(isinstance(step, Send) and step.through for own in reasonings for step in own.plan.steps)
+
+
+def _streams(session: Session, reasoning: Reasoning) -> tuple[Stream, ...]:
+    steps = [step for step in reasoning.plan.steps if isinstance(step, Send | Resume)]
+    pairs = zip(steps, reasoning.manners, strict=True)
+    return tuple(Stream(step=step, bytes=_bytes(session, step), manner=manner) for step, manner in pairs)
 
 
 def _bytes(session: Session, step: Send | Resume) -> int | None:

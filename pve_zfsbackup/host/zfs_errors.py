@@ -10,6 +10,7 @@ from pve_zfsbackup.errors import (
     DestinationModifiedError,
     FeatureMissingError,
     OutOfSpaceError,
+    PoolReadOnlyError,
     ResumeRefusedError,
     SnapshotBusyError,
     SnapshotHeldError,
@@ -30,6 +31,11 @@ _TABLE: tuple[tuple[str, type[ZfsError], str], ...] = (
         r"does not match incremental source",
         DestinationModifiedError,
         "the replica is not at the expected base; the next run plans anew",
+    ),
+    (
+        r"pool is read-only|dataset is read-only",
+        PoolReadOnlyError,
+        "the pool was imported read-only: `zpool export` it there, and `zpool import` it",
     ),
     (r"out of space|No space left|quota exceeded|Disk quota", OutOfSpaceError, "free space on the pool"),
     (

@@ -32,7 +32,7 @@ from pve_zfsbackup.model.rates import (
     parse_size,
     rate_at,
 )
-from pve_zfsbackup.model.reasons import Candidate, Fate, Reasoning
+from pve_zfsbackup.model.reasons import Candidate, Fate, Fit, Reasoning
 from pve_zfsbackup.model.restore import ASIDE, STAGING, Aside, DiskRestore, NodeState, Origin, Restore, Wish
 from pve_zfsbackup.model.selectors import (
     DISK_FORMS,
@@ -110,6 +110,7 @@ __all__ = [
     "DiskPattern",
     "DiskRestore",
     "Fate",
+    "Fit",
     "Guest",
     "GuestKind",
     "Guid",

@@ -37,14 +37,33 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Bytes that the streams of a disk need on a target, with a margin, and what the dataset above them has left."""
+
+    needed: int
+    available: int
+    place: Dataset
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reasoning:
-    """One disk on its way to one target. `candidates` newest first; `replica` is where it goes on, if anywhere."""
+    """One disk on its way to one target. `candidates` newest first; `replica` is where it goes on, if anywhere.
+
+    `manners` says of each stream that would be sent why it is one stream: `-I`, `-i` or full. `fit` is whether they
+    have room, where that is told.
+    """
 
     disk: Disk
     plan: Plan
     candidates: tuple[Candidate, ...] = ()
     replica: Dataset | None = None
     token: str = ""  # what an interrupted receive there is about
+    manners: tuple[str, ...] = ()
+    fit: Fit | None = None
 
     @property
     def conflicts(self) -> tuple[Conflict, ...]:

@@ -1,16 +1,45 @@
-"""What would make a receive fail half-way: no room, a pool that lacks a feature. Told before anything is sent."""
+"""What would make a receive fail half-way: a replica that was written to, no room, a pool that lacks a feature. Told
+before anything is sent, from what is listed anyway."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
 
-from pve_zfsbackup.model import Conflict, Dataset, Listing, Resume, Send, Snapshot, Volume
+from pve_zfsbackup.model import Conflict, Dataset, Fit, Listing, Resume, Send, Snapshot, Volume
 from pve_zfsbackup.plan.features import missing, read_only
 from pve_zfsbackup.plan.pairing import Base, Sides, bases
+from pve_zfsbackup.plan.points import bookmark_target
 from pve_zfsbackup.plan.route import ReplicationPolicy
 
 MARGIN = 10  # percent, for what the estimate does not know (reliability §1, "Full/quota")
+UNMINDED = 32 << 10  # bytes that a changed log header alone may show as written; a receive does not mind that
+
+
+def spoilt(source: Volume, replica: Volume, base: Base, policy: ReplicationPolicy) -> Conflict | None:
+    """Whether the replica is not as the base, its newest snapshot, left it: a receive into it is refused
+    (`dsl_dataset_modified_since_snap` of dsl_dataset.c).
+
+    It was written to, or its newest snapshot was destroyed, which leaves what that one had in the dataset itself. Which
+    of them a listing cannot tell. A receive looks more closely: what is overlooked here it refuses.
+    """
+    if replica.written <= UNMINDED:
+        return None
+    start = next(snapshot for snapshot in replica.snapshots if snapshot.guid == base.guid)
+    known = {snapshot.guid for snapshot in replica.snapshots}
+    gone = [
+        f"{mark.full_name}: if that arrived there, it was destroyed since"
+        for mark in source.bookmarks
+        if bookmark_target(mark) == policy.host and mark.createtxg > base.createtxg and mark.guid not in known
+    ]
+    return Conflict(
+        kind="target-written",
+        object=replica.name,
+        message=f"{replica.name} on {policy.host} has {readable(replica.written)} that none of its snapshots has: "
+        "it was written to, or its newest snapshot was destroyed; nothing can be received into it",
+        evidence=(f"newest there: {start.full_name} guid {start.guid}", *gone),
+        resolve=f"on {policy.host}, throws away what was written since: zfs rollback {shlex.quote(start.full_name)}",
+    )
 
 
 def obstacle(source: Volume, sends: Sequence[Send], sides: Sides, policy: ReplicationPolicy) -> Conflict | None:
@@ -74,19 +103,24 @@ def _written(source: Volume, base: Base, snapshot: Snapshot) -> int:
     return sum(s.written for s in since)
 
 
-def _no_room(source: Volume, sends: Sequence[Send], sides: Sides, policy: ReplicationPolicy) -> Conflict | None:
-    place = _place(sends[0].dataset, sides.target)
+def fit(source: Volume, streams: Sequence[Send | Resume], target: Listing) -> Fit | None:
+    """The room that these streams of one disk need, and what is left for them; None where that is not told."""
+    place = _place(streams[0].dataset, target) if streams else None
     if place is None or place.available is None:
         return None
-    size = needed(source, sends, sides.target)
-    if size <= place.available:
+    return Fit(needed=needed(source, streams, target), available=place.available, place=place.name)
+
+
+def _no_room(source: Volume, sends: Sequence[Send], sides: Sides, policy: ReplicationPolicy) -> Conflict | None:
+    room = fit(source, sends, sides.target)
+    if room is None or room.fits:
         return None
-    left = readable(place.available)
     return Conflict(
         kind="target-full",
         object=sends[0].dataset,
-        message=f"about {readable(size)} are needed on {policy.host}, {place.name} has {left} left",
-        evidence=(f"{len(sends)} streams of about {size} bytes, {MARGIN} % on top; available {place.available}",),
+        message=f"about {readable(room.needed)} are needed on {policy.host}, {room.place} has "
+        f"{readable(room.available)} left",
+        evidence=(f"{len(sends)} streams of about {room.needed} bytes, {MARGIN} % on top; available {room.available}",),
         resolve=f"on {policy.host}: free space, or raise the quota (zfs get -r quota,refquota,available "
         f"{shlex.quote(policy.root)}); nothing is deleted from here to make room",
     )

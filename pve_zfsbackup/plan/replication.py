@@ -25,7 +25,7 @@ from pve_zfsbackup.model import (
     Volume,
 )
 from pve_zfsbackup.plan.marking import mark, stand_ins, unmarked
-from pve_zfsbackup.plan.obstacles import obstacle
+from pve_zfsbackup.plan.obstacles import obstacle, spoilt
 from pve_zfsbackup.plan.pairing import (
     Base,
     Sides,
@@ -72,7 +72,7 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy, spared
         return _blocked(way)
     wanted, forged = _namesakes([s for s in wanted if source.guid not in stand_ins(s, spared)], way)
     sends = _sends(source, ordered, wanted, way, policy)
-    if blocked := obstacle(source, sends, sides, policy):
+    if blocked := _spoilt(source, sends, way, sides, policy) or obstacle(source, sends, sides, policy):
         return _blocked(blocked)
     top = sends[-1].snapshot if sends else way.base
     assert top is not None  # there is something wanted: it is sent, or there is a base
@@ -107,6 +107,15 @@ def phases(plan: Plan) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, 
     marks = tuple(step for step in plan.steps[:end] if isinstance(step, Mark))
     rest = (step for step in plan.steps[end:] if not isinstance(step, CreateParent | Adopt))
     return parents, streams, (*marks, *rest)
+
+
+def _spoilt(
+    source: Volume, sends: list[Send], way: Route, sides: Sides, policy: ReplicationPolicy
+) -> Conflict | None:
+    """Only where something is to be received: with nothing new, the replica is as good as its snapshots."""
+    if way.common is None or not (sends or any(isinstance(step, Resume) for step in way.steps)):
+        return None
+    return spoilt(source, sides.target.volumes[way.path], way.common, policy)
 
 
 def _namesakes(wanted: list[Snapshot], way: Route) -> tuple[list[Snapshot], tuple[str, ...]]:

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pve_zfsbackup.model import Candidate, Dataset, Disk, Fate, Guid, Plan, Reasoning, Snapshot, Volume
+from pve_zfsbackup.model import (
+    Bookmark,
+    Candidate,
+    Dataset,
+    Disk,
+    Fate,
+    Guid,
+    Plan,
+    Reasoning,
+    Resume,
+    Send,
+    Snapshot,
+    Volume,
+)
+from pve_zfsbackup.plan.obstacles import fit
 from pve_zfsbackup.plan.pairing import (
     Base,
     Sides,
@@ -27,6 +41,7 @@ def explain(disk: Disk, sides: Sides, policy: ReplicationPolicy, spared: Referen
         return Reasoning(disk=disk, plan=plan)
     replica = find_replica(source, sides, policy.root, default_path(disk, policy))
     chosen = common_base(source, replica) if replica else None
+    streams = [step for step in plan.steps if isinstance(step, Send | Resume)]
     ordered = sorted(bases(source), key=lambda base: (base.createtxg, isinstance(base, Snapshot)), reverse=True)
     return Reasoning(
         disk=disk,
@@ -38,7 +53,33 @@ def explain(disk: Disk, sides: Sides, policy: ReplicationPolicy, spared: Referen
         ),
         replica=replica.name if replica else None,
         token=_token(source, replica or sides.target.volumes.get(default_path(disk, policy))),
+        manners=tuple(_manner(stream, source, policy, alone=len(streams) == 1) for stream in streams),
+        fit=fit(source, streams, sides.target),
     )
+
+
+def _manner(stream: Send | Resume, source: Volume, policy: ReplicationPolicy, *, alone: bool) -> str:
+    """Why `-I` or why not: it takes along every snapshot between its base and its goal, and no bookmark for a base."""
+    if isinstance(stream, Resume):
+        return "goes on where it was interrupted"
+    base = stream.base
+    if base is None:
+        return "full: the newest point alone"
+    between = [s for s in source.snapshots if base.createtxg < s.createtxg < stream.snapshot.createtxg]
+    if stream.through:
+        return f"-I: all {len(between)} in between are to be sent too"
+    if between:
+        names = ", ".join(f"@{snapshot.name}" for snapshot in between[:3]) + (" and others" if between[3:] else "")
+        return f"-i: -I would take along what is not to be sent: {names}"
+    if alone:
+        return "-i: nothing lies in between"
+    if policy.minimal and policy.append_only:
+        return "-i: the target's receiver takes no packages, as -I makes them: those can change properties"
+    if policy.minimal:
+        return "-i: OpenZFS here or there is older than 2.2, where -I may skip a snapshot"
+    if isinstance(base, Bookmark):
+        return "-i: from a bookmark, which -I does not take"
+    return "-i: nothing lies in between"
 
 
 def _judged(

@@ -21,6 +21,10 @@ def why_table(told: Why, tz: tzinfo) -> Table:
         for what, which, why in _lines(answer, tz):
             rows.append((*head, what, which, why))
             head = ("", "", "")
+    for full in told.crowded:
+        rows.append((str(full.guest.vmid), full.host, "", "conflict", full.conflict.object, full.conflict.message))
+        rows += [("", "", "", "", "", evidence) for evidence in full.conflict.evidence]
+        rows.append(("", "", "", "resolve", "", full.conflict.resolve))
     rows += [("", host, "", "no answer", "", error.message) for host, error in told.errors.items()]
     columns = ("vmid", "target", "disk", "what", "which", "why")
     return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid"}))
@@ -39,7 +43,11 @@ def _lines(answer: Answer, tz: tzinfo) -> Iterator[tuple[str, str, str]]:
         yield "token", "", own.token
     yield from (("warning", "", warning) for warning in own.plan.warnings)
     for stream in answer.streams:
-        yield "would", describe(stream.step), "size unknown" if stream.bytes is None else f"about {size(stream.bytes)}"
+        much = "size unknown" if stream.bytes is None else f"about {size(stream.bytes)}"
+        yield "would", describe(stream.step), f"{much}; {stream.manner}"
+    if room := answer.room:
+        told = "fits" if room.fits else "does not fit"
+        yield "room", f"{size(room.available)} left in {room.place}", f"about {size(room.needed)} needed: {told}"
     if not answer.streams and not own.conflicts:
         yield "would", "send nothing", "; ".join(own.plan.reasons)
     newest, rest = own.candidates[:_SHOWN], own.candidates[_SHOWN:]
@@ -55,13 +63,23 @@ def why_json(told: Why) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "disks": [_answer_json(answer) for answer in told.answers],
+        "crowded": [
+            {
+                "vmid": full.guest.vmid,
+                "host": full.host,
+                "message": full.conflict.message,
+                "evidence": list(full.conflict.evidence),
+                "resolve": full.conflict.resolve,
+            }
+            for full in told.crowded
+        ],
         "unreachable": {host: error.message for host, error in told.errors.items()},
         "notes": list(told.notes),
     }
 
 
 def _answer_json(answer: Answer) -> dict[str, Any]:
-    own = answer.reasoning
+    own, room = answer.reasoning, answer.room
     return {
         "vmid": answer.guest.vmid,
         "guest": answer.guest.name,
@@ -73,6 +91,7 @@ def _answer_json(answer: Answer) -> dict[str, Any]:
         "interrupted": own.token,
         "candidates": [_candidate_json(candidate) for candidate in own.candidates],
         "streams": [_stream_json(stream) for stream in answer.streams],
+        "room": room and {"needed": room.needed, "available": room.available, "dataset": room.place},
         "conflicts": [
             {
                 "kind": conflict.kind,
@@ -113,4 +132,5 @@ def _stream_json(stream: Stream) -> dict[str, Any]:
         "dataset": step.dataset,
         "raw": step.raw,
         "bytes": stream.bytes,
+        "manner": stream.manner,
     }

@@ -182,6 +182,75 @@ def test_a_full_target_is_told_before_anything_is_sent_and_recovers(world: World
     assert_replicated(world)
 
 
+def counted(world: World) -> dict[str, int]:
+    """How many processes a run started on each host, and ssh sessions."""
+    return {host: len([ran for ran in world.runner.ran if ran.host == host]) for host in (HERE, TARGET)}
+
+
+def test_a_replica_that_was_written_to_is_told_before_anything_is_sent_to_it(world: World) -> None:
+    world.run()
+    world.write(1 << 20)
+    world.runner.ran.clear()
+    assert world.run().exit_code is ExitCode.OK
+    usual = counted(world)
+    replica = REPLICAS["rpool/data/vm-100-disk-0"]
+    world.target.write(replica, 1 << 20)
+    newest = world.target.datasets[replica].newest
+    assert newest is not None
+    world.write(1 << 20)
+    world.runner.ran.clear()
+    report = world.run()
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert (failed.vmid, failed.host) == (WEB, TARGET)
+    assert "it was written to, or its newest snapshot was destroyed" in failed.message
+    assert f"zfs rollback {replica}@{newest.name}" in failed.hint
+    sent = [argv for argv in world.runner.zfs(HERE, "send") if "rpool/data/vm-100-disk-0@" in argv[-1]]
+    assert not [argv for argv in sent if "-nvP" not in argv]
+    now = counted(world)
+    assert all(now[host] <= usual[host] for host in now), "nothing more is asked for it"
+    dataset = world.target.datasets[replica]
+    dataset.content, dataset.dirty = newest.content, 0  # zfs rollback
+    assert world.run().exit_code is ExitCode.OK
+    assert_replicated(world)
+
+
+def test_a_newest_snapshot_destroyed_on_the_target_is_told_and_the_older_base_goes_on(world: World) -> None:
+    """Row 28 of the matrix."""
+    for _ in range(2):
+        world.run()
+        world.write(1 << 20)
+    replica = REPLICAS["rpool/data/vm-100-disk-0"]
+    dataset = world.target.datasets[replica]
+    older, newest = sorted(dataset.snaps.values(), key=lambda snap: snap.createtxg)[-2:]
+    del dataset.snaps[newest.name]
+    dataset.dirty += newest.written
+    report = world.run()
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert f"zfs rollback {replica}@{older.name}" in failed.hint
+    dataset.content, dataset.dirty = older.content, 0
+    assert world.run().exit_code is ExitCode.OK
+    assert_replicated(world)
+
+
+def test_a_pool_imported_read_only_is_told(world: World) -> None:
+    """A full stream is not even begun; for an increment the pool is not asked, and the receive says it at once."""
+    world.target.sealed.add("tank")
+    failed = world.results(world.run(), Outcome.FAILED)
+    assert {result.vmid for result in failed if result.stage == "replicate"} == {WEB, DB, CT}
+    assert all("is imported read-only: nothing can be received" in r.message for r in failed if r.stage == "replicate")
+    world.target.sealed.clear()
+    assert world.run().exit_code is ExitCode.OK
+    world.write(1 << 20)
+    world.target.sealed.add("tank")
+    world.runner.ran.clear()
+    failed = list(world.results(world.run(Stage.SNAPSHOT, Stage.REPLICATE), Outcome.FAILED))
+    assert {result.vmid for result in failed} == {WEB, DB, CT}
+    assert all("pool is read-only" in r.message and "zpool import" in r.hint for r in failed)
+    world.target.sealed.clear()
+    assert world.run().exit_code is ExitCode.OK
+    assert_replicated(world)
+
+
 def test_a_feature_the_target_lacks_is_told_for_the_disks_that_need_it(world: World) -> None:
     world.target.features["feature@encryption"] = "disabled"
     report = world.run()

@@ -133,6 +133,7 @@ class Pools:
     datasets: dict[str, Ds] = field(default_factory=dict)
     txgs: dict[str, int] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)  # of pools that are not ONLINE
+    sealed: set[str] = field(default_factory=set)  # pools that were imported read-only
     features: dict[str, str] = field(default_factory=lambda: dict(FEATURES))
     key_files: dict[str, bytes] = field(default_factory=dict)  # beside those of this machine
     scrubs: dict[str, str] = field(default_factory=dict)  # what `zpool status` says of the last one
@@ -231,7 +232,8 @@ class Pools:
         assert argv[1:-1] == ("get", "-Hp", "-o", "property,value", "all", "--"), argv
         if argv[-1] not in self.txgs:
             return no(argv, f"cannot open '{argv[-1]}': no such pool")
-        pairs = {"size": "1099511627776", "health": "ONLINE", "readonly": "off"}
+        pairs = {"size": "1099511627776", "health": "ONLINE"}
+        pairs["readonly"] = "on" if argv[-1] in self.sealed else "off"
         return ok(argv, "".join(f"{name}\t{value}\n" for name, value in (pairs | self.features).items()))
 
     def find(self, full: str) -> Snap | None:

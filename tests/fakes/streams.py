@@ -166,6 +166,9 @@ class Receiver:
         self._origin = next((word.partition("=")[2] for word in argv if word.startswith("origin=")), "")
         if stream is None or cut == 0:
             return no(argv, "cannot receive: failed to read from stream")
+        if name.partition("/")[0] in self.pools.sealed:
+            kind = "incremental" if stream.packages[0].base else "new filesystem"
+            return no(argv, f"cannot receive {kind} stream: pool is read-only")
         left = stream.size if cut is None else cut
         skip = stream.skip
         for package in stream.packages:

@@ -38,6 +38,7 @@ CAPTURED = (
         "cannot receive incremental stream: most recent snapshot of tank/x does not\nmatch incremental source",
         errors.DestinationModifiedError,
     ),
+    ("cannot receive incremental stream: pool is read-only", errors.PoolReadOnlyError),
     ("cannot receive new filesystem stream: out of space", errors.OutOfSpaceError),
     ("cannot receive incremental stream: destination tank/x space quota exceeded.", errors.OutOfSpaceError),
     (

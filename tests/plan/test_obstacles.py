@@ -26,7 +26,7 @@ from pve_zfsbackup.model import (
     encode_disks,
 )
 from pve_zfsbackup.plan.features import PoolProps, missing
-from pve_zfsbackup.plan.obstacles import estimated
+from pve_zfsbackup.plan.obstacles import UNMINDED, estimated
 from pve_zfsbackup.plan.pairing import common_base, compare
 from pve_zfsbackup.plan.points import points
 from pve_zfsbackup.plan.project import project
@@ -116,6 +116,42 @@ def test_nothing_to_send_needs_no_room_and_the_nearest_place_that_exists_counts(
     bare = {**world, HOST: listing(HOST, replace(parent(ROOT), available=10))}
     assert kinds(replicate(bare).conflicts) == ["target-full"]
     assert not replicate({**world, HOST: Listing(host=HOST)}).conflicts, "nothing is known"
+
+
+# Replicas that were written to
+
+
+def test_a_replica_that_was_written_to_is_told_with_what_would_throw_that_away() -> None:
+    world = change(build(["oh", "o-"]), HOST, REPLICA, written=UNMINDED + 1)
+    plan = replicate(world)
+    (conflict,) = plan.conflicts
+    assert (conflict.kind, conflict.object, plan.steps) == ("target-written", REPLICA, ())
+    newest = snapshot(1, REPLICA).full_name
+    assert conflict.resolve == f"on {HOST}, throws away what was written since: zfs rollback {newest}"
+    assert conflict.evidence == (f"newest there: {newest} guid {guid(1)}",)
+    assert not replicate(change(world, HOST, REPLICA, written=UNMINDED)).conflicts, "a receive may not mind that"
+
+
+def test_with_nothing_to_receive_nobody_minds() -> None:
+    assert not replicate(change(build(["oh"]), HOST, REPLICA, written=1 << 30)).conflicts
+
+
+def test_an_interrupted_receive_into_it_is_not_gone_on_with() -> None:
+    world = build(["oh", "o-"])
+    token = ResumeToken(token="1-a", to_guid=guid(2), from_guid=guid(1))
+    assert not replicate(change(world, HOST, REPLICA, resume=token)).conflicts
+    spoilt = replicate(change(world, HOST, REPLICA, resume=token, written=1 << 20))
+    assert kinds(spoilt.conflicts) == ["target-written"]
+
+
+def test_a_newest_snapshot_that_was_destroyed_there_is_guessed_by_its_bookmark() -> None:
+    """Row 28: what it had is in the replica itself now, and nothing can be received before that is rolled back."""
+    plan = replicate(change(build(["om", "O-", "o-"]), HOST, REPLICA, written=1 << 20))
+    (conflict,) = plan.conflicts
+    _, gone = conflict.evidence
+    assert gone.startswith(f"{ZVOL}#")
+    assert gone.endswith("if that arrived there, it was destroyed since")
+    assert snapshot(1, REPLICA).full_name in conflict.resolve
 
 
 # Features

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-from pve_zfsbackup.model import SOURCE, Dataset, Fate, Guid, Reasoning, ResumeToken, Send, Snapshot, World
+from pve_zfsbackup.model import SOURCE, Dataset, Fate, Fit, Guid, Reasoning, ResumeToken, Send, Snapshot, World
 from pve_zfsbackup.plan.pairing import compare
 from pve_zfsbackup.plan.why import explain
 from tests.plan.worlds import DISK, HOST, KINDS, POLICY, REPLICA, ZVOL, build, guid, replicate
@@ -34,6 +34,45 @@ def test_the_base_named_is_the_one_that_is_taken() -> None:
             assert chosen == ([sends[0].base] if sends[0].base else [])
         if told.plan.conflicts:
             assert not chosen
+
+
+def manners(*history: str, **policy: bool) -> list[str]:
+    world = build(list(history))
+    told = explain(DISK, compare(world[SOURCE], world[HOST]), replace(POLICY, **policy))  # type: ignore[arg-type]
+    assert len(told.manners) == len([step for step in told.plan.steps if isinstance(step, Send)])
+    return list(told.manners)
+
+
+def test_each_stream_tells_why_it_is_one() -> None:
+    assert manners("o-", "o-") == ["full: the newest point alone"]
+    assert manners("oh", "o-") == ["-i: nothing lies in between"]
+    assert manners("oh", "o-", "o-", "o-") == ["-I: all 2 in between are to be sent too"]
+    (foreign,) = manners("oh", "f-", "o-")
+    assert foreign.startswith("-i: -I would take along what is not to be sent: @")
+    mark, rest = manners("bh", "o-", "o-", "o-")
+    assert mark == "-i: from a bookmark, which -I does not take"
+    assert rest.startswith("-I: ")
+    assert set(manners("oh", "o-", "o-", minimal=True)) == {
+        "-i: OpenZFS here or there is older than 2.2, where -I may skip a snapshot"
+    }
+    assert "takes no packages" in manners("oh", "o-", "o-", minimal=True, append_only=True)[0]
+    assert manners("oh", "o-", minimal=True) == ["-i: nothing lies in between"]
+
+
+def test_whether_it_fits_is_told_where_the_listing_says() -> None:
+    world = build(["oh", "o-"])
+    assert why(world).fit is None
+    there = world[HOST].volumes
+    for left, fits in ((1 << 30, True), (0, False)):
+        volumes = {**there, REPLICA: replace(there[REPLICA], available=left)}
+        snapshots = tuple(replace(s, refer=1000, written=500) for s in world[SOURCE].volumes[ZVOL].snapshots)
+        source = {ZVOL: replace(world[SOURCE].volumes[ZVOL], snapshots=snapshots)}
+        told = why({SOURCE: replace(world[SOURCE], volumes=source), HOST: replace(world[HOST], volumes=volumes)})
+        if fits:
+            assert told.fit == Fit(needed=550, available=left, place=REPLICA)
+            assert told.fit.fits
+        else:
+            assert (told.fit, told.conflicts[0].kind) == (None, "target-full"), "the conflict tells it"
 
 
 def test_each_fate_has_its_reason() -> None:
