@@ -1,4 +1,5 @@
-"""Kill the tool (SIGKILL) at each point of its freeze window, while the guest's agent does something to it.
+"""Kill the tool (SIGKILL) at each point of its freeze window, while the guest's agent does something to it, or while a
+container stands still.
 
 Runs on the node, beside killer.py: `freeze_killer.py AGENT VMID ARGUMENTS…`. The window begins where the watchdog is
 armed and ends after it is disarmed. AGENT: `normal`; `slow`: the freeze takes longer than its limit (the caller sees to
@@ -69,7 +70,7 @@ class Window:
             halt(self.vmid, MODES[self.agent])
         if self.number == self.kill:
             self.die(what)
-        if what.endswith("/fsfreeze-freeze"):
+        if what.endswith("/fsfreeze-freeze") or what.startswith("lxc-freeze"):
             self.frozen = True
             if self.kill < 0:
                 threading.Timer(AMID, self.die, (f"amid {what}",)).start()
@@ -135,8 +136,10 @@ class Writers:
     def thawed(self) -> float | None:
         """Seconds until the guest says thawed and each writer goes on; None when that takes too long."""
         started = said = time.monotonic()
-        argv = ("qm", "guest", "cmd", self.vmid, "fsfreeze-status")
-        while subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip() != "thawed":
+        argv, wanted = ("qm", "guest", "cmd", self.vmid, "fsfreeze-status"), "thawed"
+        if Path(f"/etc/pve/lxc/{self.vmid}.conf").exists():
+            argv, wanted = ("lxc-info", "-n", self.vmid, "-s", "-H"), "RUNNING"
+        while subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip() != wanted:
             if (said := time.monotonic()) > started + LIMIT:
                 return None
             time.sleep(0.5)
