@@ -267,9 +267,8 @@ def test_a_guest_whose_agent_is_silent_did_not_boot(product: Product, point: str
     assert started(product)[1]["level"] == "booted", "and what failed is proven again"
 
 
-@pytest.mark.long
-def test_a_killed_boot_is_swept_by_the_next(product: Product, point: str) -> None:
-    """Killed while the guest runs: its configuration, its process and its clones are left to the next drill."""
+def killed_boot(product: Product) -> None:
+    """Killed while the guest runs: its configuration, its process and its clones are left."""
     mode, host = f"/run/pvesim/{FIRST}.agent", product.pve1
     host.write(mode, "dead\n")
     try:
@@ -281,6 +280,24 @@ def test_a_killed_boot_is_swept_by_the_next(product: Product, point: str) -> Non
         assert host.run(("qm", "status", str(FIRST))).stdout == "status: running\n"
     finally:
         host.run(("rm", "-f", mode))
+
+
+@pytest.mark.long
+def test_a_killed_boot_is_swept_by_the_next(product: Product, point: str) -> None:
+    killed_boot(product)
     code, end = started(product)
     assert (code, end["level"]) == (0, "booted")
-    nothing_is_left(host)
+    nothing_is_left(product.pve1)
+
+
+@pytest.mark.long
+def test_a_killed_boot_is_told_and_goes_with_the_next_run(product: Product, point: str) -> None:
+    killed_boot(product)
+    found = product.json("check", check=False)
+    assert found["strays"] == [FIRST]
+    assert any(f"guest {FIRST}" == one["about"] and "was killed" in one["text"] for one in found["findings"])
+    report = product.json("run", "104", "--stage", "prune")
+    told = [one["message"] for one in report["results"] if one["stage"] == "verify-drill"]
+    assert f"a boot drill was killed: removed guest {FIRST}" in told
+    nothing_is_left(product.pve1)
+    assert product.json("check", check=False)["strays"] == []

@@ -423,6 +423,8 @@ def test_an_encrypted_disk_goes_home_in_full(sites: Sites) -> None:
 def test_replication_goes_on_from_the_same_base(sites: Sites) -> None:
     assert sites.marks() == {}
     assert sites.held() == []
+    aside = {(one["vmid"], one["by"]) for one in sites.source("status")["aside"]}
+    assert {(vmid, "failback") for vmid in AWAY} <= aside, "what the disks at home had is told until it is given up"
     before = {vmid: sites.replicas(vmid) for vmid in AWAY}
     report = sites.source("run", "--stage", "snapshot", "--stage", "replicate", check=False)
     assert [r["message"] for r in report["results"] if r["outcome"] == "failed"] == []

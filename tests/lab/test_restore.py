@@ -270,6 +270,8 @@ def test_rolled_back_in_place_and_replicated_on(way: Way, vmid: int) -> None:
     way.replicated()
     assert there <= {one["point"] for one in way.points(vmid, "backup1")}, "nothing is lost there"
     assert way.points(vmid, "backup1")[-1]["point"] == way.points(vmid)[-1]["point"]
+    aside = {one["dataset"]: one["by"] for one in way.run("status", str(vmid))["aside"]}
+    assert {disk["aside"]: "rollback" for disk in done["disks"]}.items() <= aside.items()
     back = way.back("restore", str(vmid), "--at", done["safety"], "--replace", str(vmid), "--from", "source")
     assert way.contents(vmid) == before, f"the safety point is how it was: {back}"
     way.nothing_left()
