@@ -61,9 +61,13 @@ def list_put_aside(host: Host, roots: Sequence[Dataset]) -> tuple[PutAside, ...]
         return ()
     columns = f"name,guid,used,{ASIDE_MARK}"
     done = zfs(host, "list", "-Hp", "-r", "-t", "filesystem,volume", "-o", columns, "--", *roots)
-    rows = (line.split("\t") for line in done.stdout.splitlines())
-    found = (read_aside(Dataset(name), Guid(guid), int(used), mark) for name, guid, used, mark in rows)
+    rows = (line.split("\t") for line in done.stdout.splitlines())  # a value may be anything
+    found = (read_aside(Dataset(row[0]), Guid(row[1]), int(row[2]), row[3]) for row in rows if _is_row(row))
     return tuple(one for one in found if one)
+
+
+def _is_row(cells: Sequence[str]) -> bool:
+    return len(cells) == 4 and cells[2].isdecimal()
 
 
 def _require(host: Host, dataset: Dataset, guid: Guid) -> None:

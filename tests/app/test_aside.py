@@ -122,6 +122,12 @@ def test_only_what_we_put_there_counts(rolled: World) -> None:
     assert [one.dataset for one in told(rolled)] == [name for name in sorted(lying(rolled)) if "copy" not in name]
 
 
+def test_no_value_of_the_property_keeps_anything_from_being_told(rolled: World) -> None:
+    for name, value in (("a", "1\t2\t3"), ("b", "x\ny"), ("c", "\n1\t2\t3\t4")):
+        rolled.source.add(f"rpool/data/pzb-aside/100/{name}").props[MARK] = value
+    assert [one.dataset for one in told(rolled)] == [name for name in sorted(lying(rolled)) if "vm-100" in name]
+
+
 def test_a_restore_in_place_of_a_guest_puts_aside_as_well(world: World) -> None:
     world.run()
     world.guest(DB).running = False

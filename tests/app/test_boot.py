@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC
@@ -12,10 +13,12 @@ import pytest
 from pve_zfsbackup.app.drill import Ground, Rules, as_result, drill, drilling_alone, on_node
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health
+from pve_zfsbackup.app.history import history
 from pve_zfsbackup.app.leavings import STRAY
 from pve_zfsbackup.app.status import status
 from pve_zfsbackup.errors import CommandTimeoutError, ConfigError
 from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host.boot import Yard
 from pve_zfsbackup.model import parse_selector
 from pve_zfsbackup.model.health import Level as Health
 from pve_zfsbackup.model.proof import VERIFIED, Drilled, Level, Reading
@@ -288,6 +291,28 @@ def test_one_that_does_not_go_fails_the_run_but_no_other_guest(stray: World) -> 
     assert "does not stop" in failure.message
     assert len(stray.results(report, Outcome.OK)) >= 6
     assert told_of(stray) != []
+
+
+def test_proxmoxs_file_system_that_goes_away_meanwhile_breaks_nothing_off(
+    stray: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([(ID,), (ID,)])  # the two before it is swept
+
+    def gone(yard: Yard) -> tuple[int, ...]:
+        for found in looks:
+            return found
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("pve_zfsbackup.app.leavings.marked_guests", gone)
+    monkeypatch.setattr("pve_zfsbackup.host.boot.marked_guests", gone)
+    report = stray.run()
+    (failure,) = stray.results(report, Outcome.FAILED)
+    assert failure.stage == "verify-drill"
+    assert "Transport endpoint is not connected" in failure.message
+    with stray.session() as session:
+        found = history(session, Scope())
+    assert found.strays == ()
+    assert any("whether a drill left a guest cannot be told" in note for note in found.notes)
 
 
 def test_guests_of_others_are_no_strays(stray: World) -> None:
