@@ -16,6 +16,7 @@ from pve_zfsbackup.errors import (
     BackupError,
     DatasetNotFoundError,
     GivenUpError,
+    PoolReadOnlyError,
     QueuedError,
     ResumeRefusedError,
     VerificationError,
@@ -95,6 +96,7 @@ class _Attempt:
         self._lanes = session.config.targets[self._course.target].parallel
         self._works = {work.guest.vmid: work for work in works}
         self._carriers, self._finishers = carriers, finishers
+        self._sealed: PoolReadOnlyError | None = None  # what one stream was told holds for all
         self._carried: dict[Future[None], list[tuple[Load, Chain]]] = {}
         self._finished: dict[Future[None], list[Work]] = {}
 
@@ -175,8 +177,12 @@ class _Attempt:
         work = self._works[load.vmid]
         work.moved += chain.moved
         if chain.fate is Fate.AGAIN:
-            return False
+            if self._sealed is None:
+                return False
+            chain.fail(self._sealed)
         self._ended(load)
+        if isinstance(chain.error, PoolReadOnlyError):
+            self._sealed = chain.error
         if isinstance(chain.error, GivenUpError):
             work.leave(load.dataset, chain.error)
             return True

@@ -233,7 +233,7 @@ def test_a_newest_snapshot_destroyed_on_the_target_is_told_and_the_older_base_go
 
 
 def test_a_pool_imported_read_only_is_told(world: World) -> None:
-    """A full stream is not even begun; for an increment the pool is not asked, and the receive says it at once."""
+    """A full stream is not even begun; for an increment the pool is not asked: the first receive says it for all."""
     world.target.sealed.add("tank")
     failed = world.results(world.run(), Outcome.FAILED)
     assert {result.vmid for result in failed if result.stage == "replicate"} == {WEB, DB, CT}
@@ -246,6 +246,7 @@ def test_a_pool_imported_read_only_is_told(world: World) -> None:
     failed = list(world.results(world.run(Stage.SNAPSHOT, Stage.REPLICATE), Outcome.FAILED))
     assert {result.vmid for result in failed} == {WEB, DB, CT}
     assert all("pool is read-only" in r.message and "zpool import" in r.hint for r in failed)
+    assert len(world.runner.zfs(TARGET, "receive")) == 1
     world.target.sealed.clear()
     assert world.run().exit_code is ExitCode.OK
     assert_replicated(world)
