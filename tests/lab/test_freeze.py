@@ -79,7 +79,9 @@ def test_killed_anywhere_in_the_freeze_the_guest_thaws(killer: Product, agent: s
     thawed(killer, [*killed, last])
     before = [place(row) for row in killed]
     assert [spot for spot in before if spot in ("arm", "freeze")] == ["arm", "freeze"]
-    assert {"snapshot", "thaw", "disarm", "after"} <= set(before)
+    assert {"snapshot", "thaw"} <= set(before)
+    if agent == "normal":  # with the others the number of tries to thaw varies, and a kill may hit none of these
+        assert {"disarm", "after"} <= set(before)
     assert ("amid" in before) == (agent == "slow")
     if agent == "slow":
         frozen = [row for row in killed if place(row) == "amid"]
