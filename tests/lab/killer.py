@@ -101,7 +101,7 @@ def watch(before: Callable[[str], None]) -> None:
 def words(argv: Any) -> str:
     """A command, without its middle when it is long."""
     text = " ".join(argv)
-    return text if len(text) <= 120 else f"{text[:40]} … {text[-78:]}"
+    return text if len(text) <= 120 else f"{text[:40]} ... {text[-76:]}"
 
 
 def thawed_after(vmid: str) -> float | None:
