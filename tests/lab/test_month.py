@@ -44,7 +44,7 @@ PLACE = "/run/month"
 PORT = 8443
 CERTIFICATE = "/usr/local/share/ca-certificates/month.crt"
 SENDMAIL = f'#!/bin/sh\nexec cat > "{PLACE}/$(date +%s).$$.mail"\n'
-# The dead man's switch: notes who calls, and when.
+# The dead man's switch: notes who calls, and when. It is on the node itself, where the outage does not reach it.
 SWITCH = f"""\
 import http.server, ssl, time
 
@@ -68,14 +68,13 @@ server.serve_forever()
 _SERVE = r"""
 cd "$1"
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout key.pem -out cert.pem -days 90 \
-  -subj /CN=backup1 -addext "subjectAltName=IP:$2" -addext keyUsage=critical,digitalSignature,keyCertSign 2> /dev/null
+  -subj /CN=switch -addext "subjectAltName=IP:$2" -addext keyUsage=critical,digitalSignature,keyCertSign 2> /dev/null
 systemctl stop month 2> /dev/null || :
 systemd-run -q --collect --unit month python3 "$1/switch.py"
 """
 # The program that is forked has read the certificates when it was loaded.
 _TRUST = "update-ca-certificates > /dev/null 2>&1; rm -f /run/matrix/fork.stamp"
 _MAILS = 'cd "$1"; for mail in *.mail; do [ ! -e "$mail" ] || { echo "$mail"; base64 -w0 "$mail"; echo; }; done'
-_FAR = "OUTPUT -d {} -p tcp --dport 22 -j REJECT --reject-with tcp-reset"
 
 
 @dataclass
@@ -108,23 +107,23 @@ def happened(product: Product) -> Iterator[Happened]:
         _live(quick(product), seen)
         for name, text in _mails(product):
             seen.mails.append((int(name.partition(".")[0]) - seen.start, text))
-        lines = product.backup1.run(("cat", f"{PLACE}/pings")).lines
+        lines = product.pve1.run(("cat", f"{PLACE}/pings")).lines
         seen.pings = [(int(at) - seen.start, path) for at, path in (line.split(" ") for line in lines)]
         yield seen
 
 
 def _prepare(product: Product) -> None:
-    """Mail that is kept in files, and a dead man's switch on the other host."""
-    pve1, backup1 = product.pve1, product.backup1
-    for host in (pve1, backup1):
-        host.script('rm -rf "$1"; mkdir "$1"', PLACE)
-    backup1.write(f"{PLACE}/switch.py", SWITCH)
-    backup1.script(_SERVE, PLACE, backup1.address)
-    backup1.wait_for(("curl", "-fsk", f"https://{backup1.address}:{PORT}/up"))
-    backup1.write(f"{PLACE}/pings", "")
+    """Mail that is kept in files, and a dead man's switch."""
+    pve1 = product.pve1
+    url = f"https://{pve1.address}:{PORT}"
+    pve1.script('rm -rf "$1"; mkdir "$1"', PLACE)
+    pve1.write(f"{PLACE}/switch.py", SWITCH)
+    pve1.script(_SERVE, PLACE, pve1.address)
+    pve1.wait_for(("curl", "-fsk", f"{url}/up"))
+    pve1.write(f"{PLACE}/pings", "")
     pve1.write("/usr/sbin/sendmail", SENDMAIL, mode=0o755)
-    pve1.write("/etc/pve-zfsbackup/month.url", f"https://{backup1.address}:{PORT}\n", mode=0o600)
-    pve1.write(CERTIFICATE, backup1.read(f"{PLACE}/cert.pem"))
+    pve1.write("/etc/pve-zfsbackup/month.url", f"{url}\n", mode=0o600)
+    pve1.write(CERTIFICATE, pve1.read(f"{PLACE}/cert.pem"))
     pve1.script(_TRUST)
     product.configure(CONFIG)
 
@@ -132,16 +131,15 @@ def _prepare(product: Product) -> None:
 def _live(product: Product, seen: Happened) -> None:
     """Call after call, as cron would."""
     pve1, began = product.pve1, time.monotonic()
-    far = _FAR.format(product.backup1.address).split()
     away = False
     for call in month.calls():
         if call.away and not away:
             seen.replicas.append(_replicas(product))
-            pve1.run(("iptables", "-w", "-I", *far))
+            _route(product, "add")
         if away and not call.away:
             seen.before = {vmid: seen.points(vmid, "source") for vmid in GUESTS}
             seen.check = product.run("check", check=False).stdout
-            pve1.run(("iptables", "-w", "-D", *far))
+            _route(product, "del")
         away = call.away
         _clocks(product, seen.start + call.at)
         guest_write(pve1, 100, "month", os.urandom(64 << 10))
@@ -149,6 +147,11 @@ def _live(product: Product, seen: Happened) -> None:
         seen.done.append((call, product.run("run", *stages, check=False)))
         print(f"{time.monotonic() - began:5.0f} s  day {call.at / month.DAY:5.2f}  {' '.join(stages)}", flush=True)
     seen.replicas.append(_replicas(product))
+
+
+def _route(product: Product, verb: str, *, check: bool = True) -> None:
+    """With it, no way leads from the node to the target."""
+    product.pve1.run(("ip", "route", verb, "unreachable", f"{product.backup1.address}/32"), check=check)
 
 
 def _clocks(product: Product, at: int) -> None:
@@ -170,16 +173,13 @@ def _mails(product: Product) -> Iterator[tuple[str, str]]:
 
 def _clean(product: Product) -> None:
     """Back to the present, with nothing of the future left: the hosts are shared."""
-    pve1, backup1 = product.pve1, product.backup1
-    far = _FAR.format(backup1.address)
-    pve1.script(f"while iptables -w -D {far} 2> /dev/null; do :; done")
+    pve1 = product.pve1
+    _route(product, "del", check=False)
     _clocks(product, int(time.time()))
-    backup1.run(("systemctl", "stop", "month"), check=False)
+    pve1.run(("systemctl", "stop", "month"), check=False)
     pve1.run(("rm", "-f", "/usr/sbin/sendmail", "/etc/pve-zfsbackup/month.url", CERTIFICATE))
     pve1.script(_TRUST)
-    pve1.script("rm -f /var/log/pve-zfsbackup/journal.jsonl*")
-    for host in (pve1, backup1):
-        host.run(("rm", "-rf", PLACE))
+    pve1.script('rm -rf "$1" /var/log/pve-zfsbackup/journal.jsonl*', PLACE)
     forget(product)
 
 
