@@ -20,7 +20,8 @@ from pve_zfsbackup.app.overview import Overview, overview
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
-from pve_zfsbackup.model import Archived, Point, PointId, Vmid
+from pve_zfsbackup.model import Archived, Dataset, Point, PointId, Vmid
+from pve_zfsbackup.model.aside import PutAside
 from pve_zfsbackup.model.health import Finding, Level, Verification
 from pve_zfsbackup.model.room import Outlook
 from pve_zfsbackup.model.runs import PastProof, PastRun, StageTold, Trouble
@@ -48,7 +49,14 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> Overview:
         world.clock.now += 5400
         with world.session() as session:
             found = overview(session, Scope())
-    return dataclasses.replace(found, runs=made_runs(found.history.now), proofs=made_proofs(found.history.now))
+    now = found.history.now
+    health = dataclasses.replace(found.health, aside=(put_aside(now),))
+    return dataclasses.replace(found, health=health, runs=made_runs(now), proofs=made_proofs(now))
+
+
+def put_aside(now: int) -> PutAside:
+    name = Dataset("rpool/data/pzb-aside/100/vm-100-disk-0-71c4130e")
+    return PutAside(dataset=name, vmid=Vmid(100), by="rollback", since=now - 86_400, bytes=3 << 30)
 
 
 def made_runs(now: int) -> tuple[PastRun, ...]:
@@ -251,6 +259,8 @@ def test_names_and_messages_are_only_text(view: Overview) -> None:
     run = PastRun(name=EVIL, started=view.history.now, stages={EVIL: StageTold()}, troubles=(trouble,), broken_off=EVIL)
     costs = tuple(dataclasses.replace(one, freed=None, reason=EVIL) for one in view.costs)
     past = (proof(0, outcome="failed", message=EVIL, place="source"), proof(0, level=EVIL, stage=EVIL, place="source"))
+    aside = dataclasses.replace(put_aside(0), dataset=Dataset(EVIL), by=EVIL)
+    health = dataclasses.replace(health, aside=(aside,))
     evil = dataclasses.replace(
         view, node=EVIL, history=history, health=health, runs=(run,), costs=costs, notes=(EVIL,), proofs=past
     )
@@ -295,6 +305,16 @@ def test_drills_comparisons_and_restores_are_told_guest_by_guest(view: Overview)
     assert [found[2] for found in took if found] == ["12 s", "4.2 s", ""]
     told = json.loads(json.dumps(overview_json(view)))
     assert told["proofs"][-1]["whole"] is False
+
+
+def test_what_lies_aside_is_told_with_what_to_do_about_it(view: Overview) -> None:
+    page = report_page(view)
+    text = re.sub(r"\s+", " ", Reader(page).text)
+    name = "rpool/data/pzb-aside/100/vm-100-disk-0-71c4130e"
+    assert f"{name} rollback of guest 100 2026-11-17 " in text
+    assert f"3.0 GiB zfs list -r -t all -o name,used,creation {name} zfs destroy -r {name}" in text
+    health = dataclasses.replace(view.health, aside=())
+    assert "Put aside" not in report_page(dataclasses.replace(view, health=health))
 
 
 def test_a_guest_whose_drill_is_late_is_told_though_there_never_was_one(view: Overview) -> None:
