@@ -25,6 +25,7 @@ FILE: Final = "alerts.json"
 RUN: Final = "run"  # the key of a run that broke off
 QUEUE_LIMIT: Final = 20  # messages that wait for one service
 QUEUE_SECONDS: Final = 7 * 86_400
+UNREADABLE: Final = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
 Send = Callable[[Alert], None]
 
 
@@ -109,30 +110,45 @@ def _problem(result: Result) -> Problem:
 
 @dataclass(slots=True)
 class _Memory:
-    """What outlives a run: lasting problems, the last good points, and messages that wait for a service."""
+    """What outlives a run: lasting problems, the last good points, and messages that wait for a service. `lost` counts
+    messages that cannot be read any more."""
 
     known: dict[str, Known]
     good: dict[str, str]
     waiting: list[dict[str, Any]]
+    lost: int = 0
 
     @classmethod
     def read(cls, path: Path) -> _Memory:
-        """Damaged parts are forgotten: a problem is then told once more."""
+        """Damaged parts, and those of another version, are forgotten: a problem is then told once more."""
         found = recall(path)
+        queue = found.get("waiting")
+        there = queue if isinstance(queue, list) else []
+        waiting = [entry for entry in there if _readable(entry)]
+        lost = len(there) - len(waiting)
         try:
             known = {key: _known(value) for key, value in found.get("known", {}).items()}
             good = {str(key): str(point) for key, point in found.get("good", {}).items()}
-            return cls(known, good, list(found.get("waiting", [])))
-        except (AttributeError, KeyError, TypeError):
-            return cls({}, {}, [])
+        except UNREADABLE:
+            return cls({}, {}, waiting, lost)
+        return cls(known, good, waiting, lost)
 
     def write(self, path: Path) -> None:
         known = {key: asdict(value) for key, value in self.known.items()}
         remember(path, {"format": 1, "known": known, "good": self.good, "waiting": self.waiting})
 
 
+def _readable(entry: Any) -> bool:
+    """Whether it is a message that waits, as this version writes them."""
+    try:
+        return bool(entry["service"]) and int(entry["since"]) >= 0 and bool(_alert(entry["alert"]).node)
+    except UNREADABLE:
+        return False
+
+
 def _known(value: Mapping[str, Any]) -> Known:
-    return Known(**{**value, "problem": Problem(**value["problem"])})
+    times = {key: int(number) for key, number in value.items() if key != "problem"}
+    return Known(problem=Problem(**{key: str(text) for key, text in value["problem"].items()}), **times)
 
 
 def _tell(home: Home, problems: Sequence[Problem], results: Sequence[Result], *, run: bool = True) -> list[str]:
@@ -153,7 +169,8 @@ def _tell(home: Home, problems: Sequence[Problem], results: Sequence[Result], *,
             alert = Alert(node=home.node, news=told.news, recovered=told.recovered)
             memory.waiting += [{"service": name, "since": now, "alert": asdict(alert)} for name in services]
         memory.known = dict(told.memory)
-        troubles = _deliver(memory, services, now)
+        lost = [f"alerts: {memory.lost} messages that waited cannot be read: given up"] if memory.lost else []
+        troubles = lost + _deliver(memory, services, now)
         memory.write(path)
     except BackupError as error:
         return [f"alerts: {error.message}"]

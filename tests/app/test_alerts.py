@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from pve_zfsbackup.app.alerts import alerted_run, send_test
+from pve_zfsbackup.app.alerts import alerted_run, held_back, send_test, tell_broken, tell_results
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.messages import Alert, alert_text, message_for
 from pve_zfsbackup.app.run import Report
 from pve_zfsbackup.config import WebhookType, load_config
 from pve_zfsbackup.errors import BackupError, ExitCode, LockedError, PveError
+from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import notify
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model.alerts import Known, Problem
@@ -187,6 +188,49 @@ def test_a_damaged_memory_costs_at_most_a_repetition(told: World, outbox: Outbox
     (told.place / "state/alerts.json").write_text(damage)
     run(told)
     assert len(outbox.by("mail")) == 2
+
+
+FINE = {"service": "mail", "since": 1, "alert": {"node": "pve1", "news": [], "recovered": []}}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "text", None, [], {}, {**FINE, "since": "soon"}, {**FINE, "since": None}, {**FINE, "alert": []},
+        {**FINE, "alert": {"node": "pve1", "news": [{"problem": {"stage": "x"}}], "recovered": []}},
+        {**FINE, "alert": {"node": "pve1", "recovered": [], "news": [{
+            "problem": {"key": "k", "message": "m", "colour": "red"}, "since": 1, "seen": 1}]}},
+        {**FINE, "alert": {"node": "pve1", "recovered": [], "news": [{
+            "problem": {"key": "k", "message": "m"}, "since": "soon", "seen": 1}]}},
+    ],
+)  # fmt: skip
+def test_a_queue_of_another_version_breaks_nothing_and_masks_no_error(
+    told: World, outbox: Outbox, entry: object
+) -> None:
+    state = told.place / "state/alerts.json"
+    state.parent.mkdir(exist_ok=True)
+    state.write_text(json.dumps({"format": 1, "known": {}, "good": {}, "waiting": [entry]}))
+    with told.session() as session:
+        assert held_back(session).waiting == {"mail": 0, "webhook ops": 0}
+        troubles = tell_broken(session, "restore", BackupError("the disk broke"))
+    assert troubles == ("alerts: 1 messages that waited cannot be read: given up",)
+    assert [text for text in outbox.by("mail") if "the disk broke" in text]
+    assert json.loads(state.read_text())["waiting"] == []
+    with told.session() as session:
+        assert tell_results(session, [Result(stage="restore", outcome=Outcome.OK)]) == ()
+
+
+def test_what_waits_outlives_damage_beside_it(told: World, outbox: Outbox) -> None:
+    state = told.place / "state/alerts.json"
+    outbox.down = {"mail"}
+    with told.session() as session:
+        tell_broken(session, "restore", BackupError("the disk broke"))
+    memory = json.loads(state.read_text())
+    state.write_text(json.dumps({**memory, "known": {"k": {"problem": 7}}, "waiting": [{}, *memory["waiting"]]}))
+    outbox.down = set()
+    with told.session() as session:
+        tell_results(session, ())
+    assert [text for text in outbox.by("mail") if "the disk broke" in text]
 
 
 def test_a_memory_that_cannot_be_kept_is_told_and_fails_no_run(told: World, outbox: Outbox) -> None:
