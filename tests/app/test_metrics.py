@@ -147,7 +147,7 @@ def test_drills_and_what_recovery_would_take_and_lose(world: World) -> None:
 
 def test_alerts_that_wait_are_counted_by_service(world: World) -> None:
     world.configure(world.config.read_text().replace("{", "{{").replace("}", "}}") + "alerts: {{mail: [root]}}\n")
-    entry = {"service": "mail", "since": 0, "alert": {}}
+    entry = {"service": "mail", "since": 0, "alert": {"node": "pve1", "news": [], "recovered": []}}
     remember(world.place / "state/alerts.json", {"known": {}, "good": {}, "waiting": [entry, entry]})
     assert read(measured(world))["alerts_held_back"] == {("mail",): 2}
 
