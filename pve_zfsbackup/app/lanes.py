@@ -181,7 +181,7 @@ class _Attempt:
                 return False
             chain.fail(self._sealed)
         self._ended(load)
-        if isinstance(chain.error, PoolReadOnlyError):
+        if isinstance(chain.error, PoolReadOnlyError) and chain.begun:  # else it is the pool here, of this disk alone
             self._sealed = chain.error
         if isinstance(chain.error, GivenUpError):
             work.leave(load.dataset, chain.error)

@@ -35,7 +35,7 @@ _TABLE: tuple[tuple[str, type[ZfsError], str], ...] = (
     (
         r"pool is read-only|dataset is read-only",
         PoolReadOnlyError,
-        "the pool was imported read-only: `zpool export` it there, and `zpool import` it",
+        "a pool was imported read-only (zpool get readonly): `zpool export` it where it is, and `zpool import` it",
     ),
     (r"out of space|No space left|quota exceeded|Disk quota", OutOfSpaceError, "free space on the pool"),
     (

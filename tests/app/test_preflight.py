@@ -11,7 +11,7 @@ from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.identity import owner_id
 from pve_zfsbackup.model import decode_props
-from tests.fakes.runner import HERE
+from tests.fakes.runner import HERE, Fault
 from tests.fakes.world import CONFIG, CT, DB, REPLICAS, ROOT, TARGET, WEB, World, assert_replicated
 
 OWNER = "pve-zfsbackup:owner"
@@ -250,6 +250,17 @@ def test_a_pool_imported_read_only_is_told(world: World) -> None:
     world.target.sealed.clear()
     assert world.run().exit_code is ExitCode.OK
     assert_replicated(world)
+
+
+def test_a_read_only_pool_here_is_no_other_guests_trouble(world: World) -> None:
+    """The bookmark before a stream is refused: what shares its session goes on."""
+    world.run()
+    world.write(1 << 20)
+    refused = (1, "cannot create bookmark: dataset is read-only")
+    world.runner.faults.append(Fault(words=("bookmark",), host=HERE, answer=refused))
+    report = world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    assert [result.vmid for result in world.results(report, Outcome.FAILED)] == [WEB]
+    assert_replicated(world, [DB, CT])
 
 
 def test_a_feature_the_target_lacks_is_told_for_the_disks_that_need_it(world: World) -> None:
