@@ -109,8 +109,9 @@ def _on_record(
     with recording(home, about.stage) as record:
         try:
             done, result = work()
-        except Exception as error:
-            bad = failed(about.stage, error)
+        except (Exception, KeyboardInterrupt) as error:  # a signal, or a terminal that is gone, is one of the latter
+            cause = error if isinstance(error, Exception) else BackupError("cut off", hint="the same command goes on")
+            bad = failed(about.stage, cause)
             add(replace(about, outcome=bad.outcome, message=bad.message, hint=bad.hint, details=bad.details))
             raise
         notes = add(result)

@@ -204,3 +204,18 @@ def test_a_rollback_that_leaves_the_guest_locked_is_told_until_it_is_done(told: 
         told.runner.faults.remove(fault)
         rollback_on_record(session, prepare_rollback(session, Vmid(WEB), point))
     assert known(told) == {}
+
+
+def test_a_rollback_that_a_lost_terminal_cuts_off_is_told(told: World) -> None:
+    """SIGHUP and SIGTERM come as KeyboardInterrupt (cli)."""
+    point = told.complete(HERE, WEB)[-1]
+    told.guest(WEB).running = False
+    fault = Fault(words=("promote",), error=KeyboardInterrupt())
+    told.runner.faults.append(fault)
+    with told.session() as session, rolling_alone(session):
+        with pytest.raises(KeyboardInterrupt):
+            rollback_on_record(session, prepare_rollback(session, Vmid(WEB), point))
+        told.runner.faults.remove(fault)
+    assert known(told).keys() == {"rollback:100:"}
+    run = past_runs(map(json.loads, (told.place / "log/journal.jsonl").read_text().splitlines()))[-1]
+    assert [(one.guest, one.outcome) for one in run.troubles] == [("100 web", "failed")]
