@@ -112,7 +112,12 @@ def remove(yard: Yard, vmid: Vmid) -> None:
         yard.runner.run(("qm", "stop", str(vmid)), timeout=STOP_SECONDS, check=False)
     if (state := _state(yard, vmid)) != "stopped":
         raise PveError(f"guest {vmid}, made by a drill, does not stop: {state or 'no state'}", hint="stop it")
-    remove_config(vmid, GuestKind.VM, root=yard.root, locks=yard.locks, ours=lambda text: is_marked(text, vmid))
+
+    def idle(text: str) -> bool:
+        """Looked at again while nobody else may start it: a `qm start` that outlived its drill ends before the lock."""
+        return is_marked(text, vmid) and _state(yard, vmid) == "stopped"
+
+    remove_config(vmid, GuestKind.VM, root=yard.root, locks=yard.locks, ours=idle)
 
 
 def marked_guests(yard: Yard) -> tuple[Vmid, ...]:

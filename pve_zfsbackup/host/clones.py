@@ -223,7 +223,8 @@ def listed(bench: Bench, parent: Dataset) -> list[tuple[str, Guid, bool]]:
         if "does not exist" in done.stderr:
             return []
         raise ZfsError(f"{parent}: cannot be listed: {done.stderr.strip()}")
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    # A mark with a tab or a line break in it is not ours, and the rest of its line is no dataset.
+    rows = [row for line in done.stdout.split("\n") if len(row := line.split("\t", 3)) == 4]
     return [
         (name, Guid(guid), origin not in ("", "-") and name == f"{parent}/{mark}")
         for name, guid, origin, mark in rows

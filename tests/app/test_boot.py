@@ -19,6 +19,7 @@ from pve_zfsbackup.app.status import status
 from pve_zfsbackup.errors import CommandTimeoutError, ConfigError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.boot import Yard
+from pve_zfsbackup.host.clones import MARK
 from pve_zfsbackup.model import parse_selector
 from pve_zfsbackup.model.health import Level as Health
 from pve_zfsbackup.model.proof import VERIFIED, Drilled, Level, Reading
@@ -313,6 +314,29 @@ def test_proxmoxs_file_system_that_goes_away_meanwhile_breaks_nothing_off(
         found = history(session, Scope())
     assert found.strays == ()
     assert any("whether a drill left a guest cannot be told" in note for note in found.notes)
+
+
+def test_one_that_comes_up_while_it_is_removed_keeps_its_configuration(
+    stray: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `qm start` that outlived its drill: without a configuration nobody would find the guest again."""
+    states = iter(("stopped", "stopped", "running"))
+    monkeypatch.setattr("pve_zfsbackup.host.boot._state", lambda *_: next(states))
+    (failure,) = stray.results(stray.run(), Outcome.FAILED)
+    assert "it stays" in failure.message
+    assert "999000.conf" in configs(stray)
+    monkeypatch.undo()
+    assert told_of(stray) != []
+    stray.run()
+    assert told_of(stray) == []
+
+
+def test_a_strange_mark_on_a_dataset_of_others_is_told_and_breaks_nothing_off(stray: World) -> None:
+    name = "rpool/pve-zfsbackup-boot/mine"
+    stray.source.add(name).props[MARK] = "a\tb\nc\td"
+    (failure,) = stray.results(stray.run(), Outcome.FAILED)
+    assert f"{name}: left, and not ours" in failure.message
+    assert name in stray.source.datasets
 
 
 def test_guests_of_others_are_no_strays(stray: World) -> None:
