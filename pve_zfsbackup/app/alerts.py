@@ -19,6 +19,7 @@ from pve_zfsbackup.host import notify
 from pve_zfsbackup.host.memory import recall, remember
 from pve_zfsbackup.host.runner import Runner
 from pve_zfsbackup.model.alerts import HeldBack, Known, Problem
+from pve_zfsbackup.model.runs import DRILL, SWEEP
 from pve_zfsbackup.plan.alerting import tidings
 
 FILE: Final = "alerts.json"
@@ -80,8 +81,9 @@ def _is_well(problem: Problem, results: Sequence[Result], *, run: bool) -> bool:
         return run and bool(results)
     if problem.key == problem.stage:  # it broke off
         return any(result.stage == problem.stage and result.outcome is not Outcome.FAILED for result in results)
+    stages = (SWEEP, DRILL) if problem.stage == SWEEP else (problem.stage,)  # a drill begins with a sweep
     return any(
-        result.stage == problem.stage
+        result.stage in stages
         and result.outcome is not Outcome.FAILED
         and result.host in (problem.host, "")
         and (not problem.guest or _guest(result) == problem.guest)

@@ -43,7 +43,7 @@ from pve_zfsbackup.model.proof import (
     Reading,
     encode_proof,
 )
-from pve_zfsbackup.model.runs import DRILL
+from pve_zfsbackup.model.runs import DRILL, SWEEP
 from pve_zfsbackup.plan.drill import Turn, closed, judged, turns
 from pve_zfsbackup.plan.points import guest_points
 
@@ -159,11 +159,11 @@ def drill(
 
 def _swept(place: Bench, own: Boots, config: Config, pools: Sequence[str]) -> Iterator[Result]:
     for told in sweep_boots(own, pools):
-        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a boot drill was killed: {told}")
+        yield Result(stage=SWEEP, outcome=Outcome.WARNING, message=f"a boot drill was killed: {told}")
     for told in sweep(place, pools):
-        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a drill was killed: {told}")
+        yield Result(stage=SWEEP, outcome=Outcome.WARNING, message=f"a drill was killed: {told}")
     for told in sweep_files(place, config, pools):
-        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=f"a `restore --files` was killed: {told}")
+        yield Result(stage=SWEEP, outcome=Outcome.WARNING, message=f"a `restore --files` was killed: {told}")
 
 
 def sweep_strays(session: Session) -> Iterator[Result]:
@@ -177,10 +177,10 @@ def sweep_strays(session: Session) -> Iterator[Result]:
     except LockedError:
         return
     except BackupError as error:
-        yield failed(STAGE, error)
+        yield failed(SWEEP, error)
     except OSError as error:  # Proxmox's file system: no reason to break off a run that did its work
         told = f"a guest that a killed drill left cannot be taken away: {error.strerror}"
-        yield failed(STAGE, BackupError(told, hint="is /etc/pve mounted? The next run tries again"))
+        yield failed(SWEEP, BackupError(told, hint="is /etc/pve mounted? The next run tries again"))
 
 
 def _yard(session: Session) -> Yard:

@@ -11,6 +11,7 @@ CHAIN: Final = "verify-points"
 READ_BACK: Final = "verify-archive"
 RESTORE: Final = "restore"
 ROLLBACK: Final = "rollback"
+SWEEP: Final = "sweep"  # of what killed work left: no proof of anything, and nothing that has to come again
 WISHES: Final = (RESTORE, ROLLBACK)  # somebody's, each for once
 PROOFS: Final = (DRILL, CHAIN, READ_BACK, *WISHES)  # stages that say something of what is kept, guest by guest
 

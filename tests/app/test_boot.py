@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 
 import pytest
 
+from pve_zfsbackup.app.alerts import alerted_run, tell_results
 from pve_zfsbackup.app.drill import Ground, Rules, as_result, drill, drilling_alone, on_node
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health
 from pve_zfsbackup.app.history import history
 from pve_zfsbackup.app.leavings import STRAY
+from pve_zfsbackup.app.measure import measure
+from pve_zfsbackup.app.proving import prove
 from pve_zfsbackup.app.status import status
-from pve_zfsbackup.errors import CommandTimeoutError, ConfigError
+from pve_zfsbackup.errors import BackupError, CommandTimeoutError, ConfigError
 from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host import notify
 from pve_zfsbackup.host.boot import Yard
 from pve_zfsbackup.host.clones import MARK
 from pve_zfsbackup.model import parse_selector
 from pve_zfsbackup.model.health import Level as Health
 from pve_zfsbackup.model.proof import VERIFIED, Drilled, Level, Reading
+from pve_zfsbackup.model.runs import DRILL, SWEEP
 from pve_zfsbackup.report.health import health_json
 from pve_zfsbackup.report.leavings import leaving_lines
 from pve_zfsbackup.report.verify import drill_json, drilled_table
 from tests.fakes.disks import Disks
 from tests.fakes.node import GuestState
 from tests.fakes.runner import HERE, Fault, Killed
-from tests.fakes.world import CT, WEB, World
+from tests.fakes.world import CONFIG, CT, WEB, World
 
 ID = 999_000
 RULES = Rules(every=1.0, budget=3600.0, reading=Reading.NONE, named=True, boot=True)
@@ -267,13 +272,52 @@ def test_every_run_takes_it_away_after_its_own_work(stray: World, disks: Disks) 
     report = stray.run()
     assert report.exit_code == 0, stray.results(report, Outcome.FAILED)
     assert next((one.stage, one.message) for one in stray.results(report, Outcome.WARNING)) == (
-        "verify-drill", f"a boot drill was killed: removed guest {ID}",
+        "sweep", f"a boot drill was killed: removed guest {ID}",
     )  # fmt: skip
     assert len(stray.complete(HERE, WEB)) == points + 1
     assert not stray.node.guests[ID].running
     nothing_is_left(stray, disks)
     assert told_of(stray) == []
     assert stray.results(stray.run(), Outcome.WARNING) == []
+
+
+def test_the_sweep_of_a_run_is_no_drill_that_went_well(stray: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    mails: list[str] = []
+    monkeypatch.setattr(notify, "mail", lambda runner, to, subject, text: mails.append(subject))
+    stray.configure(CONFIG + "alerts: {{mail: [root]}}\n")
+    bad = Result(stage=DRILL, outcome=Outcome.FAILED, vmid=WEB, guest="web", message="its file system is damaged")
+
+    def broken() -> Iterator[Result]:
+        yield bad
+        raise BackupError("the pool went away")
+
+    with stray.session() as session:
+        with pytest.raises(BackupError):
+            prove(session, DRILL, broken(), lambda end: end)
+        stray.clock.now += 3600
+        report, _ = alerted_run(session, Scope())
+        told = measure(session)
+    assert told.last[DRILL].failed(DRILL)
+    assert DRILL not in told.good
+    assert SWEEP not in {*told.last, *told.good}, "it does not come again"
+    assert not [subject for subject in mails if "recovered" in subject]
+    assert "sweep" in {result.stage for result in report.results}
+
+
+def test_a_sweep_that_failed_is_over_with_the_next_sweep_or_drill(
+    stray: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mails: list[str] = []
+    monkeypatch.setattr(notify, "mail", lambda runner, to, subject, text: mails.append(subject))
+    stray.configure(CONFIG + "alerts: {{mail: [root]}}\n")
+    for ending in (SWEEP, DRILL):
+        stray.node.guests[ID].stubborn = True
+        with stray.session() as session:
+            stray.clock.now += 3600
+            alerted_run(session, Scope())
+            assert "recovered" not in mails[-1]
+            tell_results(session, [Result(stage=ending, outcome=Outcome.OK)])
+        assert "1 recovered" in mails[-1]
 
 
 def test_while_a_drill_is_at_work_its_guest_is_its_own(stray: World) -> None:
@@ -288,7 +332,7 @@ def test_one_that_does_not_go_fails_the_run_but_no_other_guest(stray: World) -> 
     stray.node.guests[ID].stubborn = True
     report = stray.run()
     (failure,) = stray.results(report, Outcome.FAILED)
-    assert (failure.stage, failure.vmid) == ("verify-drill", None)
+    assert (failure.stage, failure.vmid) == ("sweep", None)
     assert "does not stop" in failure.message
     assert len(stray.results(report, Outcome.OK)) >= 6
     assert told_of(stray) != []
@@ -308,7 +352,7 @@ def test_proxmoxs_file_system_that_goes_away_meanwhile_breaks_nothing_off(
     monkeypatch.setattr("pve_zfsbackup.host.boot.marked_guests", gone)
     report = stray.run()
     (failure,) = stray.results(report, Outcome.FAILED)
-    assert failure.stage == "verify-drill"
+    assert failure.stage == "sweep"
     assert "Transport endpoint is not connected" in failure.message
     with stray.session() as session:
         found = history(session, Scope())

@@ -297,7 +297,7 @@ def test_a_killed_boot_is_told_and_goes_with_the_next_run(product: Product, poin
     assert found["strays"] == [FIRST]
     assert any(f"guest {FIRST}" == one["about"] and "was killed" in one["text"] for one in found["findings"])
     report = product.json("run", "104", "--stage", "prune")
-    told = [one["message"] for one in report["results"] if one["stage"] == "verify-drill"]
+    told = [one["message"] for one in report["results"] if one["stage"] == "sweep"]
     assert f"a boot drill was killed: removed guest {FIRST}" in told
     nothing_is_left(product.pve1)
     assert product.json("check", check=False)["strays"] == []
