@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from pve_zfsbackup.app.archive_damage import damage_of, read_damage, told_again
 from pve_zfsbackup.app.archive_read import Reader, require_inner
 from pve_zfsbackup.app.archive_received import Receiver
 from pve_zfsbackup.app.archive_upload import Stamina
-from pve_zfsbackup.app.box import LEVELS, Proof, Vault
+from pve_zfsbackup.app.box import LEVELS, Damage, Proof, Vault
 from pve_zfsbackup.app.catalog import Catalog, Content, Shelf, read_catalog
 from pve_zfsbackup.archive.outer import Stored
 from pve_zfsbackup.errors import BackupError, ConfigError, SealError, VerificationError
@@ -100,21 +101,32 @@ def look_at(vault: Vault, look: Look, *, note: Callable[[str], None]) -> Verific
     points = []
     good: dict[str, Proof] = {}
     bad: set[str] = set()
+    damaged, found = vault.damaged(), dict[str, Damage]()
     with vault.scratch() as spool:
         reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
         for shelf in catalog.shelves:
             wanted = [content for content in shelf.contents if look.at(content)]
-            for checked, content in _each(reader, shelf, wanted, look, turn):
+            for seen, content in _each(reader, shelf, wanted, look, turn):
                 note(content.path)
+                name, now = content.signed.outer.point, time.time()
+                lasting: tuple[str, ...] = ()
+                if problem := read_damage(content, seen.problems):
+                    found[name] = damage_of(level.value, now, problem)
+                elif name in damaged and not damaged[name].passed_by(level.value):
+                    lasting = (told_again(damaged[name]),)
+                checked = replace(seen, problems=(*seen.problems, *lasting))
                 points.append(checked)
                 if checked.problems:
-                    bad.add(content.signed.outer.point)
+                    bad.add(name)
                 elif level in LEVELS:
-                    good[content.signed.outer.point] = Proof(level=level.value, at=time.time())
+                    good[name] = Proof(level=level.value, at=now)
     there = {content.signed.outer.point for shelf in catalog.shelves for content in shelf.contents}
     bad |= vault.proven().keys() - there
     if good or bad:
         vault.note_proven(good, bad)
+    over = damaged.keys() & good.keys() | damaged.keys() - there
+    if found or over:
+        vault.note_damage(found, over)
     if level is Level.SAMPLED:
         write_json(vault.state / CYCLE, {"turn": turn, "parts": parts})
     series = [f"series {shelf.series.id}: {told}" for shelf in catalog.shelves for told in shelf.series.problems]
@@ -141,7 +153,14 @@ def as_results(box: str, found: Verification) -> Iterator[Result]:
         told = f"{_points(len(points))} {'are' if len(points) > 1 else 'is'}"
         if bad:
             wrong[0] = f"{bad} of {told} damaged: {wrong[0]}"
-        yield replace(_result(box, wrong, f"{told} whole"), vmid=vmid, point=points[-1].point)
+        newest = points[-1]
+        yield replace(_result(box, wrong, f"{told} {_seen(newest.level, found.part)}"), vmid=vmid, point=newest.point)
+
+
+def _seen(level: Level, part: str) -> str:
+    """Nothing is told to be whole that was not read."""
+    seen = {Level.LISTED: "listed, not read", Level.SAMPLED: f"listed, part {part} read"}
+    return seen.get(level, "whole")
 
 
 def _points(count: int) -> str:
@@ -149,7 +168,7 @@ def _points(count: int) -> str:
 
 
 def _result(box: str, problems: Sequence[str], good: str) -> Result:
-    hint = f"`pve-zfsbackup verify archive {box}` names everything; nothing is built upon what is damaged"
+    hint = f"`verify archive {box}` names everything; nothing is built upon it; told until a look as deep passes"
     return Result(
         stage=STAGE,
         outcome=Outcome.FAILED if problems else Outcome.OK,

@@ -28,6 +28,7 @@ from pve_zfsbackup.model import rate_at
 
 HEADS = "heads.json"
 PROVEN = "proven.json"
+DAMAGED = "damaged.json"
 LEVELS = ("hashed", "opened", "received")  # how deep a whole point was read back
 
 
@@ -50,6 +51,25 @@ class Proof:
             case int(at) | float(at):
                 return cls(level=LEVELS[0], at=float(at))
         raise BackupError(f"{PROVEN}: damaged", hint="remove it: the next `verify archive` makes it anew")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """What reading a point found, and when (seconds since 1970): only a look as deep as `level` takes it back."""
+
+    level: str  # one of LEVELS
+    at: float
+    problem: str
+
+    def passed_by(self, level: str) -> bool:
+        return level in LEVELS and LEVELS.index(level) >= LEVELS.index(self.level)
+
+    @classmethod
+    def read(cls, members: object) -> Damage:
+        match members:
+            case [str(level), int(at) | float(at), str(problem)] if level in LEVELS:
+                return cls(level=level, at=float(at), problem=problem)
+        raise BackupError(f"{DAMAGED}: damaged", hint="remove it, and let `verify archive --level hashed` look again")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +121,22 @@ class Vault:
         """Points that were read back whole, by their name in the box: to which level, and when."""
         found = read_json(self.state / PROVEN) or {}
         return {str(key): Proof.read(value) for key, value in found.items()}
+
+    def damaged(self) -> dict[str, Damage]:
+        """Points in which reading found damage that no listing shows, by their name in the box."""
+        found = read_json(self.state / DAMAGED) or {}
+        return {str(key): Damage.read(value) for key, value in found.items()}
+
+    def note_damage(self, found: Mapping[str, Damage], over: Collection[str]) -> None:
+        """What reading found, and the points that passed or are gone. A level is not lowered by a shallower look."""
+        with changing(self.state / DAMAGED):
+            known = self.damaged()
+            for key, damage in found.items():
+                before = known.get(key, damage)
+                level = max(before.level, damage.level, key=LEVELS.index)
+                known[key] = Damage(level=level, at=before.at, problem=damage.problem)
+            left = {key: damage for key, damage in sorted(known.items()) if key not in over}
+            write_json(self.state / DAMAGED, {key: [one.level, one.at, one.problem] for key, one in left.items()})
 
     def note_proven(self, good: Mapping[str, Proof], bad: Collection[str] = ()) -> None:
         """What was read back. A level is not lowered by a shallower look; what was found `bad` is proven no more."""

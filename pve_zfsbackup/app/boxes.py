@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pve_zfsbackup.app.archive_damage import with_damage
 from pve_zfsbackup.app.archive_write import unfinished
 from pve_zfsbackup.app.box import Proof, Vault, open_box, require_keys
 from pve_zfsbackup.app.catalog import Catalog, read_catalog
@@ -41,9 +42,11 @@ class BoxContent:
 
 
 def own_catalog(vault: Vault) -> Catalog:
-    """What this node wrote there, opened by its catalog key. Raises `ConfigError` where a key is missing."""
+    """What this node wrote there, opened by its catalog key, and damage that is known of it: nothing is built upon
+    that. Raises `ConfigError` where a key is missing."""
     require_keys(vault)
-    return read_catalog(vault, identity=vault.box.catalog_key_file, own=True, unfinished=unfinished(vault))
+    found = read_catalog(vault, identity=vault.box.catalog_key_file, own=True, unfinished=unfinished(vault))
+    return with_damage(found, vault.damaged())
 
 
 def box_contents(session: Session, names: Sequence[str]) -> tuple[dict[str, BoxContent], dict[str, BackupError]]:

@@ -81,6 +81,8 @@ def _told(view: Overview, proof: PastProof) -> Child:
         return tag("span", when, " ", pill("critical", f"{what} failed"), f" {proof.message}")
     took = f", {_seconds(proof)}" if proof.stage in _TIMED else ""
     said = proof.level or proof.message
+    if proof.stage == READ_BACK and said in ("listed", "sampled"):
+        what = "looked at"  # not all of it was read
     return tag("span", when, f" {what}{f': {said}' if said else ''}{took}")
 
 

@@ -17,6 +17,7 @@ from pve_zfsbackup.app.proofs import proofs_between
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.cli import cli
 from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.memory import recall
 from pve_zfsbackup.plan.past import past_runs
 from pve_zfsbackup.report.page import report_page
@@ -82,6 +83,10 @@ def test_each_guest_and_the_box_have_their_line(boxed: Boxed, capsys: pytest.Cap
         page = report_page(overview(session, Scope()))
     verification = page[page.index('id="verification"') : page.index('id="runs"')]
     assert verification.count("read back: hashed") == 3
+    assert verified(boxed) == 0
+    with boxed.session() as session:
+        page = report_page(overview(session, Scope()))
+    assert page.count("looked at: listed") == 3
 
 
 def test_what_is_wrong_in_the_box_is_told_until_it_is_mended(boxed: Boxed) -> None:
@@ -101,6 +106,76 @@ def test_what_is_wrong_in_the_box_is_told_until_it_is_mended(boxed: Boxed) -> No
     segment.write_bytes(data)
     assert verified(boxed, "--level", "hashed") == 0
     assert known(boxed) == {}
+
+
+def damage(segment: Path) -> bytes:
+    data = segment.read_bytes()
+    segment.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    return data
+
+
+def test_damage_is_told_until_a_look_as_deep_passes(boxed: Boxed) -> None:
+    key = f"{STAGE}:{WEB}:box1"
+    segment = a_segment(boxed, WEB)
+    data = damage(segment)
+    assert verified(boxed, "--level", "hashed") == 2
+    for shallower in ("listed", "sampled"):
+        assert verified(boxed, "--level", shallower) == 2, shallower
+        assert known(boxed).keys() == {key}
+    problem = known(boxed)[key]["problem"]
+    assert f"{segment.name}: what lies there is not what was stored" in problem["message"]
+    assert "by --level hashed, which has not passed since" in problem["message"]
+    segment.write_bytes(data)
+    assert verified(boxed) == 2, "a listing does not take it back"
+    assert verified(boxed, "--level", "hashed") == 0
+    assert verified(boxed) == 0
+    assert known(boxed) == {}
+
+
+def test_damage_that_a_sample_finds_outlives_the_next_sample(boxed: Boxed) -> None:
+    data = damage(a_segment(boxed, WEB))
+    codes = [verified(boxed, "--level", "sampled", "--parts", "3") for _ in range(4)]
+    assert codes == sorted(codes), "once found, always told"
+    assert codes[-1] == 2
+    a_segment(boxed, WEB).write_bytes(data)
+    assert verified(boxed, "--level", "hashed") == 0
+    assert verified(boxed, "--level", "sampled") == 0
+    assert lines(boxed)[-2]["message"] == "1 point is listed, part 1 of 20 read"
+    assert verified(boxed) == 0
+    assert lines(boxed)[-2]["message"] == "1 point is listed, not read"
+
+
+def test_nothing_is_built_upon_what_reading_found_damaged(boxed: Boxed) -> None:
+    before = boxed.choose(WEB).content.signed.outer
+    segment = a_segment(boxed, WEB)
+    data = damage(segment)
+    assert verified(boxed, "--level", "hashed") == 2
+    boxed.world.write()
+    report = boxed.run()
+    told = [one.message for one in report.results if one.stage == "archive" and one.outcome is Outcome.FAILED]
+    assert any(segment.name in message for message in told)
+    after = boxed.choose(WEB).content.signed.outer
+    assert (after.generation != before.generation, len(boxed.choose(WEB).chain)) == (True, 1)
+    assert len(boxed.choose(DB).chain) == 2
+    segment.write_bytes(data)
+    assert verified(boxed, "--level", "hashed") == 0
+    assert [one for one in boxed.run().results if one.outcome is Outcome.FAILED] == []
+
+
+def test_what_is_gone_is_damaged_no_more(boxed: Boxed) -> None:
+    damage(a_segment(boxed, WEB))
+    assert verified(boxed, "--level", "hashed") == 2
+    (name,) = boxed.vault.damaged()
+    boxed.vault.note_damage({"gone": boxed.vault.damaged()[name]}, ())
+    verified(boxed)
+    assert boxed.vault.damaged().keys() == {name}
+
+
+def test_a_wrong_identity_is_no_damage(boxed: Boxed) -> None:
+    key = boxed.vault.box.catalog_key_file  # opens the manifests, and no segment
+    assert verified(boxed, "--level", "opened", "--identity", str(key)) == 2
+    assert boxed.vault.damaged() == {}
+    assert verified(boxed) == 0
 
 
 def test_a_box_that_is_away_is_told_as_this_boxs_trouble(boxed: Boxed) -> None:
