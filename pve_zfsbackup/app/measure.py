@@ -15,7 +15,7 @@ from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.model.alerts import HeldBack
 from pve_zfsbackup.model.health import SKEW, Health
-from pve_zfsbackup.model.runs import SWEEP, WISHES, PastRun
+from pve_zfsbackup.model.runs import READ_BACK, SWEEP, WISHES, PastRun
 from pve_zfsbackup.plan.past import last_of_each_stage, past_runs
 
 RUNS_SECONDS: Final = 8 * 86_400  # a prune that runs once a week is still seen
@@ -72,8 +72,8 @@ def measure(session: Session) -> Measured:
 
 def _repeated(last: Mapping[str, PastRun]) -> dict[str, PastRun]:
     """What has to come again. A restore is somebody's wish, and swept is only where something lies: one that failed is
-    no state that lasts."""
-    return {stage: run for stage, run in last.items() if stage not in (*WISHES, SWEEP)}
+    no state that lasts. A look into one box says nothing of the others; damage it found is among the findings."""
+    return {stage: run for stage, run in last.items() if stage not in (*WISHES, SWEEP, READ_BACK)}
 
 
 def nothing_measured(error: BackupError, now: float) -> Measured:

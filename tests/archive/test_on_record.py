@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.measure import measure
 from pve_zfsbackup.app.overview import overview
 from pve_zfsbackup.app.proofs import proofs_between
 from pve_zfsbackup.app.session import Session
@@ -19,6 +20,7 @@ from pve_zfsbackup.cli import cli
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.memory import recall
+from pve_zfsbackup.model.health import Level
 from pve_zfsbackup.plan.past import past_runs
 from pve_zfsbackup.report.page import report_page
 from tests.archive.worldly import Boxed
@@ -169,6 +171,20 @@ def test_what_is_gone_is_damaged_no_more(boxed: Boxed) -> None:
     boxed.vault.note_damage({"gone": boxed.vault.damaged()[name]}, ())
     verified(boxed)
     assert boxed.vault.damaged().keys() == {name}
+
+
+def test_damage_stays_in_the_metrics_though_another_look_is_good(boxed: Boxed) -> None:
+    damage(a_segment(boxed, WEB))
+    assert verified(boxed, "--level", "hashed") == 2
+    assert verified(boxed, "--level", "hashed", "--guest", str(DB)) == 0  # as a look into another box would be
+    boxed.world.clock.now = int(time.time())  # the journal has the time of this machine
+    with boxed.session() as session:
+        told = measure(session)
+    assert STAGE not in {*told.last, *told.good}, "one stage for all boxes says nothing of any"
+    assert told.health
+    assert [one.level for one in told.health.findings if one.about == "box box1" and "has not passed" in one.text] == [
+        Level.CRITICAL
+    ]
 
 
 def test_a_wrong_identity_is_no_damage(boxed: Boxed) -> None:
