@@ -67,7 +67,7 @@ PHASES = {
         tests("report", "-v", "tests/browser", limit=600.0),
         Phase("deb", (("tools/build-deb",),), 900.0),
         tests("package", "-v", "-m", "not long", *RELEASES, "tests/package", limit=2400.0),
-        tests("lab", "-v", "-m", "not long", "tests/lab", limit=3600.0),
+        tests("lab", "-v", "-m", "not long", "tests/lab", limit=4000.0),
         tests("long", "-v", "tests/package", "tests/lab", limit=14400.0),
     )
 }
