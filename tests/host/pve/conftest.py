@@ -86,7 +86,11 @@ def _certificate(
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    place = tmp_path_factory.mktemp("tls")
+    return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+def make_certificates(place: Path) -> Certificates:
+    """An authority as Proxmox makes one, a node's certificate of it, and wrong ones of both."""
     authority, stranger, node = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
     pem = serialization.Encoding.PEM
     leaf = _certificate("pve1", "Proxmox Virtual Environment", node, authority, ca=False)
