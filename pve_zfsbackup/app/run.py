@@ -13,15 +13,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import assert_never
 
-from pve_zfsbackup.app.archive import archive
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, show_rooms
 from pve_zfsbackup.app.hooks import Hooks
 from pve_zfsbackup.app.leavings import strays
 from pve_zfsbackup.app.outcome import as_fields, failed
-from pve_zfsbackup.app.prune import plan_all, prune
-from pve_zfsbackup.app.replicate import replicate
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.app.snapshot import snapshot
 from pve_zfsbackup.config import Config
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, LockedError
 from pve_zfsbackup.events import Event, Outcome, Result, Seen
@@ -256,14 +252,23 @@ def _unthawed(vmid: Vmid) -> Result:
 
 
 def _stage(stage: Stage, session: Session, found: Inventory, items: Sequence[Assignment]) -> Results:
+    """Each stage is loaded when its turn comes: most runs have one or two, and loading takes longer than listing."""
     match stage:
         case Stage.SNAPSHOT:
+            from pve_zfsbackup.app.snapshot import snapshot  # noqa: PLC0415 - see above
+
             return snapshot(session, found, items)
         case Stage.REPLICATE:
+            from pve_zfsbackup.app.replicate import replicate  # noqa: PLC0415 - see above
+
             return replicate(session, found, items)
         case Stage.ARCHIVE:
+            from pve_zfsbackup.app.archive import archive  # noqa: PLC0415 - see above
+
             return archive(session, found, items)
         case Stage.PRUNE:
+            from pve_zfsbackup.app.prune import plan_all, prune  # noqa: PLC0415 - see above
+
             return prune(session, plan_all(session, found, items))
         case unknown:
             assert_never(unknown)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -11,7 +10,7 @@ from pve_zfsbackup import __version__
 from pve_zfsbackup.app.setup_account import Action
 from pve_zfsbackup.app.target_script import permissions
 from pve_zfsbackup.config import Target
-from pve_zfsbackup.host.health import pool_of
+from pve_zfsbackup.host.health import pool_of, version
 from pve_zfsbackup.host.zfs import PARENT
 from pve_zfsbackup.model import ONLINE
 from pve_zfsbackup.plan.standing import OWNER
@@ -24,8 +23,6 @@ _APPEND_SINCE: Final = (2, 3, 2)
 _SKEW: Final = 60
 _MAINTAINED_HOURS: Final = 25
 _FULL: Final = 10  # percent left
-
-Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +76,6 @@ def judge(target: Target, owner: str, heard: Heard) -> tuple[Action, ...]:
 def wanted_receive(lines: Sequence[str]) -> str:
     """The narrowest permission to receive that this OpenZFS has (reliability §0.2)."""
     return "receive:append" if version(lines) >= _APPEND_SINCE else "receive"
-
-
-def version(lines: Iterable[str]) -> Version:
-    """The older of tools and kernel module; (0, 0, 0) when not understood."""
-    found = [re.match(r"zfs-(?:kmod-)?(\d+)\.(\d+)\.(\d+)", line) for line in lines]
-    return min(((int(m[1]), int(m[2]), int(m[3])) for m in found if m), default=(0, 0, 0))
 
 
 def granted(lines: Iterable[str], account: str, root: str) -> tuple[frozenset[str], frozenset[str]]:

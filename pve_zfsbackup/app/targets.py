@@ -8,10 +8,9 @@ from typing import Final
 
 from pve_zfsbackup.app.gather import Inventory
 from pve_zfsbackup.app.session import HOLD_TAG, Session
-from pve_zfsbackup.app.target_judgement import version
 from pve_zfsbackup.errors import ZfsError
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.host.health import pool_of, pool_properties
+from pve_zfsbackup.host.health import pool_of, pool_properties, version
 from pve_zfsbackup.host.identity import owner_id
 from pve_zfsbackup.model import SOURCE, Guest, Guid, Listing
 from pve_zfsbackup.plan.features import PoolProps

@@ -12,8 +12,6 @@ import click
 from pve_zfsbackup import terminal
 from pve_zfsbackup.app.alerts import alerted_run
 from pve_zfsbackup.app.gather import Scope, assign, inventory
-from pve_zfsbackup.app.preview import preview
-from pve_zfsbackup.app.prune import freed, plan_all
 from pve_zfsbackup.app.run import ALL_STAGES, Stage
 from pve_zfsbackup.app.run import run as run_stages
 from pve_zfsbackup.app.session import Session
@@ -23,7 +21,6 @@ from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.model import Selector
 from pve_zfsbackup.report.format import cost
 from pve_zfsbackup.report.runs import report_json, results_table, verdicts_json, verdicts_table
-from pve_zfsbackup.report.steps import preview_json, preview_table
 
 
 @cli.command()
@@ -57,6 +54,8 @@ def prune(
             (Stage.PRUNE,), guests=guests, jobs=jobs, dry_run=False, config_path=config_path, as_json=as_json,
             verbose=verbose,
         )  # fmt: skip
+    from pve_zfsbackup.app.prune import freed, plan_all  # noqa: PLC0415 - only for this, and takes time to load
+
     with session_of(config_path) as session:
         found = inventory(session)
         items, _ = assign(session, found, Scope(jobs=tuple(jobs), guests=tuple(guests)))
@@ -114,6 +113,9 @@ def do_stages(
 
 
 def _show_preview(session: Session, scope: Scope, stages: Sequence[Stage], *, as_json: bool) -> int:
+    from pve_zfsbackup.app.preview import preview  # noqa: PLC0415 - loads every stage
+    from pve_zfsbackup.report.steps import preview_json, preview_table  # noqa: PLC0415 - the same
+
     shown = preview(session, scope, stages)
     if as_json:
         terminal.print_json(preview_json(shown))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import ONLINE, SUSPENDED, Dataset
 
 KSTAT: Final = Path("/proc/spl/kstat/zfs")
+Version = tuple[int, int, int]
 
 
 def pool_of(dataset: str) -> str:
@@ -58,3 +60,9 @@ def pool_properties(host: Host, pool: str) -> dict[str, str]:
         raise classified(done)
     pairs = (line.partition("\t") for line in done.stdout.splitlines())
     return {name: value for name, _, value in pairs}
+
+
+def version(lines: Iterable[str]) -> Version:
+    """Of the lines of `zfs version`, the older of tools and kernel module; (0, 0, 0) when not understood."""
+    found = [re.match(r"zfs-(?:kmod-)?(\d+)\.(\d+)\.(\d+)", line) for line in lines]
+    return min(((int(m[1]), int(m[2]), int(m[3])) for m in found if m), default=(0, 0, 0))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import tzinfo
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pve_zfsbackup.app.prune import PruneWork
-from pve_zfsbackup.app.run import Report
 from pve_zfsbackup.events import Result
 from pve_zfsbackup.model import Verdict
 from pve_zfsbackup.report.format import FORMAT, Table, clean, moment, size
+
+if TYPE_CHECKING:  # the stage of prune takes time to load, and most commands do not need it
+    from pve_zfsbackup.app.prune import PruneWork
+    from pve_zfsbackup.app.run import Report
 
 
 def results_table(results: Iterable[Result]) -> Table:
