@@ -10,7 +10,6 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import assert_never
 
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, show_rooms
@@ -22,7 +21,7 @@ from pve_zfsbackup.config import Config
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, LockedError
 from pve_zfsbackup.events import Event, Outcome, Result, Seen
 from pve_zfsbackup.host.journal import Journal, log_line
-from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.host.lock import OneLock, run_lock
 from pve_zfsbackup.model import Vmid
 
 
@@ -87,7 +86,7 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
     stages = needed(session.config, stages)
     started = time.monotonic()
     name = f"{session.now():%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    with _Locks(session.config.runtime_dir) as locks:
+    with OneLock(session.config.runtime_dir) as locks:
         locks.take(_LOCKS[stages[0]])
         with _journal(session, name, stages) as journal:
             hooks = Hooks(session=session, run=name)
@@ -139,30 +138,7 @@ def needed(config: Config, stages: Sequence[Stage]) -> tuple[Stage, ...]:
     return left
 
 
-class _Locks:
-    """The lock of the stage under way: one at a time, let go at the end."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._stack = contextlib.ExitStack()
-        self.held = ""
-
-    def __enter__(self) -> _Locks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def take(self, work: str) -> None:
-        """Let go of the last one, and have this one. Raises `LockedError`."""
-        if work != self.held:
-            self._stack.close()
-            self.held = ""
-            self._stack.enter_context(run_lock(self._directory, work))
-            self.held = work
-
-
-def _sweep(session: Session, written: _Written, locks: _Locks) -> list[str]:
+def _sweep(session: Session, written: _Written, locks: OneLock) -> list[str]:
     """Thaw what an interrupted run left frozen; returns what was done."""
     with contextlib.ExitStack() as stack:
         if locks.held != SNAPSHOT_LOCK:

@@ -57,7 +57,8 @@ def read_guests(
     and when the API is gone altogether.
     """
     troubles: list[PveError] = []
-    with ThreadPoolExecutor(max(1, min(concurrency, api.parallel))) as threads:
+    most = max(1, min(concurrency, api.parallel))
+    with ThreadPoolExecutor(min(most, 4)) as threads:
         lists = [
             threads.submit(api.get, f"/nodes/{node}/qemu", full=1),  # full: tells a paused VM from a running one
             threads.submit(api.get, f"/nodes/{node}/lxc"),
@@ -65,10 +66,12 @@ def read_guests(
             threads.submit(api.get, "/access/permissions"),
         ]
         vms, containers, resources, permissions = (future.result() or [] for future in lists)
-        _check_permissions(api, dict(permissions), note)
-        pools = {int(entry["vmid"]): str(entry.get("pool") or "") for entry in resources if entry.get("vmid")}
-        entries = [(GuestKind.VM, entry) for entry in vms] + [(GuestKind.CT, entry) for entry in containers]
-        entries = [(kind, entry) for kind, entry in entries if only in (None, int(entry["vmid"]))]
+    _check_permissions(api, dict(permissions), note)
+    pools = {int(entry["vmid"]): str(entry.get("pool") or "") for entry in resources if entry.get("vmid")}
+    entries = [(GuestKind.VM, entry) for entry in vms] + [(GuestKind.CT, entry) for entry in containers]
+    entries = [(kind, entry) for kind, entry in entries if only in (None, int(entry["vmid"]))]
+    # The connections of the lists are used again; another one costs as much as some ten guests.
+    with ThreadPoolExecutor(min(most, max(4, len(entries) // 10))) as threads:
         items = [threads.submit(_pending, api, f"/nodes/{node}/{kind}/{int(entry['vmid'])}") for kind, entry in entries]
         guests = []
         for (kind, entry), item in zip(entries, items, strict=True):

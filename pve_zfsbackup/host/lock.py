@@ -84,3 +84,26 @@ def _locked(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+class OneLock:
+    """The lock of the stage under way: one at a time, let go at the end."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._stack = contextlib.ExitStack()
+        self.held = ""
+
+    def __enter__(self) -> OneLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def take(self, work: str) -> None:
+        """Let go of the last one, and have this one. Raises `LockedError`."""
+        if work != self.held:
+            self._stack.close()
+            self.held = ""
+            self._stack.enter_context(run_lock(self._directory, work))
+            self.held = work
