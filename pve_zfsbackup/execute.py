@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from typing import assert_never
@@ -18,6 +19,7 @@ from pve_zfsbackup.host import listing, zfs
 from pve_zfsbackup.host.pipeline import Chain, carry
 from pve_zfsbackup.host.quiesce import FreezeRules, Quiescer, Window
 from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import (
     PROPERTY,
     SOURCE,
@@ -42,6 +44,7 @@ from pve_zfsbackup.model import (
 
 COMPRESSED = 1.05  # ZFS saved so much already: zstd would find little
 ESTIMATE_BYTES = 256 << 20  # from here the exact size is worth a process of its own
+AT_ONCE = 8  # commands that only wait for the pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +57,11 @@ class Executor:
     def execute(self, steps: Sequence[Step]) -> int:
         """Do the steps; returns the bytes moved. Raises on the first that fails: those after it are not done."""
         moved = 0
-        for kind, run in groupby(steps, key=lambda step: Send if isinstance(step, Resume) else type(step)):
+        for kind, run in groupby(steps, key=_kind):
             if kind is Mark:
-                self._mark([step for step in run if isinstance(step, Mark)])
-            elif kind in (Hold, Release):
-                self._holds([step for step in run if isinstance(step, Hold | Release)])
+                self._settle([step for step in run if isinstance(step, Mark | Hold | Release)])
+            elif kind is DestroyBookmark:
+                self._forget([step for step in run if isinstance(step, DestroyBookmark)])
             elif kind is Destroy:
                 self._destroy([step for step in run if isinstance(step, Destroy)])
             elif kind is Send:
@@ -78,9 +81,7 @@ class Executor:
                 zfs.set_properties(self.hosts[step.host], [step.dataset], {f"{PROPERTY}owner": step.owner})
             case CreateBookmark():
                 zfs.create_bookmark(self.hosts[SOURCE], step.snapshot, step.name)
-            case DestroyBookmark():
-                zfs.destroy_bookmark(self.hosts[SOURCE], step.bookmark)
-            case Mark() | Hold() | Release() | Destroy() | Send() | Resume():
+            case Mark() | Hold() | Release() | Destroy() | DestroyBookmark() | Send() | Resume():
                 self.execute((step,))
             case SnapshotGuest():
                 raise VerificationError("a guest is snapshotted by `snapshot`, which freezes it")
@@ -168,8 +169,47 @@ class Executor:
         missing = {name: guids - found.get(name, frozenset()) for name, guids in expected.items()}
         return {name: guids for name, guids in missing.items() if guids}
 
-    def _mark(self, steps: Sequence[Mark]) -> None:
-        """Copy the point's properties from the source snapshots; one command per set of equal properties."""
+    def bookmark(self, steps: Sequence[CreateBookmark]) -> frozenset[str]:
+        """Make many at once. Returns the full names of those that were made; `execute` tells why others are not."""
+        return zfs.create_bookmarks(self.hosts[SOURCE], [(step.snapshot, step.name) for step in steps])
+
+    def _forget(self, steps: Sequence[DestroyBookmark]) -> None:
+        """Some at a time: each waits for a transaction group, and they can wait for the same one."""
+        host = self.hosts[SOURCE]
+        if len(steps) == 1:
+            zfs.destroy_bookmark(host, steps[0].bookmark)
+            return
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            for done in [threads.submit(zfs.destroy_bookmark, host, step.bookmark) for step in steps]:
+                done.result()
+
+    def _settle(self, steps: Sequence[Mark | Hold | Release]) -> None:
+        """All of a host in one session, in order. Where a hold is there already, the holds are looked at one by one."""
+        marks = self._marks([step for step in steps if isinstance(step, Mark)])
+        for name in dict.fromkeys(step.host for step in steps):
+            commands: list[tuple[str, ...]] = []
+            holds: list[Hold | Release] = []
+            for kind, run in groupby((step for step in steps if step.host == name), key=type):
+                if kind is Mark:
+                    commands += zfs.set_commands(marks[name])
+                    marks[name] = []
+                    continue
+                own = [step for step in run if isinstance(step, Hold | Release)]
+                holds += own
+                for tag in dict.fromkeys(step.tag for step in own):
+                    snapshots = [step.snapshot for step in own if step.tag == tag]
+                    commands += zfs.hold_commands("hold" if kind is Hold else "release", tag, snapshots)
+            failed = self.hosts[name].run_all(commands)
+            if failed and not zfs.is_settled(failed):
+                raise classified(failed)
+            if failed:
+                self._holds(holds)
+
+    def _marks(self, steps: Sequence[Mark]) -> dict[str, list[tuple[Sequence[str], Mapping[str, str]]]]:
+        """What to set, by host: the point's properties of the source snapshots, one group per set of equal ones."""
+        found: dict[str, list[tuple[Sequence[str], Mapping[str, str]]]] = defaultdict(list)
+        if not steps:
+            return found
         properties = listing.point_properties(self.hosts[SOURCE], [step.source for step in steps])
         groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = defaultdict(list)
         for step in steps:
@@ -180,17 +220,14 @@ class Executor:
             if step.disks:
                 own[f"{PROPERTY}disks"] = step.disks
             groups[step.host, tuple(sorted(own.items()))].append(f"{step.dataset}@{step.source.name}")
-        for host in sorted({host for host, _ in groups}):
-            own_groups = [(names, dict(pairs)) for (name, pairs), names in groups.items() if name == host]
-            zfs.set_many(self.hosts[host], own_groups)
+        for (host, pairs), names in groups.items():
+            found[host].append((names, dict(pairs)))
+        return found
 
     def _holds(self, steps: Sequence[Hold | Release]) -> None:
-        groups: dict[tuple[str, str], list[Hold | Release]] = defaultdict(list)
         for step in steps:
-            groups[step.host, step.tag].append(step)
-        for (host, tag), members in groups.items():
-            action = zfs.hold if isinstance(members[0], Hold) else zfs.release
-            action(self.hosts[host], tag, [step.snapshot for step in members])
+            action = zfs.hold if isinstance(step, Hold) else zfs.release
+            action(self.hosts[step.host], step.tag, [step.snapshot])
 
     def _destroy(self, steps: Sequence[Destroy]) -> None:
         groups: dict[tuple[str, Dataset], list[Destroy]] = defaultdict(list)
@@ -210,6 +247,13 @@ class Executor:
                 + "; ".join(f"{snapshot.full_name}: {error}" for snapshot, error in failed[:5]),
                 hint="they are tried again by the next prune",
             )
+
+
+def _kind(step: Step) -> type[Step]:
+    """Of steps that are done together."""
+    if isinstance(step, Mark | Hold | Release):
+        return Mark
+    return Send if isinstance(step, Resume) else type(step)
 
 
 class _Meter:

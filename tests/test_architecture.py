@@ -102,8 +102,8 @@ BROAD_ALLOWED = {  # "file.py:function" -> why nothing narrower will do and noth
     "app/replicate.py:_one": "the same, for one target",
     "app/works.py:_plan": "the same, for one disk",
     "app/lanes.py:_collect": "the same, for the disks of one session",
-    "app/lanes.py:finish": "the same, for the guests of one batch",
-    "app/lanes.py:_settle": "the same, for each guest of a batch",
+    "app/finishing.py:finish": "the same, for the guests of one batch",
+    "app/finishing.py:_settle": "the same, for each guest of a batch",
     "app/drill.py:_turn": "the same, for one guest's drill",
     "app/planting.py:_planted": "the same, for one guest's canary",
 }

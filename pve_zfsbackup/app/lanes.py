@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from pve_zfsbackup.app.gather import target_listing
+from pve_zfsbackup.app.finishing import finish
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.app.works import Work, is_transient
+from pve_zfsbackup.app.works import Work
 from pve_zfsbackup.errors import (
     BackupError,
-    DatasetNotFoundError,
     GivenUpError,
     PoolReadOnlyError,
     QueuedError,
     ResumeRefusedError,
-    VerificationError,
 )
 from pve_zfsbackup.events import Outcome
-from pve_zfsbackup.host.pipeline import Chain, Fate, sent_guids
+from pve_zfsbackup.host.pipeline import Chain, Fate
 from pve_zfsbackup.host.vigil import Vigil
-from pve_zfsbackup.model import (
-    AbortReceive,
-    CreateBookmark,
-    Dataset,
-    DestroyBookmark,
-    Guid,
-    Hold,
-    Mark,
-    Release,
-    Resume,
-    Send,
-    Step,
-    Vmid,
-)
+from pve_zfsbackup.model import AbortReceive, CreateBookmark, Dataset, Resume, Send, Step, Vmid
 from pve_zfsbackup.plan.lanes import Load, expected, pack
 from pve_zfsbackup.plan.replication import phases
-
-# One command for all guests of a batch where ZFS allows it. An old bookmark goes before a new one of its name.
-_FINISH = (Mark, Hold, Release, DestroyBookmark, CreateBookmark)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -132,10 +113,11 @@ class _Attempt:
 
     def _start(self, loads: Sequence[Load]) -> None:
         executor = self._session.executor
+        made = executor.bookmark([step for load in loads for step in load.steps if isinstance(step, CreateBookmark)])
         for session in pack(loads, self._lanes):
             chains = [
                 executor.chain(
-                    load.steps,
+                    [step for step in load.steps if not _is_made(step, made)],
                     load.size,
                     compress=load.compress,
                     unwanted=partial(self._vigil.gone, load.dataset),
@@ -190,6 +172,9 @@ class _Attempt:
             self._course.suspects.add(load.dataset)
         if chain.error is None:
             work.streams += len(chain.streams)
+            work.read.pop(chain.dataset, None)
+            if chain.read is not None:
+                work.read[chain.dataset] = chain.read
         elif isinstance(chain.error, ResumeRefusedError) and chain.dataset not in self._course.aborted:
             self._course.refused.add(chain.dataset)
             work.broken[load.dataset] = chain.error
@@ -201,6 +186,10 @@ class _Attempt:
         work = self._works[load.vmid]
         work.pending -= 1
         return work
+
+
+def _is_made(step: Step, bookmarks: frozenset[str]) -> bool:
+    return isinstance(step, CreateBookmark) and f"{step.snapshot.dataset}#{step.name}" in bookmarks
 
 
 def _abort(session: Session, course: Course, works: Sequence[Work]) -> None:
@@ -228,70 +217,3 @@ def _abort_one(session: Session, course: Course, disk: tuple[Work, Dataset], ste
         work.say(work.result(Outcome.WARNING, f"{dataset}: {error.message}", error.hint))
     except BackupError as error:
         work.blame(dataset, error)
-
-
-def finish(session: Session, target: str, works: Sequence[Work]) -> None:
-    """Read back what arrived for these guests, then make it points there: properties, holds, bookmarks.
-
-    All together; where that fails each for itself, so that one's trouble is its own.
-    """
-    try:
-        _verify(session, target, works)
-    except Exception as error:
-        for work in works:
-            work.error = error
-        return
-    _settle(session, target, works)
-
-
-def _settle(session: Session, target: str, works: Sequence[Work], marked: Set[str] = frozenset()) -> None:
-    """`marked` are snapshots there that are part of a point already: append-only targets let none be marked twice."""
-    small = {work.guest.vmid: _small(work, marked) for work in works}
-    steps = [step for own in small.values() for step in own]
-    try:
-        session.executor.execute(sorted(steps, key=lambda step: _FINISH.index(type(step))))
-        for work in works:
-            work.changed = work.changed or bool(small[work.guest.vmid])
-    except Exception as error:
-        if len(works) == 1 or is_transient(error):
-            for work in works:
-                work.error = None if work.gone and isinstance(error, DatasetNotFoundError) else error
-            return
-        marked = _marked(session, target)
-        for work in works:
-            _settle(session, target, [work], marked)
-
-
-def _small(work: Work, marked: Set[str]) -> list[Step]:
-    steps = [step for _, plan in work.alive for step in phases(plan)[2]]
-    return [step for step in steps if not (isinstance(step, Mark) and f"{step.dataset}@{step.source.name}" in marked)]
-
-
-def _marked(session: Session, target: str) -> frozenset[str]:
-    """What is marked there now; nothing is known to be where that cannot be asked."""
-    try:
-        volumes = target_listing(session, target).volumes.values()
-    except BackupError:
-        return frozenset()
-    return frozenset(snapshot.full_name for volume in volumes for snapshot in volume.snapshots if snapshot.point)
-
-
-def _verify(session: Session, target: str, works: Sequence[Work]) -> None:
-    """What is missing is the fault of its disk."""
-    expected_guids: dict[Dataset, set[Guid]] = defaultdict(set)
-    origin: dict[Dataset, tuple[Work, Dataset]] = {}
-    for work in works:
-        for dataset, plan in work.alive:
-            for step in plan.steps:
-                if isinstance(step, Send | Resume):
-                    expected_guids[step.dataset].update(sent_guids(step))
-                    origin[step.dataset] = (work, dataset)
-    if not expected_guids:
-        return
-    missing = session.executor.verify(target, {name: frozenset(guids) for name, guids in expected_guids.items()})
-    for name, guids in missing.items():
-        work, dataset = origin[name]
-        work.faults[dataset] = VerificationError(
-            f"{target}: {name} lacks {len(guids)} snapshots that were sent, although every command succeeded",
-            hint="the next run plans anew from what is there",
-        )

@@ -12,7 +12,7 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.targets import comparison, older_than_packages
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.model import Dataset, Disk, Guest, Listing, Mark, Plan, Send
+from pve_zfsbackup.model import Dataset, Disk, Guest, Guid, Listing, Mark, Plan, Send
 from pve_zfsbackup.plan.fitting import crowded_out
 from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides, plan_replication
 from pve_zfsbackup.plan.takeover import conflict_of, takeovers
@@ -40,6 +40,7 @@ class Work:
     pending: int = 0  # disks on their way
     spared: int = 0  # disks with nothing new in them
     streams: int = 0  # that arrived
+    read: dict[Dataset, frozenset[Guid]] = field(default_factory=dict)  # of replicas, as their sessions saw them
     changed: bool = False
     moved: int = 0
     started: float = field(default_factory=time.monotonic)

@@ -104,25 +104,31 @@ def decode_token(source: Host, token: str) -> ResumeToken:
     )
 
 
+def guids_argv(datasets: Iterable[Dataset]) -> tuple[str, ...]:
+    """Asks for the guids of all snapshots of these datasets."""
+    return ("zfs", "list", "-Hp", "-d", "1", "-t", "snapshot", "-o", "name,guid", "--", *sorted(set(datasets)))
+
+
+def told_guids(text: str) -> dict[Dataset, frozenset[Guid]]:
+    """What `guids_argv` answered, by dataset. ValueError when it is no such answer."""
+    found: dict[Dataset, set[Guid]] = {}
+    for line in text.splitlines():
+        name, guid = line.split("\t")
+        found.setdefault(Dataset(name.partition("@")[0]), set()).add(Guid(guid))
+    return {name: frozenset(guids) for name, guids in found.items()}
+
+
 def read_guids(host: Host, datasets: Iterable[Dataset]) -> dict[Dataset, frozenset[Guid]]:
     """The guids of all snapshots of these datasets, read now; none for one that does not exist."""
-    names = sorted(set(datasets))
+    names = set(datasets)
     if not names:
         return {}
-    done = host.run(
-        ("zfs", "list", "-Hp", "-d", "1", "-t", "snapshot", "-o", "name,guid", "--", *names),
-        check=False,
-        timeout=LIST_TIMEOUT,
-    )
+    done = host.run(guids_argv(names), check=False, timeout=LIST_TIMEOUT)
     told = [line for line in done.stderr.splitlines() if line.strip()]
     if done.returncode and (done.returncode != 1 or not told or not all(map(_MISSING.search, told))):
         raise classified(done)
-    found: dict[Dataset, set[Guid]] = {name: set() for name in names}
     with _readable(host):
-        for line in done.stdout.splitlines():
-            name, guid = line.split("\t")
-            found.setdefault(Dataset(name.partition("@")[0]), set()).add(Guid(guid))
-    return {name: frozenset(guids) for name, guids in found.items()}
+        return {name: frozenset[Guid]() for name in names} | told_guids(done.stdout)
 
 
 def read_written(host: Host, dataset: Dataset) -> int | None:

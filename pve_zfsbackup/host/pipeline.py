@@ -3,7 +3,7 @@
 The other side runs `zfs receive a && zfs receive b && …`: each takes its stream from the common pipe exactly to the
 record (seen on OpenZFS 2.3.9). When one fails the session ends, and buffers on the way may have swallowed streams
 behind it: only what is read back tells which arrived. Those before the failing one did, and those after it were not
-begun; they go again in another session.
+begun; they go again in another session. A session in which all went well says at its end what is there.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Chain:
     begun: bool = field(default=False, init=False)
     fate: Fate = field(default=Fate.AGAIN, init=False)
     error: BackupError | None = field(default=None, init=False)
+    read: frozenset[Guid] | None = field(default=None, init=False)  # what its session saw there, where it was asked
 
     def fail(self, error: BackupError) -> None:
         self.fate, self.error = Fate.FAILED, error
@@ -99,7 +100,7 @@ def carry(source: Host, target: Host, chains: Sequence[Chain], meter: Meter) -> 
         _session(source, target, [part], meter)
         whole.moved += part.moved
         whole.begun = whole.begun or part.begun
-        whole.fate, whole.error = part.fate, part.error
+        whole.fate, whole.error, whole.read = part.fate, part.error, part.read
         if part.fate is not Fate.ARRIVED:
             return
 
@@ -135,8 +136,17 @@ def _session(source: Host, target: Host, chains: Sequence[Chain], meter: Meter) 
     elif any(end.returncode for end in (*done.sent, *done.received)) or turn.error:
         _judge(target, chains, None, lambda chain: _cause(target, chain, turn, done))
     else:
+        found = _said(last)
         for chain in chains:
-            chain.fate = Fate.ARRIVED
+            chain.fate, chain.read = Fate.ARRIVED, found.get(chain.dataset)
+
+
+def _said(last: Completed) -> Mapping[Dataset, frozenset[Guid]]:
+    """What the session read back, where it was asked; an account that says something else is asked again."""
+    try:
+        return listing.told_guids(last.stdout)
+    except ValueError:
+        return {}
 
 
 def _fail_all(chains: Sequence[Chain], error: BackupError) -> None:
@@ -189,7 +199,7 @@ def _judge(
     culprit = culprit or next((chain for chain in chains if not _arrived(chain, found)), None)
     for chain in chains:
         if _arrived(chain, found):
-            chain.fate = Fate.ARRIVED
+            chain.fate, chain.read = Fate.ARRIVED, found.get(chain.dataset)
         elif chain is culprit:
             chain.fail(cause(chain))
         else:
@@ -270,13 +280,15 @@ def _consumers(target: Host, chains: Sequence[Chain]) -> tuple[tuple[str, ...], 
     if target.destination is None:
         assert len(receives) == 1, "without a shell there is one receive"
         return (receives[0],)
-    line = " && ".join(shlex.join(receive) for receive in receives)
     compress = all(chain.compress for chain in chains)
     size = f"{max(1, link.mbuffer >> 20)}M"
     buffers: list[tuple[str, ...]] = [("mbuffer", "-q", "-s", BLOCK, "-m", size)] if link.mbuffer else []
     there: list[tuple[str, ...]] = [*([("zstd", "-dqc")] if compress else []), *buffers]
     here: list[tuple[str, ...]] = [*buffers, *([("zstd", "-qc", LEVEL)] if compress else [])]
+    line = " && ".join(shlex.join(receive) for receive in receives)
     if there:
         line = " | ".join([*(shlex.join(words) for words in there), f"{{ {line}; }}"])
+    else:
+        line += f" && {shlex.join(listing.guids_argv(chain.dataset for chain in chains))}"
     alone = sum(chain.size for chain in chains) >= ALONE_BYTES
     return (*here, target.destination.argv(line, alone=alone))

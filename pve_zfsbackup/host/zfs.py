@@ -6,6 +6,7 @@ looked up by guid first.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -19,6 +20,14 @@ _Item = TypeVar("_Item")
 BATCH = 400  # snapshots in one command: over ssh it is one argument, and Linux takes 128 KiB in one
 QUEUED = 75  # EX_TEMPFAIL of an append-only target: its maintenance will do it
 # Inert replicas: nothing mounts, shares or scans them (DESIGN §3.5). `canmount` does not inherit.
+_BOOKMARKS = b"""\
+local names, failed = (...)["argv"], {}
+for i = 1, #names, 2 do
+  local code = zfs.sync.bookmark(names[i], names[i + 1])
+  if code ~= 0 then failed[names[i + 1]] = code end
+end
+return failed
+"""
 PARENT = {"readonly": "on", "mountpoint": "none", "canmount": "off", "volmode": "none", "snapdir": "hidden"}
 
 
@@ -42,13 +51,26 @@ def set_properties(host: Host, names: Sequence[str], properties: Mapping[str, st
 
 def set_many(host: Host, groups: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> None:
     """Set properties of several groups of snapshots, in as few sessions as fit. What fails leaves those after it."""
-    commands = [
+    if failed := host.run_all(set_commands(groups)):
+        raise classified(failed)
+
+
+def set_commands(groups: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> list[tuple[str, ...]]:
+    return [
         ("zfs", "set", *(f"{key}={value}" for key, value in properties.items()), *batch)
         for names, properties in groups
         for batch in _batches(names)
     ]
-    if failed := host.run_all(commands):
-        raise classified(failed)
+
+
+def hold_commands(verb: str, tag: str, snapshots: Sequence[Snapshot]) -> list[tuple[str, ...]]:
+    """`verb` is hold or release."""
+    return [("zfs", verb, tag, *batch) for batch in _batches([snapshot.full_name for snapshot in snapshots])]
+
+
+def is_settled(failed: Completed) -> bool:
+    """Whether nothing but a hold that is there already, or gone already, stopped the commands."""
+    return "tag already exists" in failed.stderr or "no such tag" in failed.stderr
 
 
 def create_parent(host: Host, dataset: Dataset, owner: str = "") -> None:
@@ -131,6 +153,30 @@ def create_bookmark(host: Host, snapshot: Snapshot, name: str) -> None:
     done = host.run(("zfs", "bookmark", snapshot.full_name, f"{snapshot.dataset}#{name}"), check=False)
     if done.returncode and "bookmark exists" not in done.stderr:
         raise classified(done)
+
+
+def create_bookmarks(host: Host, wanted: Sequence[tuple[Snapshot, str]]) -> frozenset[str]:
+    """Make many bookmarks on this host in one transaction group of each pool; the full names of those that were made.
+
+    Raises nothing: whoever makes those that are missing one by one learns why. `zfs bookmark` takes one at a time and
+    waits for a transaction group each time; a channel program does not (zfs-program(8), `zfs.sync.bookmark`).
+    """
+    made: set[str] = set()
+    for pool in sorted({snapshot.dataset.partition("/")[0] for snapshot, _ in wanted}):
+        own = [(s.full_name, f"{s.dataset}#{name}") for s, name in wanted if s.dataset.partition("/")[0] == pool]
+        for batch in _batches(own) if len(own) > 1 and host.destination is None else ():
+            argv = ("zfs", "program", "-j", pool, "-", *(name for pair in batch for name in pair))
+            done = host.run(argv, check=False, input=_BOOKMARKS)
+            made |= _made(done, [bookmark for _, bookmark in batch])
+    return frozenset(made)
+
+
+def _made(done: Completed, bookmarks: Sequence[str]) -> set[str]:
+    try:
+        failed = json.loads(done.stdout)["return"] if not done.returncode else bookmarks
+    except (ValueError, KeyError, TypeError):
+        return set()
+    return {name for name in bookmarks if name not in failed}
 
 
 def destroy_bookmark(host: Host, bookmark: Bookmark) -> None:

@@ -63,9 +63,13 @@ def test_many_guests_cost_few_sessions_and_few_commands(world: World) -> None:
     assert len(carried) == 1, "one lane, one session"
     assert carried[0].count("zfs receive") == 44
     small = [line for line in lines if line not in carried]
-    assert len([line for line in small if line.startswith("zfs list -Hp -d 1")]) == 1, "read back together"
-    assert len([line for line in small if line.startswith("zfs hold")]) == 1
-    assert len([line for line in small if line.startswith("zfs set")]) <= 3, "joined"
+    assert carried[0].count("zfs list -Hp -d 1") == 1, "and it reads back what arrived"
+    assert not [line for line in small if line.startswith("zfs list -Hp -d 1")]
+    marked = [line for line in small if line.startswith("zfs set") and "pve-zfsbackup:point" in line]
+    assert 1 <= len(marked) <= 3, "joined"
+    assert marked[-1].count("zfs hold") == 1, "and held in the same session"
+    assert len(world.runner.zfs(HERE, "program")) == 1, "all bookmarks of a pool at once"
+    assert len(world.runner.zfs(HERE, "bookmark")) <= 1, "where there are several"
     assert len(world.runner.zfs(HERE, "get")) == 1
     assert not [argv for argv in world.runner.zfs(HERE, "send") if "-nvP" in argv], "nobody needs their exact size"
 

@@ -7,12 +7,15 @@
     ("zfs", ...)                     a command; its status, stdout and stderr count
     ("pipe", producer, consumer)     a stream, `("pipe", p, c, KIB)` one that is cut after so many KiB
     ("write", dataset, KIB)          random data into a file of the mounted dataset
+    ("fed", argv, text)              a command that reads the text
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from pve_zfsbackup.host.zfs import _BOOKMARKS
 
 Step = tuple[Any, ...]
 
@@ -45,6 +48,10 @@ def full(snapshot: str, target: str, *flags: str, cut: int | None = None) -> Ste
 def more(base: str, snapshot: str, target: str, *, cut: int | None = None, flag: str = "-i", raw: bool = False) -> Step:
     producer = ("zfs", "send", *(("-w",) if raw else ("-L", "-c")), flag, base, "--", snapshot)
     return ("pipe", producer, ("zfs", "receive", "-s", "-u", "--", target), *(() if cut is None else (cut,)))
+
+
+def bookmarks(pool: str, *names: str) -> Step:
+    return ("fed", ("zfs", "program", "-j", pool, "-", *names), _BOOKMARKS.decode())
 
 
 S, D = "{b}/src", "{b}/dst"
@@ -184,6 +191,14 @@ CASES: Mapping[str, tuple[Step, ...]] = {
         ("zfs", "destroy", f"{S}@a"), ("write", S, 16), snap(f"{S}@a"),
         more(f"{S}#m", f"{S}@a", D),
         ls(S, D, columns="name,guid"),
+    ),
+    "bookmarks-at-once": (
+        *make(S), snap(f"{S}@a"), ("zfs", "create", "--", "{b}/two"), snap("{b}/two@a"),
+        bookmarks("rpool", f"{S}@a", f"{S}#a:t", "{b}/two@a", "{b}/two#a:t"),
+        bookmarks("rpool", f"{S}@missing", f"{S}#x", f"{S}@a", f"{S}#b:t"),
+        bookmarks("rpool", f"{S}@a", f"{S}#a:t", "{b}/two@a", "{b}/two#c"),
+        bookmarks("rpool", f"{S}@a", "fast/other#x"),
+        ls("{b}", columns="type,name,guid"),
     ),
     "bookmarks": (
         *make(S), snap(f"{S}@a"), full(f"{S}@a", D),

@@ -57,6 +57,8 @@ def _one(pools: Pools, step: Sequence[Any]) -> dict[str, Any] | None:
         }
     if step[0] == "pack":
         return _pack(pools, *step[1:])
+    if step[0] == "fed":
+        return _answer(FakeZfs(pools).run(step[1], step[2].encode()))
     if step[1] == "send":
         return _answer(Sender(pools, [pools]).run(step)[0])
     if step[1] == "receive":

@@ -21,6 +21,11 @@ def run(argv):
     return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
 
 
+def fed(argv, text):
+    done = subprocess.run(argv, capture_output=True, text=True, env=ENV, check=False, input=text)
+    return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+
+
 def send_only(argv):
     """A send that is expected to fail: its stream, were there one, goes nowhere."""
     done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENV, check=False)
@@ -118,6 +123,8 @@ def play(steps, base):
             answers.append(pipe(*step[1:]))
         elif step[0] == "pack":
             answers.append(pack(*step[1:]))
+        elif step[0] == "fed":
+            answers.append(fed(*step[1:]))
         elif step[0] == "write":
             write(*step[1:])
         elif step[1] == "send" and "-nvP" not in step:

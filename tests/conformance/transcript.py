@@ -68,6 +68,8 @@ def _sent(answer: Mapping[str, Any]) -> str:
 
 
 def describe(step: Sequence[Any]) -> str:
+    if step[0] == "fed":
+        return " ".join(step[1])
     if step[0] == "pack":
         streams = " + ".join(" ".join(words) for words in step[1])
         cut = f" | cut {step[3][0]} after {step[3][1]} KiB" if len(step) > 3 else ""

@@ -21,7 +21,7 @@ HERE = "pve1"
 BUFFERED = 64 << 10
 TOOLS = ("lsblk", "blkid", "mount", "umount", "e2fsck", "xfs_repair", "btrfs", "pvs", "lvs", "dmsetup", "udevadm")
 CHANGING = {"set", "create", "clone", "snapshot", "bookmark", "hold", "release", "destroy", "receive", "rename",
-            "change-key", "promote", "inherit"}  # fmt: skip
+            "change-key", "promote", "inherit", "program"}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -139,7 +139,8 @@ class FakeRunner:
         with self._lock:
             self._alive()
             target, line, unreachable = self._place(tuple(consumers[-1]))
-            receives = [] if unreachable else receivers(line)
+            commands = [] if unreachable else receivers(line)
+            receives = [command for command in commands if command[1] == "receive"]
             ends: list[Completed] = []
             moved: list[int] = []
             received = unreachable or ok(line)
@@ -178,6 +179,8 @@ class FakeRunner:
                     break
             if not received.returncode and begun < len(receives):  # the end of the pipe, and still waiting
                 received = no(receives[begun], "cannot receive: failed to read from stream")
+            for words in commands[len(receives) :] if not received.returncode else ():
+                received = self._all(target, words, None)
             filters = [ok(words) for words in consumers[:-1]]
             return Piped(sent=tuple(ends), moved=tuple(moved), received=(*filters, received))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pve_zfsbackup.host.runner import Completed
+from pve_zfsbackup.host.zfs import _BOOKMARKS
 from tests.fakes.pools import Ds, Keys, Mark, Pools, Snap, no, ok
 from tests.fakes.reading import Reading
 
@@ -20,6 +23,9 @@ class FakeZfs:
     def run(self, argv: Sequence[str], input: bytes | None = None) -> Completed:
         if argv[1] in ("load-key", "change-key") or any(word.startswith("keyformat=") for word in argv):
             return FakeKeys(self, input or b"").run(argv)
+        if argv[1] == "program":
+            assert input == _BOOKMARKS, "the product has one channel program"
+            return self.bookmarks(argv)
         verb, words = argv[1], [word for word in argv[2:] if word != "--"]
         commands: dict[str, Callable[[Sequence[str], list[str]], Completed]] = {
             "list": self.reading.list,
@@ -164,6 +170,20 @@ class FakeZfs:
             dataset, _, label = name.partition("@")
             self.pools.freeze(self.pools.datasets[dataset], label, txg, options)
         return ok(argv)
+
+    def bookmarks(self, argv: Sequence[str]) -> Completed:
+        """The channel program: each by itself, and errno of those that failed."""
+        assert argv[2] == "-j"
+        assert argv[4] == "-"
+        failed: dict[str, int] = {}
+        for origin, name in zip(argv[5::2], argv[6::2], strict=True):
+            if {text.partition("/")[0] for text in (origin, name)} != {argv[3]}:
+                failed[name] = errno.EXDEV
+            elif self.pools.find(origin) is None:
+                failed[name] = errno.ENOENT
+            elif self.bookmark(argv, [origin, name]).returncode:
+                failed[name] = errno.EEXIST
+        return ok(argv, json.dumps({"return": failed}, separators=(",", ":")))
 
     def bookmark(self, argv: Sequence[str], words: list[str]) -> Completed:
         origin, name = words

@@ -19,7 +19,8 @@ from pve_zfsbackup.errors import (
 )
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.listing import list_host
-from pve_zfsbackup.host.pipeline import ALONE_BYTES, MOST, Chain, Fate, carry
+from pve_zfsbackup.host.pipeline import ALONE_BYTES, MOST, Chain, Fate, _said, carry
+from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Destination, Host, Link
 from pve_zfsbackup.model import Dataset, Guid, Resume, Send, Snapshot
 from tests.fakes.node import FakeNode
@@ -116,7 +117,13 @@ def test_five_disks_arrive_in_one_session(source: Host, target: Host, runner: Fa
     assert seen.log == [(what, name) for name in ("d0", "d1", "d2", "d3", "d4") for what in ("begin", "end")]
     assert seen.bytes == {chain.dataset[-2:]: chain.moved for chain in chains}
     assert runner.connections == 1
-    assert not runner.zfs("t", "list"), "to read back what arrived is the caller's"
+    assert len(runner.zfs("t", "list")) == 1, "the session itself reads back what arrived"
+    assert all(chain.read == chain.guids for chain in chains)
+
+
+def test_an_account_that_says_something_else_is_asked_again() -> None:
+    told = Completed(argv=(), returncode=0, stdout="Welcome to backup1\ntank/d0@a\t5\n", stderr="")
+    assert _said(told) == {}
 
 
 def test_a_disk_is_prepared_right_before_its_turn(source: Host, target: Host, runner: FakeRunner) -> None:
@@ -365,16 +372,20 @@ def lines(target: Host, chains: list[Chain], **about: object) -> tuple[tuple[str
     return taking.consumers
 
 
+READ_BACK = "zfs list -Hp -d 1 -t snapshot -o name,guid --"
+
+
 def test_one_command_line_has_a_receive_for_every_stream(target: Host, chains: list[Chain]) -> None:
     (argv,) = lines(target, chains[:2])
-    assert argv[-1] == "zfs receive -s -u -- tank/d0 && zfs receive -s -u -- tank/d1"
+    receives = "zfs receive -s -u -- tank/d0 && zfs receive -s -u -- tank/d1"
+    assert argv[-1] == f"{receives} && {READ_BACK} tank/d0 tank/d1"
     assert any(word.startswith("ControlPath=/") for word in argv)
 
 
 def test_hostile_names_stay_words(target: Host, chains: list[Chain]) -> None:
     odd = replace(chains[0].streams[0], dataset=Dataset("tank/$(reboot) && x"))
     (argv,) = lines(target, [Chain(streams=(odd,))])
-    assert argv[-1] == "zfs receive -s -u -- 'tank/$(reboot) && x'"
+    assert argv[-1] == f"zfs receive -s -u -- 'tank/$(reboot) && x' && {READ_BACK} 'tank/$(reboot) && x'"
 
 
 def test_much_data_has_a_connection_of_its_own(target: Host, chains: list[Chain]) -> None:
