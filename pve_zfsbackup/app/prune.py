@@ -13,11 +13,12 @@ from pve_zfsbackup.app.gather import Assignment, Inventory, target_listings
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Snapshot, World
+from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Snapshot, Vmid, World
 from pve_zfsbackup.plan.prune import PrunePlan, PrunePolicy, plan_prune, survey
 from pve_zfsbackup.plan.takeover import takeovers
 
 STAGE = "prune"
+SHOWN = 2  # guests named where all have the same trouble
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,21 @@ def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
     for pruning in work.guests:
         yield from _one(session, pruning)
     yield from work.silent
+    if ahead := [pruning.item.guest.vmid for pruning in work.guests if pruning.plan.ahead]:
+        yield _waiting(ahead)
+
+
+def _waiting(ahead: Sequence[Vmid]) -> Result:
+    """Told once for all guests: it is one clock that is, or was, wrong."""
+    more = f" and {len(ahead) - SHOWN} more" if len(ahead) > SHOWN else ""
+    guests = ", ".join(str(vmid) for vmid in ahead[:SHOWN])
+    return Result(
+        stage=STAGE,
+        outcome=Outcome.WARNING,
+        message=f"the newest points of {guests}{more} are from the future: nothing of theirs is pruned until then",
+        hint="is the clock right? `timedatectl` tells; if it is, it was wrong when they were made: see `list`",
+        alarm=True,
+    )
 
 
 def _one(session: Session, pruning: Pruning) -> Generator[Result, None, None]:

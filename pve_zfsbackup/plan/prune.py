@@ -26,6 +26,7 @@ from pve_zfsbackup.model import (
     Volume,
     World,
 )
+from pve_zfsbackup.model.health import SKEW
 from pve_zfsbackup.plan.drill import proven_guids
 from pve_zfsbackup.plan.pairing import bases, common_base, holders
 from pve_zfsbackup.plan.points import GuestPoints, bookmark_target, guest_points
@@ -64,10 +65,12 @@ class Survey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePlan:
-    """A verdict for every point of the guest on every host that was seen, and the steps that carry them out."""
+    """A verdict for every point of the guest on every host that was seen, and the steps that carry them out. `ahead`:
+    its newest point on one of them is from the future, so that nothing goes there until a clock is put right."""
 
     verdicts: tuple[Verdict, ...]
     plan: Plan
+    ahead: bool = False
 
 
 def survey(world: World) -> Survey:
@@ -117,7 +120,9 @@ def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now
         f"{target} did not answer: nothing is removed there, and its base stays" for target in sorted(policy.silent)
     )
     reasons = tuple(_explain(verdicts)) or ("the guest has no recovery point on any host that was seen",)
-    return PrunePlan(verdicts=tuple(verdicts), plan=Plan(steps=tuple(steps), warnings=warnings, reasons=reasons))
+    plan = Plan(steps=tuple(steps), warnings=warnings, reasons=reasons)
+    ahead = any(verdict.point.creation > now + SKEW for verdict in verdicts)
+    return PrunePlan(verdicts=tuple(verdicts), plan=plan, ahead=ahead)
 
 
 def _of_guest(own: Sequence[Point], volumes: Sequence[Volume], known: Mapping[Guid, str]) -> dict[Guid, str]:

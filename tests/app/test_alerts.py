@@ -107,6 +107,30 @@ def test_a_failure_and_its_end_are_told_to_everybody(told: World, outbox: Outbox
     assert len(outbox.sent) == count
 
 
+def test_a_clock_that_was_set_back_is_told_once_for_all_guests_until_it_is_right(told: World, outbox: Outbox) -> None:
+    """Fault 12: nothing is pruned then, and who looks at no monitoring would not know for years."""
+    run(told)
+    told.clock.now -= 4 * HOUR
+    report, _ = run(told)
+    assert report.exit_code is ExitCode.OK
+    (text,) = outbox.by("mail")
+    assert text.startswith("pve-zfsbackup on pve1: 1 problem\nprune: the newest points of 100, 101 and 1 more are ")
+    assert "from the future" in text
+    assert "timedatectl" in text
+    told.clock.now += 4 * HOUR
+    run(told)
+    assert "prune: well again, " in outbox.by("mail")[-1]
+    assert len(outbox.by("mail")) == 2
+
+
+def test_clocks_differ_by_minutes(told: World, outbox: Outbox) -> None:
+    """It was set right after the last run: the next one is an hour later, whatever it says."""
+    run(told)
+    told.clock.now -= 2 * HOUR - 600
+    run(told)
+    assert not outbox.sent
+
+
 def test_a_guest_is_told_with_what_to_do_and_its_last_good_point(told: World, outbox: Outbox) -> None:
     report, _ = run(told)
     good = next(result.point for result in report.results if (result.stage, result.vmid) == ("snapshot", 101))
