@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -16,6 +18,7 @@ from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 import requests
+from urllib3.exceptions import HTTPError
 
 from pve_zfsbackup.errors import BackupError, CommandError
 from pve_zfsbackup.host.runner import Runner
@@ -23,6 +26,7 @@ from pve_zfsbackup.model import printable
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 10.0
+WHOLE_SECONDS: Final = 20.0
 ANSWER_LIMIT: Final = 64 << 10
 SENDMAIL: Final = "/usr/sbin/sendmail"
 SEND_SECONDS: Final = 60.0
@@ -43,7 +47,26 @@ def _request(method: str, address: str, body: bytes | None, headers: Mapping[str
     parts = _checked(address)
     if not local:
         _refuse_local(parts)
-    problem = ""
+    done: Future[str] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(_exchange(method, address, body, headers))
+        except BaseException as error:  # raised again where it is waited for
+            done.set_exception(error)
+
+    # What answers byte by byte keeps within every time-out of a socket: the whole has one, and is then left to itself.
+    threading.Thread(target=work, name="notify", daemon=True).start()
+    try:
+        problem = done.result(WHOLE_SECONDS)
+    except TimeoutError:
+        problem = f"no end within {WHOLE_SECONDS:g} s"
+    if problem:
+        raise BackupError(f"the service did not take it: {problem}", hint="it is tried again after the next run")
+
+
+def _exchange(method: str, address: str, body: bytes | None, headers: Mapping[str, str]) -> str:
+    """What went wrong, without the address; empty for an answer of 2xx."""
     with requests.Session() as session:
         session.trust_env = False  # neither a proxy nor a password of the environment
         try:
@@ -58,12 +81,9 @@ def _request(method: str, address: str, body: bytes | None, headers: Mapping[str
             )
             with answer:
                 answer.raw.read(ANSWER_LIMIT)
-                if not 200 <= answer.status_code < 300:
-                    problem = f"status {answer.status_code}"
-        except (requests.RequestException, OSError) as error:
-            problem = type(error).__name__  # its text has the address
-    if problem:
-        raise BackupError(f"the service did not take it: {problem}", hint="it is tried again after the next run")
+                return "" if 200 <= answer.status_code < 300 else f"status {answer.status_code}"
+        except (requests.RequestException, HTTPError, OSError) as error:
+            return type(error).__name__  # its text has the address
 
 
 def _checked(address: str) -> SplitResult:

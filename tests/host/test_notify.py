@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import email.policy
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,50 @@ def test_no_error_tells_the_address(error: Exception) -> None:
     ]
     assert SECRET not in " ".join(f"{link!r} {link}" for link in chain if link)
     assert type(error).__name__ in caught.value.message
+
+
+@responses.activate
+def test_a_service_that_never_ends_its_answer_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 67: a byte every few seconds is within each time-out of the socket, for days."""
+    end = threading.Event()
+    monkeypatch.setattr(notify, "WHOLE_SECONDS", 0.2)
+    responses.add_callback(responses.POST, URL, callback=lambda request: (200 if end.wait(20) else 500, {}, ""))
+    try:
+        with pytest.raises(BackupError, match=r"did not take it: no end within 0\.2 s") as caught:
+            notify.post(URL, b"", {})
+    finally:
+        end.set()
+        for thread in [one for one in threading.enumerate() if one.name == "notify"]:
+            thread.join()
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "answer", ["Content-Length: 9\r\n\r\nbegun", "Content-Length: 9\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\nx"]
+)
+def test_an_answer_that_breaks_off_or_stalls_in_its_body_is_a_failure_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """urllib3 raises errors of its own while the body is read; they are none of requests."""
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(f"HTTP/1.1 200 OK\r\n{answer}".encode())
+                done.wait(20)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        monkeypatch.undo()  # the names: this is a real connection
+        monkeypatch.setattr(notify, "READ_SECONDS", 0.2)
+        told = notify._exchange("POST", f"http://127.0.0.1:{server.getsockname()[1]}/{SECRET}", b"", {})
+        done.set()
+        thread.join()
+    assert told
+    assert SECRET not in told
 
 
 @pytest.mark.parametrize(
