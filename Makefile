@@ -49,8 +49,8 @@ matrix: setup deb ## every fault row on the lab's hosts, into build/matrix.json;
 demo: setup deb ## install, set up, back up and restore on the lab's hosts
 	@$(IN_VENV) -m tests.lab.demo
 
-# WHAT=w1-20,w1-100,w2,w3,w4  WHO=floor,pve-zfsbackup,bzfs,zfs-autobackup,sanoid  REPEAT=3  NOTE='what else runs here'
-bench: setup deb ## against the least possible and the peers, in the lab: build/bench.json, build/bench.svg
+# WHAT=archive,w1-20,w1-100,w2,w3,w4  WHO=floor,pve-zfsbackup,bzfs,zfs-autobackup,sanoid  REPEAT=3  NOTE='what else runs here'
+bench: setup deb ## against the least possible and the peers, in the lab: build/bench.json, build/archive-bench.json
 	@$(IN_VENV) -m tests.bench --what '$(WHAT)' --who '$(WHO)' --repeat '$(or $(REPEAT),3)' --note '$(NOTE)'
 
 clean: ## remove what builds and tests left here (the lab's cached images stay)
