@@ -181,9 +181,8 @@ class Quiescer:
                 window = self._unfrozen(step, error.message)
             yield window
             if certain and not refused:
-                held = self._still_frozen(agent, vmid)
-                if not held:  # PVE 8 thaws without asking whose freeze it was (pve-facts §d)
-                    window.reason = "somebody else thawed the guest before the snapshot was done"
+                window.reason = self._broken(agent, vmid)
+                held = not window.reason
         finally:
             if not refused:
                 thawed = guest_agent.thaw(agent, vmid, within=THAW_WITHIN)
@@ -215,11 +214,15 @@ class Quiescer:
             )
         return Window(reason=reason)
 
-    def _still_frozen(self, agent: Agent, vmid: Vmid) -> bool:
+    def _broken(self, agent: Agent, vmid: Vmid) -> str:
+        """What speaks against the freeze having lasted; empty when nothing does. Not known is not proven."""
         try:
-            return guest_agent.status(agent, vmid) == "frozen"
-        except PveError:
-            return False  # not known is not proven
+            if guest_agent.status(agent, vmid) == "frozen":
+                return ""
+        except PveError as error:
+            return f"whether the guest stayed frozen is not known: {error.message}"
+        # PVE 8 thaws without asking whose freeze it was (pve-facts §d).
+        return "somebody else thawed the guest before the snapshot was done"
 
     def sweep(self) -> list[str]:
         """Thaw what an earlier run may have left frozen; returns what was done. Call it under the lock."""

@@ -182,6 +182,24 @@ def test_a_guest_thawed_by_somebody_else_is_not_called_quiesced(quiescer: Quiesc
     assert window.label == "crash-consistent: somebody else thawed the guest before the snapshot was done"
 
 
+def test_an_agent_that_hangs_in_the_window_leaves_open_whether_it_held(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState
+) -> None:
+    thaws = []
+
+    def back(ran: Ran) -> None:
+        if ran.argv[0] == "qm" and ran.argv[-1] == "fsfreeze-thaw":
+            thaws.append(ran)
+            guest.agent = "ok" if len(thaws) == 3 else "hang"
+
+    runner.watchers.append(back)
+    window = through(quiescer, step(), lambda: setattr(guest, "agent", "hang"))
+    assert window.label.startswith("crash-consistent: whether the guest stayed frozen is not known: ")
+    assert "somebody else" not in window.label
+    assert not guest.frozen
+    assert not marker(quiescer).exists()
+
+
 def test_a_freeze_whose_answer_was_lost_is_thawed(quiescer: Quiescer, runner: FakeRunner, guest: GuestState) -> None:
     guest.lost = True
     window = through(quiescer, step(), lambda: None)
