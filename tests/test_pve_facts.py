@@ -93,7 +93,7 @@ FACTS: dict[str, tuple[str, ...]] = {
         "test_config_files.py::test_too_big_a_file_is_not_read",
     ),
     "a migration moves the configuration between calls": (
-        "app/test_snapshot.py::test_a_guest_that_leaves_before_its_turn_fails_alone",
+        "app/test_snapshot.py::test_a_guest_that_leaves_before_its_turn_is_told_and_no_failure",
         "app/test_snapshot.py::test_a_guest_under_way_is_not_frozen_and_left_to_the_next_run",
     ),
     # pve-observed: what a client written from documentation would get wrong

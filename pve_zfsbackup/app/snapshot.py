@@ -107,8 +107,21 @@ def _one(session: Session, found: Inventory | None, item: Assignment, version: s
         return _taken(session, found, item, version)
     except GuestBusyError as error:
         return _Busy(item=item, error=error)
+    except GuestMissingError as error:
+        return _left(item.guest, error)
     except Exception as error:  # also a bug of ours is this guest's alone
         return failed(STAGE, error, guest=item.guest)
+
+
+def _left(guest: Guest, error: GuestMissingError) -> Result:
+    """Migrated, and its new node makes its points now; or removed. No failure: it would be told as one for weeks."""
+    return Result(
+        stage=STAGE,
+        outcome=Outcome.WARNING,
+        vmid=guest.vmid,
+        guest=guest.name,
+        message=f"guest {guest.vmid}: left this node while its point was to be made: {error.message}",
+    )
 
 
 def _taken(session: Session, found: Inventory, item: Assignment, version: str) -> Result:
@@ -160,7 +173,7 @@ def _anew(session: Session, guest: Guest) -> tuple[Inventory, Assignment]:
     found = inventory(session, only=guest.vmid)
     items, _ = assign(session, found, Scope())
     if not items:
-        raise GuestMissingError(f"guest {guest.vmid}: left this node, or its job, while its point was to be made")
+        raise GuestMissingError("it is no longer here, or in no job any more")
     return found, items[0]
 
 

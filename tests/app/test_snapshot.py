@@ -227,12 +227,33 @@ def test_a_resized_disk_is_the_same_disk(world: World) -> None:
     assert len(world.points(HERE, WEB)) == 1
 
 
-def test_a_guest_that_leaves_before_its_turn_fails_alone(world: World) -> None:
+def test_a_guest_that_leaves_before_its_turn_is_told_and_no_failure(world: World) -> None:
+    """Another node has it now, and makes its points; or it was removed, and has nothing that could be lost."""
     at(world, {"snapshot", "--"}, lambda: world.node.remove(DB))
     report = world.run(Stage.SNAPSHOT)
-    (failed,) = world.results(report, Outcome.FAILED)
-    assert failed.vmid == DB
+    assert report.exit_code is ExitCode.OK, report.results
+    (left,) = world.results(report, Outcome.WARNING)
+    assert left.vmid == DB
+    assert "left this node" in left.message
     assert len(report.results) == 3
+
+
+def test_a_guest_that_leaves_right_after_its_point_keeps_it(world: World) -> None:
+    at(world, {"100", "fsfreeze-thaw"}, lambda: world.node.remove(WEB))
+    report = world.run(Stage.SNAPSHOT, guests=["100"])
+    assert report.exit_code is ExitCode.OK, report.results
+    (left,) = world.results(report, Outcome.WARNING)
+    assert left.vmid == WEB
+    assert len(world.source.datasets[ZVOL].snaps) == 1
+
+
+def test_a_guest_that_leaves_while_its_lock_is_waited_for_is_no_failure(world: World) -> None:
+    edit(world, DB, "lock: migrate\n")
+    at(world, {"get", "/nodes/pve1/qemu/101/config"}, lambda: world.node.remove(DB), nth=3)
+    report = world.run(Stage.SNAPSHOT)
+    assert report.exit_code is ExitCode.OK, report.results
+    (left,) = world.results(report, Outcome.WARNING)
+    assert left.vmid == DB
 
 
 def test_a_guest_whose_configuration_cannot_be_read_fails_alone(world: World) -> None:

@@ -107,6 +107,9 @@ class FakeNode:
             return no(argv, self.api, status=2)
         parts = argv[2].strip("/").split("/")
         fixed = {"/storage": self.storages, "/cluster/replication": self.replications}
+        if len(parts) > 4 and parts[2] in ("qemu", "lxc") and not [*self.etc.glob(f"*/{parts[3]}.conf")]:
+            folder = "lxc" if parts[2] == "lxc" else "qemu-server"
+            return no(argv, f"Configuration file 'nodes/{self.name}/{folder}/{parts[3]}.conf' does not exist", status=2)
         if argv[2] in fixed:
             answer: Any = fixed[argv[2]]
         elif parts[4:] == ["snapshot"]:
