@@ -19,6 +19,7 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError, RoleError, VerificationError
 from pve_zfsbackup.host import restoring, zfs
 from pve_zfsbackup.host.answers import PORTS, signs_of_life
+from pve_zfsbackup.host.guest_files import check_writable
 from pve_zfsbackup.host.listing import list_host, require
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
 from pve_zfsbackup.model import (
@@ -201,6 +202,7 @@ def _take(session: Session, taking: Taking, question: Question) -> None:
     assert taking.point is not None
     host, snapshots, prepared = session.hosts[SOURCE], tuple(taking.point.snapshots.values()), _prepared(taking)
     try:
+        check_writable(session.pve_root)  # before the mark: it makes the source stop
         zfs.hold(host, HOLD, snapshots)
         mark = mark_text(session.now(), session.node, taking.point.id, question.reason)
         zfs.set_properties(host, taking.replicas, {FAILOVER: mark})

@@ -25,7 +25,7 @@ from pve_zfsbackup.app.restore_point import find_origin
 from pve_zfsbackup.app.restore_receive import Pull, Supply
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, CommandError, ConfigError, GuestBusyError, PveError
-from pve_zfsbackup.host.guest_files import config_path, read_owners, write_config, write_firewall
+from pve_zfsbackup.host.guest_files import check_writable, config_path, read_owners, write_config, write_firewall
 from pve_zfsbackup.host.guests import is_running, read_config_file, read_storages
 from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.lock import migration_lock, run_lock
@@ -116,6 +116,8 @@ def node_state(session: Session, found: Inventory, wish: Wish) -> NodeState:
 def carry_out(session: Session, prepared: Prepared, supply: Supply | None = None, *, start: bool = False) -> Restored:
     """Do what was planned. Raises what went wrong: run again, it goes on from there."""
     plan = prepared.plan
+    if plan.config:  # it is written last, and hours may be received in vain before
+        check_writable(session.pve_root)
     make_places(session, plan.work, plan.folder, plan.parents)
     moved, notes = bring(session, plan, supply or Pull(session=session, origin=plan.origin.host))
     place(session, plan)

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,22 @@ def read_owners(api: Api) -> dict[Vmid, str]:
     """Every guest of the cluster with its node. Raises `PveError`."""
     found = api.get("/cluster/resources", type="vm") or []
     return {Vmid(int(entry["vmid"])): str(entry.get("node") or "") for entry in found if entry.get("vmid")}
+
+
+def check_writable(root: Path) -> None:
+    """Raises `PveError` when nothing can be written below /etc/pve now. Without a quorum no write bit shows there, not
+    even that of the link `local`; unmounted, there is no such link (pve-facts §h)."""
+    try:
+        mode = os.lstat(root / "local").st_mode
+    except OSError:
+        mode = 0
+    if not stat.S_ISLNK(mode):
+        raise PveError(f"{root}: is not mounted", hint="is pve-cluster running?")
+    if not mode & stat.S_IWUSR:
+        raise PveError(
+            f"{root}: can only be read, because the cluster has no quorum",
+            hint="see `pvecm status`; run this again when there is a quorum: nothing was changed",
+        )
 
 
 def config_path(vmid: Vmid, kind: GuestKind, root: Path) -> Path:
@@ -66,7 +83,6 @@ def write_firewall(vmid: Vmid, text: str, *, root: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         if path.read_text("utf-8", "surrogateescape") == text:
             return False
-    path.parent.mkdir(exist_ok=True)
     _written(path, text)
     return True
 

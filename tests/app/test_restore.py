@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ import pytest
 from pve_zfsbackup.app.gather import inventory
 from pve_zfsbackup.app.restore import Prepared, Request, Restored, carry_out, prepare, restoring_alone
 from pve_zfsbackup.app.run import Stage
-from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode
+from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, PveError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid
 from pve_zfsbackup.plan.points import points_of
@@ -101,6 +102,26 @@ def test_a_lost_guest_is_made_anew_from_the_target(old: World) -> None:
     assert old.guest(WEB).running
     assert old.node.rescanned == [str(WEB)]
     no_work_left(old)
+
+
+def test_without_quorum_nothing_is_received_in_vain(old: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration is written last, and could not be: /etc/pve shows no write bit then (pve-facts §h)."""
+    lost(old, WEB)
+    local, lstat = old.node.etc / "local", os.lstat
+
+    def shown(path: Any, *rest: Any, **more: Any) -> os.stat_result:
+        found = lstat(path, *rest, **more)
+        if str(path) != str(local):
+            return found
+        return os.stat_result((found.st_mode & ~0o222, *found[1:]))
+
+    before = set(old.source.datasets)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "lstat", shown)
+        with pytest.raises(PveError, match="quorum"):
+            restore(old, WEB)
+    assert set(old.source.datasets) == before
+    restore(old, WEB)
 
 
 def test_after_that_replication_goes_on_by_an_increment(old: World) -> None:
