@@ -105,6 +105,9 @@ class FakeNode:
             raise CommandTimeoutError("pvesh: no end after 120 s")
         if self.api != "ok":
             return no(argv, self.api, status=2)
+        return self._got(argv)
+
+    def _got(self, argv: Sequence[str]) -> Completed:
         parts = argv[2].strip("/").split("/")
         fixed = {"/storage": self.storages, "/cluster/replication": self.replications}
         if len(parts) > 4 and parts[2] in ("qemu", "lxc") and not [*self.etc.glob(f"*/{parts[3]}.conf")]:
