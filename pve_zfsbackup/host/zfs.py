@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from pve_zfsbackup.errors import DatasetNotFoundError, QueuedError, VerificationError
@@ -17,6 +18,7 @@ from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import PROPERTY, Bookmark, Dataset, Guid, Resume, Send, Snapshot
 
 _Item = TypeVar("_Item")
+TIMEOUT = 300.0  # seconds
 BATCH = 400  # snapshots in one command: over ssh it is one argument, and Linux takes 128 KiB in one
 QUEUED = 75  # EX_TEMPFAIL of an append-only target: its maintenance will do it
 # Inert replicas: nothing mounts, shares or scans them (DESIGN §3.5). `canmount` does not inherit.
@@ -31,7 +33,7 @@ return failed
 PARENT = {"readonly": "on", "mountpoint": "none", "canmount": "off", "volmode": "none", "snapdir": "hidden"}
 
 
-def zfs(host: Host, *argv: str, timeout: float = 300.0) -> Completed:
+def zfs(host: Host, *argv: str, timeout: float = TIMEOUT) -> Completed:
     """Run `zfs …` on the host; raises the classified error when it fails."""
     done = host.run(("zfs", *argv), check=False, timeout=timeout)
     if done.returncode:
@@ -42,7 +44,11 @@ def zfs(host: Host, *argv: str, timeout: float = 300.0) -> Completed:
 def snapshot(host: Host, datasets: Sequence[Dataset], name: str, properties: Mapping[str, str]) -> None:
     """All datasets of one pool at one instant, properties included: one command, one transaction group."""
     options = [part for key, value in properties.items() for part in ("-o", f"{key}={value}")]
-    zfs(host, "snapshot", *options, "--", *(f"{dataset}@{name}" for dataset in datasets))
+    argv = ("zfs", "snapshot", *options, "--", *(f"{dataset}@{name}" for dataset in datasets))
+    done = host.run(argv, check=False, timeout=TIMEOUT)
+    if done.returncode:  # "cannot create snapshots : out of space": it names none of them, and no pool
+        pool = datasets[0].partition("/")[0]
+        raise classified(replace(done, stderr=done.stderr.replace("snapshots : ", f"snapshots in {pool}: ")))
 
 
 def set_properties(host: Host, names: Sequence[str], properties: Mapping[str, str]) -> None:

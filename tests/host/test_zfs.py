@@ -10,6 +10,7 @@ import pytest
 from pve_zfsbackup.errors import (
     CommandError,
     DatasetNotFoundError,
+    OutOfSpaceError,
     QueuedError,
     SnapshotHeldError,
     VerificationError,
@@ -109,6 +110,14 @@ def test_a_parent_is_inert_and_one_that_exists_stays(target: Host, runner: FakeR
     assert made.props["readonly"] == "off"
     with pytest.raises(ZfsError, match="parent does not exist"):
         zfs.create_parent(target, Dataset("tank/a/b"))
+
+
+def test_a_full_pool_is_named(source: Host, runner: FakeRunner) -> None:
+    """zfs itself names none, seen in the lab (OpenZFS 2.3.9, row 46)."""
+    runner.faults.append(Fault(words=("snapshot", "--"), answer=(1, "cannot create snapshots : out of space\n")))
+    with pytest.raises(OutOfSpaceError) as caught:
+        zfs.snapshot(source, [SRC], "pzb:x", {})
+    assert caught.value.message == "zfs snapshot: cannot create snapshots in rpool: out of space"
 
 
 def test_a_snapshot_that_cannot_be_made_says_why_in_one_line(source: Host) -> None:
