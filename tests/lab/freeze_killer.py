@@ -100,10 +100,10 @@ class Writers:
         self.counts = sorted(RUN.glob(f"{vmid}-*.progress"))
         self.record = RUN / "rounds"
         self.record.write_text("")
-        parent = os.getpid()
+        self.parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            self._look(parent)
+            self._look(self.parent)
             os._exit(0)
 
     def _look(self, parent: int) -> None:
@@ -150,6 +150,8 @@ class Writers:
         return round(time.monotonic() - started, 1)
 
     def end(self) -> None:
+        if os.getpid() != self.parent:  # a run of the tool that came to its end: it exits through here
+            return
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
