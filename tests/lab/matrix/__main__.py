@@ -20,13 +20,22 @@ from tests.lab import product as installed_product
 from tests.lab.image import ImageError
 from tests.lab.lab import TREE, Lab
 from tests.lab.machine import LabError
-from tests.lab.matrix import criteria, inject, rows_archive, rows_link, rows_process, rows_source, rows_target
+from tests.lab.matrix import (
+    criteria,
+    inject,
+    rows_archive,
+    rows_guest,
+    rows_link,
+    rows_process,
+    rows_source,
+    rows_target,
+)
 from tests.lab.matrix.context import Context, Done, UnexpectedError
 from tests.lab.matrix.rows import REGISTRY
 from tests.lab.matrix.table import Outcome, Row, summary, table
 from tests.lab.product import Product
 
-MODULES = (rows_process, rows_link, rows_target, rows_source, rows_archive)
+MODULES = (rows_process, rows_link, rows_target, rows_source, rows_archive, rows_guest)
 RESULT = TREE / "build" / "matrix.json"
 _ADVICE = re.compile(r"\bon backup1[^:]*: (zfs .+)")
 

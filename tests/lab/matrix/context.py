@@ -37,10 +37,10 @@ jobs:
     guests: [{low}-{high}]
     targets: [backup1]
     keep: {keep}
-runtime-dir: {run}
+{job}runtime-dir: {run}
 state-dir: {state}
 journal-dir: {journal}
-"""
+{more}"""
 _CLEAN = r"""
 root=$1
 zfs list "$root" > /dev/null 2>&1 || exit 0
@@ -164,6 +164,8 @@ class Context:
     root: str = ""
     target_pool: str = "tank"
     keep: str = "{}"  # the policy on both sides: everything
+    job: tuple[str, ...] = ()  # lines of the row's job beside the usual ones
+    more: tuple[str, ...] = ()  # lines of the configuration beside the usual ones
     stages: tuple[str, ...] = STAGES  # of a run that names none
     guests: list[Guest] = field(default_factory=list)
     ledger: dict[str, Published] = field(default_factory=dict)
@@ -215,6 +217,7 @@ class Context:
         text = _CONFIG.format(
             root=root or self.root, low=self.base_vmid, high=self.base_vmid + 9, run=self.directory,
             state=f"{self.directory}/state", journal=f"{self.directory}/journal", keep=self.keep,
+            job="".join(f"    {line}\n" for line in self.job), more="".join(f"{line}\n" for line in self.more),
         )  # fmt: skip
         self.product.configure(text, self.config)
 
@@ -222,6 +225,10 @@ class Context:
         """A new guest of this row (guests.make has the options)."""
         made = guests.make(self.pve1, self.base_vmid + len(self.guests), **options)
         return self.own(made)
+
+    def running(self, **options: Any) -> Guest:
+        """A new guest of this row that runs, with an agent (guests.make_running has the options)."""
+        return self.own(guests.make_running(self.pve1, self.base_vmid + len(self.guests), **options))
 
     def own(self, made: Guest) -> Guest:
         self.guests.append(made)
@@ -231,8 +238,11 @@ class Context:
 
     def write(self, guest: Guest, mib: int = 8, *, at: int = 8) -> None:
         """The guest writes on every disk."""
-        for dataset in guest.disks:
-            guests.write(self.pve1, dataset, mib, at=at)
+        if guest.running:
+            guests.write_inside(self.pve1, guest, mib, at=at)
+        else:
+            for dataset in guest.disks:
+                guests.write(self.pve1, dataset, mib, at=at)
         if "contents" in self.before:
             self._look(guest.disks)
 
@@ -344,7 +354,15 @@ class Context:
         present = tuple(disk for disk in disks if disk in self.before["source"])
         kept = [line for line in self.before["properties"] if line.split("\t")[0] not in disks]
         self.before["properties"] = sorted(kept + self.properties(present))
-        self.before["contents"] |= guests.contents(self.pve1, self.readable(present))
+        self.before["contents"] |= self.contents(present)
+
+    def contents(self, datasets: tuple[str, ...]) -> dict[str, str]:
+        """What the guests would read now, of disks that can be read; of a running one, what its writers leave alone."""
+        found: dict[str, str] = {}
+        for guest in (guest for guest in self.guests if guest.running and set(guest.disks) & set(datasets)):
+            found |= guests.inside(self.pve1, guest)
+        left = self.readable(tuple(disk for disk in datasets if disk not in found))
+        return {**found, **(guests.contents(self.pve1, left) if left else {})}
 
     @property
     def disks(self) -> tuple[str, ...]:

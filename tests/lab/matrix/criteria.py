@@ -10,8 +10,10 @@ from tests.lab.matrix import guests, history, inject, state
 from tests.lab.matrix.context import TARGET, Context, Done
 from tests.lab.matrix.state import State
 from tests.lab.product import hashes, zfs
+from tests.lab.pve.provision import freeze_state
 
 HOLD = "pve-zfsbackup"
+FROZEN = 30.0  # seconds that a running guest may stand still at most
 CLOCK = 90  # seconds a listing and our own look may lie apart under emulation
 _SAYS_ANEW = re.compile(r"generation|in full|anew", re.IGNORECASE)
 
@@ -43,13 +45,19 @@ def _source_untouched(ctx: Context, source: State) -> None:
     was = [line for line in ctx.before["properties"] if line.split("\t")[0] in present]
     if (now := ctx.properties(present)) != was:
         ctx.outcome.complain("n1", f"properties changed: {sorted(set(now) ^ set(was))[:4]}")
-    found = guests.contents(ctx.pve1, ctx.readable(present))
+    found = ctx.contents(present)
     for disk, digest in ctx.before["contents"].items():
         if disk in found and found[disk] != digest:
             ctx.outcome.complain("n1", f"{disk}: its content changed")
     frozen = ctx.pve1.script('ls "$1/state/frozen" 2> /dev/null || :', ctx.directory).lines
     if frozen:
         ctx.outcome.complain("n1", f"marked as frozen: {frozen}")
+    for guest in (guest for guest in ctx.guests if guest.running):
+        now = freeze_state(ctx.pve1, guest.vmid, seconds=20)
+        if now.agent != "thawed" or now.blocked:
+            ctx.outcome.complain("n1", f"guest {guest.vmid} is frozen, or its agent ill: {now}")
+        if (longest := guests.stalled(ctx.pve1, guest.vmid)) > FROZEN:
+            ctx.outcome.complain("n1", f"guest {guest.vmid} stood still for {longest:.0f} s")
 
 
 def _points_restore(ctx: Context, target: State) -> None:
@@ -223,7 +231,7 @@ def _true_points(view: State, root: str, disks: int) -> dict[str, list[state.Ent
     if root:
         return state.points(view, root, disks)
     found: dict[str, list[state.Entry]] = {}
-    for pool in ("rpool", "fast", "bad"):
+    for pool in sorted({entry.dataset.partition("/")[0] for entry in view.values()}):
         for point, entries in state.points(view, pool, 1).items():
             found.setdefault(point, []).extend(entries)
     whole = {point: entries for point, entries in found.items() if len({e.dataset for e in entries}) >= disks}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.lab.host import Host
 from tests.lab.machine import LabError
+from tests.lab.pve.provision import TARGET, set_agent
 
 LAY = Path(__file__).with_name("lay.py")
 FORK = Path(__file__).with_name("fork.py")
@@ -63,6 +64,25 @@ def unlay(*hosts: Host) -> None:
         host.run(("rm", "-f", *_PLACE.values(), f"{RUN}/reached", f"{RUN}/go", f"{RUN}/used"))
 
 
+_BEFORE = """#!/bin/sh
+if [ "$1" = snapshot ] && mkdir {run}/before-snapshot 2> /dev/null; then
+{text}
+fi
+exec /usr/sbin/zfs "$@"
+"""
+
+
+@contextmanager
+def before_snapshot(host: Host, text: str) -> Iterator[None]:
+    """Run lines of sh once when the product is about to make a snapshot: a guest that it froze is frozen then."""
+    host.script('rm -rf "$1/before-snapshot"', RUN)
+    host.write(_PLACE["send"], _BEFORE.format(run=RUN, text=text), mode=0o755)
+    try:
+        yield
+    finally:
+        host.run(("rm", "-rf", _PLACE["send"], f"{RUN}/before-snapshot"))
+
+
 def reached(host: Host, *, timeout: float = 120) -> None:
     """Wait until a stream stands at its gate."""
     host.wait_for(("test", "-e", f"{RUN}/reached"), timeout=timeout)
@@ -71,6 +91,51 @@ def reached(host: Host, *, timeout: float = 120) -> None:
 def go(host: Host) -> None:
     """Open the gate."""
     host.run(("touch", f"{RUN}/go"))
+
+
+# -- Proxmox and its guests -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def agent(host: Host, vmid: int, mode: str) -> Iterator[None]:
+    """A running guest's agent is in a mode (set_agent has them), and well again afterwards."""
+    set_agent(host, vmid, mode)
+    try:
+        yield
+    finally:
+        set_agent(host, vmid, "ok")
+
+
+@contextmanager
+def migrating(host: Host, vmid: int) -> Iterator[None]:
+    """Proxmox's lock of a guest that moves is somebody's."""
+    unit = f"matrix-migrate-{vmid}"
+    host.script(
+        'mkdir -p /var/lock/pve-manager; systemd-run -q --collect --unit "$1" flock "$2" sleep 600\n'
+        'for i in $(seq 100); do flock -n "$2" true || exit 0; sleep 0.1; done; exit 1',
+        unit, f"/var/lock/pve-manager/pve-migrate-{vmid}",
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        host.run(("systemctl", "stop", unit))
+
+
+@contextmanager
+def no_quorum(host: Host) -> Iterator[Callable[[], list[str]]]:
+    """/etc/pve as pmxcfs shows it without quorum (pve/pmxcfs.py). Yields what tells the changes that were refused."""
+    log = f"{RUN}/pmxcfs.log"
+    host.script(
+        'modprobe fuse; : > "$2"; systemd-run -q --collect --unit matrix-quorum python3 -IS "$1" /etc/pve "$2"\n'
+        "for i in $(seq 100); do grep -q '^pmxcfs /etc/pve ' /proc/mounts && exit 0; sleep 0.1; done\n"
+        "systemctl status matrix-quorum >&2; exit 1",
+        f"{TARGET}/pmxcfs.py", log,
+    )  # fmt: skip
+    try:
+        yield lambda: host.read(log).splitlines()
+    finally:
+        host.run(("systemctl", "stop", "matrix-quorum"))
+        host.wait_for(("sh", "-c", "! grep -q '^pmxcfs /etc/pve ' /proc/mounts"))
 
 
 # -- the link between the hosts -------------------------------------------------------------------------------
