@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.lab.matrix import (
     rows_archive,
     rows_guest,
     rows_link,
+    rows_ops,
     rows_process,
     rows_source,
     rows_target,
@@ -25,7 +27,7 @@ from tests.lab.matrix.rows import REGISTRY
 from tests.lab.matrix.table import CRITERIA, Outcome, Registry, Row, summary, table
 
 ROW = Row(number="16", fault="link dead", expected="resume", function=lambda ctx: "x")
-ASKED_FOR = {1, 3, 4, 5, 6, 8, 11, *range(16, 23), *range(24, 40), *range(41, 48)}
+ASKED_FOR = {1, 3, 4, 5, 6, 8, 11, 12, 15, *range(16, 23), *range(24, 40), *range(41, 48), 68}
 NAME = "pzb:20261123T180000Z-ab12"
 
 
@@ -131,18 +133,21 @@ def test_every_row_that_was_asked_for_is_there() -> None:
     assert {int(row.number.rstrip("ab")) for row in REGISTRY.rows.values()} >= ASKED_FOR - {23}
 
 
-MODULES = [rows_process, rows_link, rows_target, rows_source, rows_archive, rows_guest]
+MODULES = [rows_process, rows_link, rows_target, rows_source, rows_archive, rows_guest, rows_ops]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_every_row_returns_what_it_saw_and_has_something_to_lose(module: object) -> None:
     tree = ast.parse(Path(str(module.__file__)).read_text())  # type: ignore[attr-defined]
-    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    found = [node for node in functions if any(ast.unparse(one).startswith("row(") for one in node.decorator_list)]
     assert found
     for node in found:
         last = node.body[-1]
         assert isinstance(last, ast.Return), f"{node.name} ends without saying what it saw"
-        assert "baseline" in ast.unparse(node), f"{node.name} makes no point that could get lost"
+        assert re.search(r"ctx\.(baseline|publish)\(", ast.unparse(node)), (
+            f"{node.name} makes no point that could get lost"
+        )
         constants = [part for part in ast.walk(last) if isinstance(part, ast.Constant) and part.value == ""]
         assert not constants, f"{node.name} returns an empty text"
 
@@ -154,10 +159,15 @@ SOURCE_FINE = [
     f"2026-11-23.22:10:10 [txg:12] set rpool/data/vm-1-disk-0@{NAME} (7) pve-zfsbackup:point=1/20261123T180000Z-ab12",
     f"2026-11-23.22:10:11 [txg:14] destroy rpool/data/vm-1-disk-0@{NAME} (7) ",
     f"2026-11-23.22:10:11 [txg:15] bookmark rpool/data/vm-1-disk-0 (649) name={NAME}:backup1 creation_txg=12",
+    "2026-11-23.22:10:11 [txg:15] create rpool/pve-zfsbackup-drill (9) ",
+    f"2026-11-23.22:10:11 [txg:15] clone rpool/pve-zfsbackup-drill/0a1b2c3d-0 (9) origin=rpool/data/vm-1-disk-0@{NAME}",
+    "2026-11-23.22:10:11 [txg:15] destroy rpool/pve-zfsbackup-drill/0a1b2c3d-0 (9) (bptree, mintxg=5)",
     "2026-11-23.22:10:11 zfs rollback rpool/data/x",
     "2026-11-23.22:10:11 [txg:16] scan setup func=2 mintxg=3",
 ]
 SOURCE_FOREIGN = [
+    "2026-11-23.22:10:11 [txg:15] snapshot rpool/pve-zfsbackup-drill/0a1b2c3d-0@x (9) ",
+    "2026-11-23.22:10:11 [txg:15] destroy rpool/pve-zfsbackup-drill/theirs (9) ",
     "2026-11-23.22:10:10 [txg:12] remove bookmark rpool/data/vm-1-disk-0 (649) name=admins",
     "2026-11-23.22:10:10 [txg:12] destroy rpool/data/vm-1-disk-0@admin (7) ",
     "2026-11-23.22:10:10 [txg:12] destroy rpool/data/vm-1-disk-0 (7) (bptree, mintxg=2)",
@@ -170,7 +180,7 @@ SOURCE_FOREIGN = [
 
 def test_the_products_own_doing_on_the_source_is_allowed() -> None:
     assert history.foreign(history.events(SOURCE_FINE), None, set()) == []
-    assert len(list(history.events(SOURCE_FINE))) == 4
+    assert len(list(history.events(SOURCE_FINE))) == 7
 
 
 @pytest.mark.parametrize("line", SOURCE_FOREIGN)

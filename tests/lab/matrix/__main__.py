@@ -26,6 +26,7 @@ from tests.lab.matrix import (
     rows_archive,
     rows_guest,
     rows_link,
+    rows_ops,
     rows_process,
     rows_source,
     rows_target,
@@ -35,7 +36,7 @@ from tests.lab.matrix.rows import REGISTRY
 from tests.lab.matrix.table import Outcome, Row, summary, table
 from tests.lab.product import Product
 
-MODULES = (rows_process, rows_link, rows_target, rows_source, rows_archive, rows_guest)
+MODULES = (rows_process, rows_link, rows_target, rows_source, rows_archive, rows_guest, rows_ops)
 RESULT = TREE / "build" / "matrix.json"
 _ADVICE = re.compile(r"\bon backup1[^:]*: (zfs .+)")
 

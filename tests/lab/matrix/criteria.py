@@ -21,10 +21,11 @@ _SAYS_ANEW = re.compile(r"generation|in full|anew", re.IGNORECASE)
 def check(ctx: Context, *, final: bool) -> None:
     """Look at everything; what does not hold is told to the row's outcome. `final`: after the run without a fault."""
     source, target = ctx.states()
+    now = int(ctx.pve1.run(("date", "+%s")).stdout)
     checks: tuple[tuple[str, Callable[[], None]], ...] = (
         ("n1", lambda: _source_untouched(ctx, source)),
         ("n2", lambda: _points_restore(ctx, target)),
-        ("n4", lambda: _common(ctx, source, target, final=final)),
+        ("n4", lambda: _common(ctx, source, target, now if final else None)),
         ("n5", lambda: _nothing_left(ctx, source, target, final=final)),
         ("n6", lambda: _foreign_untouched(ctx, target)),
         ("n7", lambda: _truth(ctx, source, target)),
@@ -96,16 +97,17 @@ def _open(ctx: Context, datasets: list[str]) -> list[str]:
     return closed
 
 
-def _common(ctx: Context, source: State, target: State, *, final: bool) -> None:
-    if ctx.apart and not final:
+def _common(ctx: Context, source: State, target: State, now: int | None) -> None:
+    """`now`: at the end, when the newest point must be on both sides."""
+    if ctx.apart and now is None:
         return
     for disk in (disk for guest in ctx.guests for disk in guest.disks if disk in source):
         if not state.common(source, disk, target, ctx.root):
             ctx.outcome.complain("n4", f"{disk} has no guid in common with the target")
-    if final:
+    if now is not None:
         for guest in ctx.guests:
             here, there = (
-                [name for name in _true_points(view, root, len(guest.disks)) if name.startswith(f"{guest.vmid}/")]
+                [name for name in _true_points(view, root, len(guest.disks), now) if name.startswith(f"{guest.vmid}/")]
                 for view, root in ((source, ""), (target, ctx.root))
             )
             if here and here[-1:] != there[-1:]:
@@ -175,7 +177,7 @@ def _processes(ctx: Context) -> list[str]:
     [ -z "$left" ] || echo "still running: $left"
     for lock in "$1"/*.lock; do [ ! -e "$lock" ] || flock -n "$lock" true || echo "locked: $lock"; done
     find "$1" -type s -exec echo 'socket left: {}' \;
-    [ ! -d "$1/state" ] || find "$1/state" -type f ! -path '*/boxes/*' -exec echo 'left: {}' \;
+    [ ! -d "$1/state" ] || find "$1/state" -type f ! -path '*/boxes/*' ! -name alerts.json -exec echo 'left: {}' \;
     systemctl list-units --all --no-legend 'pve-zfsbackup-thaw-*' | sed 's/^/timer: /'
     find /tmp /var/tmp -mindepth 1 -maxdepth 1 -newer "$2" \( -name 'tmp*' -o -name '*pzb*' -o -name '*zfsbackup*' \) |
       sed 's/^/left: /'
@@ -215,7 +217,7 @@ def _truth(ctx: Context, source: State, target: State) -> None:
             continue
         for host, view, where in (("source", source, ""), (TARGET, target, ctx.root)):
             prefix = f"{guest.vmid}/"
-            found = _true_points(view, where, len(guest.disks))
+            found = _true_points(view, where, len(guest.disks), now)
             points = {name: entries for name, entries in found.items() if name.startswith(prefix)}
             said = told[guest.vmid].get(host)
             newest = list(points)[-1] if points else None
@@ -227,19 +229,19 @@ def _truth(ctx: Context, source: State, target: State) -> None:
                     ctx.outcome.complain("n7", f"status says {said['age']} s for {newest} on {host}: it is {age} s")
 
 
-def _true_points(view: State, root: str, disks: int) -> dict[str, list[state.Entry]]:
+def _true_points(view: State, root: str, disks: int, now: int) -> dict[str, list[state.Entry]]:
     if root:
-        return state.points(view, root, disks)
+        return state.in_order(state.points(view, root, disks), now)
     found: dict[str, list[state.Entry]] = {}
     for pool in sorted({entry.dataset.partition("/")[0] for entry in view.values()}):
         for point, entries in state.points(view, pool, 1).items():
             found.setdefault(point, []).extend(entries)
     whole = {point: entries for point, entries in found.items() if len({e.dataset for e in entries}) >= disks}
-    return dict(sorted(whole.items(), key=lambda item: max(entry.creation for entry in item[1])))
+    return state.in_order(whole, now)
 
 
 def _no_secret(ctx: Context) -> None:
-    secrets = [inject.CANARY, *_planted(ctx)]
+    secrets = [inject.CANARY, *planted(ctx)]
     for text in ctx.outputs:
         for secret in secrets:
             if secret in text:
@@ -256,7 +258,8 @@ def _no_secret(ctx: Context) -> None:
             ctx.outcome.complain("n8", f"a secret stands in {host.name}:{path}")
 
 
-def _planted(ctx: Context) -> list[str]:
+def planted(ctx: Context) -> list[str]:
+    """What must stand nowhere; a row may add to it."""
     if "secrets" not in ctx.before:
         token = ctx.pve1.read("/etc/pve-zfsbackup/api.token").strip().rpartition("=")[2]
         key = ctx.pve1.read("/etc/pve-zfsbackup/id_ed25519").splitlines()[2:4]

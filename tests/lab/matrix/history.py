@@ -19,6 +19,7 @@ _VERBS = (
     "rollback", "promote", "clone", "permission update", "permission remove", "update_refreservation",
 )  # fmt: skip
 OURS = r"@pzb:\d{8}T\d{6}Z-[0-9a-f]{4}"
+BENCH = re.compile(r"[^/@]+/pve-zfsbackup-drill(/[0-9a-f]{8}-\d+)?")
 MARK = r"#pzb:\d{8}T\d{6}Z-[0-9a-f]{4}:\S+"
 
 
@@ -47,7 +48,10 @@ def events(lines: Iterable[str]) -> Iterator[Event]:
 
 
 def allowed_on_source(event: Event) -> bool:
-    """Our snapshots and bookmarks come and go, and their own properties are set; nothing else, and no holds."""
+    """Our snapshots and bookmarks come and go, and their own properties are set, and a drill has clones below a parent
+    of its own; nothing else, and no holds."""
+    if BENCH.fullmatch(event.object):
+        return event.verb in ("create", "clone", "set", "destroy")
     ours = re.search(OURS + r"\Z", event.object)
     if event.verb == "set":
         return bool(ours) and "pve-zfsbackup:" in event.text

@@ -10,6 +10,7 @@ COLUMNS = (
     "name", "guid", "type", "createtxg", "creation", "userrefs", "clones", "receive_resume_token",
     "pve-zfsbackup:point",
 )  # fmt: skip
+SKEW = 3600  # seconds ahead of the clock that are no future yet
 _NAME = re.compile(r"pzb:(\d{8}T\d{6}Z-[0-9a-f]{4})\Z")
 _MARK = re.compile(r"pzb:\d{8}T\d{6}Z-[0-9a-f]{4}:(.+)\Z")
 
@@ -79,13 +80,23 @@ def below(state: State, root: str) -> list[Entry]:
 
 
 def points(state: State, root: str, disks: int) -> dict[str, list[Entry]]:
-    """The points below `root` that have a snapshot of each of so many disks, oldest first."""
+    """The points below `root` that have a snapshot of each of so many disks, as `in_order`."""
     found: dict[str, list[Entry]] = {}
     for entry in state.values():
         if entry.ours and entry.dataset.startswith(f"{root}/"):
             found.setdefault(entry.point, []).append(entry)
     whole = {point: entries for point, entries in found.items() if len({e.dataset for e in entries}) >= disks}
-    return dict(sorted(whole.items(), key=lambda item: max(entry.creation for entry in item[1])))
+    return in_order(whole)
+
+
+def in_order(found: Mapping[str, list[Entry]], now: float | None = None) -> dict[str, list[Entry]]:
+    """Oldest first; before them those that are from the future at `now` (the clock was wrong when they were made)."""
+
+    def order(item: tuple[str, list[Entry]]) -> tuple[bool, int]:
+        creation = max(entry.creation for entry in item[1])
+        return now is None or creation <= now + SKEW, creation
+
+    return dict(sorted(found.items(), key=order))
 
 
 def common(source: State, dataset: str, target: State, root: str) -> set[str]:
