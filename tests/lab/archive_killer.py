@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pve_zfsbackup import cli
-from pve_zfsbackup.cli import work  # noqa: F401 - imported once, and not in each fork
+from pve_zfsbackup.app import archive, prune, replicate, snapshot  # noqa: F401 - once, and not in each fork
+from pve_zfsbackup.cli import work  # noqa: F401 - the same
 from pve_zfsbackup.host import programs, runner
 
 SEGMENTS = re.compile(r"(\d+) segments(?:, (\d+) there)?")

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pve_zfsbackup import cli
-from pve_zfsbackup.cli import work  # noqa: F401 - imported once, and not in each fork
+from pve_zfsbackup.app import archive, prune, replicate, snapshot  # noqa: F401 - once, and not in each fork
+from pve_zfsbackup.cli import work  # noqa: F401 - the same
 from pve_zfsbackup.host import pve, runner
 
 THAW_LIMIT = 30.0

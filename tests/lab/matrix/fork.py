@@ -26,6 +26,8 @@ def serve() -> None:
     for modules in MODULES.values():
         for name in modules:
             importlib.import_module(f"pve_zfsbackup.cli.{name}")
+    for stage in ("snapshot", "replicate", "archive", "prune"):  # else loaded by each fork when its turn comes
+        importlib.import_module(f"pve_zfsbackup.app.{stage}")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(SOCKET)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
