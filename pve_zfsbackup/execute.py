@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import assert_never
 
-from pve_zfsbackup.errors import BackupError, HostUnreachableError, VerificationError
+from pve_zfsbackup.errors import BackupError, VerificationError
 from pve_zfsbackup.events import Emit, Progress
 from pve_zfsbackup.host import listing, zfs
 from pve_zfsbackup.host.pipeline import Chain, carry
@@ -230,17 +230,9 @@ class Executor:
             action(self.hosts[step.host], step.tag, [step.snapshot])
 
     def _destroy(self, steps: Sequence[Destroy]) -> None:
-        groups: dict[tuple[str, Dataset], list[Destroy]] = defaultdict(list)
-        for step in steps:
-            groups[step.host, step.snapshot.dataset].append(step)
         failed: list[tuple[Snapshot, Exception]] = []
-        for (host, _), members in groups.items():
-            try:
-                failed += zfs.destroy(self.hosts[host], [step.snapshot for step in members])
-            except HostUnreachableError:
-                raise  # the other datasets are there as well
-            except BackupError as error:
-                failed += ((step.snapshot, error) for step in members)
+        for host in dict.fromkeys(step.host for step in steps):
+            failed += zfs.destroy(self.hosts[host], [step.snapshot for step in steps if step.host == host])
         if failed:
             raise BackupError(
                 f"{len(failed)} snapshots could not be destroyed: "

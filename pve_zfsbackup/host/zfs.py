@@ -7,11 +7,18 @@ looked up by guid first.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from pve_zfsbackup.errors import DatasetNotFoundError, QueuedError, VerificationError
+from pve_zfsbackup.errors import (
+    BackupError,
+    DatasetNotFoundError,
+    HostUnreachableError,
+    QueuedError,
+    VerificationError,
+)
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
@@ -20,6 +27,7 @@ from pve_zfsbackup.model import PROPERTY, Bookmark, Dataset, Guid, Resume, Send,
 _Item = TypeVar("_Item")
 TIMEOUT = 300.0  # seconds
 BATCH = 400  # snapshots in one command: over ssh it is one argument, and Linux takes 128 KiB in one
+TOGETHER = 10  # datasets that are pruned at the same time
 QUEUED = 75  # EX_TEMPFAIL of an append-only target: its maintenance will do it
 # Inert replicas: nothing mounts, shares or scans them (DESIGN §3.5). `canmount` does not inherit.
 _BOOKMARKS = b"""\
@@ -206,29 +214,67 @@ def current_guids(host: Host, names: Iterable[str]) -> dict[str, Guid]:
 
 
 def destroy(host: Host, snapshots: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
-    """Destroy snapshots of one dataset after checking each guid; returns those that could not be, and why.
+    """Destroy snapshots after checking each guid; returns those that could not be, and why.
 
-    The batch is all or nothing (one held member stalls all), so after a failure they go one by one.
+    Some datasets at a time, so that hardly any time lies between the look and the deed. Raises `HostUnreachableError`,
+    and what goes wrong with a single dataset as a whole; of many datasets the others go on.
     """
-    guids = current_guids(host, (snapshot.full_name for snapshot in snapshots))
-    failed: list[tuple[Snapshot, Exception]] = []
-    present = []
+    if foreign := [snap.full_name for snap in snapshots if snap.point is None]:
+        raise VerificationError(f"{foreign[0]} is not ours and will not be destroyed")
+    found: dict[Dataset, list[Snapshot]] = defaultdict(list)
     for snap in snapshots:
-        if snap.point is None:
-            raise VerificationError(f"{snap.full_name} is not ours and will not be destroyed")
-        found = guids.get(snap.full_name)
-        if found == snap.guid:
-            present.append(snap)
-        elif found is not None:
-            failed.append((snap, VerificationError(f"{snap.full_name}: guid is {found}, planned was {snap.guid}")))
-    for batch in _batches(present):
-        failed += _destroy_batch(host, batch)
+        found[snap.dataset].append(snap)
+    groups = list(found.values())
+    failed: list[tuple[Snapshot, Exception]] = []
+    for start in range(0, len(groups), TOGETHER):
+        try:
+            failed += _destroy_some(host, groups[start : start + TOGETHER])
+        except HostUnreachableError:
+            raise  # the other datasets are there as well
+        except BackupError:
+            if len(groups) == 1:
+                raise
+            for own in groups[start : start + TOGETHER]:
+                failed += _destroy_alone(host, own)
     return failed
 
 
+def _destroy_alone(host: Host, own: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
+    try:
+        return _destroy_some(host, [own])
+    except HostUnreachableError:
+        raise
+    except BackupError as error:
+        return [(snap, error) for snap in own]
+
+
+def _destroy_some(host: Host, groups: Sequence[Sequence[Snapshot]]) -> list[tuple[Snapshot, Exception]]:
+    """The batch of a dataset is all or nothing (one held member stalls all): after a failure they go one by one."""
+    batches: list[Sequence[Snapshot]] = []
+    failed: list[tuple[Snapshot, Exception]] = []
+    guids = current_guids(host, (snap.full_name for own in groups for snap in own))
+    for own in groups:
+        for snap in own:
+            if guids.get(snap.full_name, snap.guid) != snap.guid:
+                told = f"{snap.full_name}: guid is {guids[snap.full_name]}, planned was {snap.guid}"
+                failed.append((snap, VerificationError(told)))
+        batches += _batches([snap for snap in own if guids.get(snap.full_name) == snap.guid])
+    if host.destination and len(batches) > 1:
+        if host.run_all([("zfs", "destroy", _together(batch)) for batch in batches]) is None:
+            return failed
+        left = current_guids(host, (snap.full_name for batch in batches for snap in batch))
+        batches = [[snap for snap in batch if left.get(snap.full_name) == snap.guid] for batch in batches]
+    for batch in batches:
+        failed += _destroy_batch(host, batch) if batch else ()
+    return failed
+
+
+def _together(batch: Sequence[Snapshot]) -> str:
+    return f"{batch[0].dataset}@{','.join(snap.name for snap in batch)}"
+
+
 def _destroy_batch(host: Host, batch: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
-    names = f"{batch[0].dataset}@{','.join(snap.name for snap in batch)}"
-    done = host.run(("zfs", "destroy", names), check=False)
+    done = host.run(("zfs", "destroy", _together(batch)), check=False)
     failed: list[tuple[Snapshot, Exception]] = []
     for snap in batch if done.returncode else ():
         single = host.run(("zfs", "destroy", snap.full_name), check=False)

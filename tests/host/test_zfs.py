@@ -10,6 +10,7 @@ import pytest
 from pve_zfsbackup.errors import (
     CommandError,
     DatasetNotFoundError,
+    HostUnreachableError,
     OutOfSpaceError,
     QueuedError,
     SnapshotHeldError,
@@ -208,6 +209,59 @@ def test_guids_that_cannot_be_read_are_not_taken_for_gone(source: Host, runner: 
     with pytest.raises(CommandError):
         zfs.destroy(source, snaps)
     assert len(names(runner)) == 2
+
+
+def there(runner: FakeRunner, count: int) -> list[Snapshot]:
+    """Snapshots of ours on the target: one each of many replicas."""
+    pools, snaps = runner.pools["backup1"], []
+    for number in range(count):
+        dataset = Dataset(f"tank/d{number}")
+        pools.add(dataset, zvol=True)
+        made = pools.snap(f"{dataset}@pzb:20261118T000000Z-0000")
+        snaps.append(
+            Snapshot(
+                dataset=dataset, name=made.name, guid=Guid(str(made.guid)), createtxg=made.createtxg, creation=0,
+                point=PointId("100/20261118T000000Z-0000"),
+            )
+        )  # fmt: skip
+    return snaps
+
+
+def left(runner: FakeRunner) -> list[str]:
+    return [name for name, ds in runner.pools["backup1"].datasets.items() if ds.snaps]
+
+
+def test_many_replicas_are_pruned_in_few_sessions(target: Host, runner: FakeRunner) -> None:
+    snaps = there(runner, 30)
+    assert zfs.destroy(target, snaps) == []
+    assert left(runner) == []
+    assert len(runner.lines) == 6, "of ten replicas the guids in one session, and then they go in another"
+
+
+def test_one_replica_that_cannot_be_pruned_is_alone(target: Host, runner: FakeRunner) -> None:
+    snaps = there(runner, 12)
+    runner.pools["backup1"].datasets["tank/d3"].snaps[snaps[3].name].holds.add("admin")
+    impostor = replace(snaps[5], guid=Guid("17"))
+    failed = zfs.destroy(target, [*snaps[:5], impostor, *snaps[6:]])
+    assert {snap.dataset: type(error) for snap, error in failed} == {
+        "tank/d3": SnapshotHeldError, "tank/d5": VerificationError,
+    }  # fmt: skip
+    assert left(runner) == ["tank/d3", "tank/d5"]
+
+
+def test_one_replica_that_cannot_be_looked_at_is_alone(target: Host, runner: FakeRunner) -> None:
+    snaps = there(runner, 4)
+    text = f"cannot open '{snaps[1].full_name}': I/O error"
+    runner.faults.append(Fault(words=("get", snaps[1].full_name), answer=(1, text), again=True))
+    assert [snap for snap, _ in zfs.destroy(target, snaps)] == [snaps[1]]
+    assert left(runner) == ["tank/d1"]
+
+
+def test_a_target_that_is_away_fails_as_a_whole(target: Host, runner: FakeRunner) -> None:
+    snaps = there(runner, 4)
+    runner.down["backup1"] = "ssh: connect to host backup1 port 22: No route to host"
+    with pytest.raises(HostUnreachableError):
+        zfs.destroy(target, snaps)
 
 
 def test_thousands_of_snapshots_fit_into_arguments(target: Host, runner: FakeRunner) -> None:

@@ -121,7 +121,7 @@ class Silent:
 def test_every_way_streams_travel_is_understood(compress: Compress, mbuffer: int) -> None:
     lines = sent_lines(_carried, Link(compress=compress, mbuffer=mbuffer))
     requests = [parse(line, ROOT) for line in lines]
-    assert max(len(request.commands) for request in requests) == 40
+    assert max(sum(command.action == "receive" for command in request.commands) for request in requests) == 40
     assert all(bool(request.filters) >= bool(mbuffer) for request in requests)
 
 
