@@ -1,4 +1,4 @@
-"""Rows 46, 52: a running guest, its agent, its configuration and its node, while a run is at work on it.
+"""Rows 46, 51, 52: a running guest, its agent, its configuration and its node, while a run is at work on it.
 
 The guests have file systems with writers that wait while they are frozen (pve/guestd.py): how long, is part of N1.
 """
@@ -12,7 +12,7 @@ from tests.lab.matrix import guests, inject
 from tests.lab.matrix.context import Context, Done
 from tests.lab.matrix.guests import Guest
 from tests.lab.matrix.rows import row
-from tests.lab.pve.provision import freeze_state
+from tests.lab.pve.provision import freeze_state, set_lock
 
 HOOK = f"{inject.LIBRARY}/hook"  # /run may be mounted noexec
 ELSEWHERE = "rpool/node2"  # the disks of guests that have left pve1
@@ -58,6 +58,32 @@ def source_full(ctx: Context) -> str:
     ctx.expect(_told(done, other)["outcome"] == "ok", f"the other guest: {_told(done, other)}")
     ctx.expect(ctx.newest(guest, ctx.pve1) == before, "there is a snapshot all the same")
     return f"{told['message']} ({told['hint']}); {still}"
+
+
+@row("51", "guest locked by Proxmox", "waited for, then left to the next run and told; the others have their points")
+def locked(ctx: Context) -> str:
+    guest, other = ctx.running(), ctx.guest()
+    _job(ctx, "lock-wait: 0")
+    ctx.baseline()
+    before = ctx.newest(guest, ctx.pve1)
+    set_lock(ctx.pve1, guest.vmid, "backup")
+    try:
+        done = ctx.run("snapshot")
+        told = _told(done, guest)
+        ctx.expect(done.code == 1 and told["outcome"] == "failed" and told["hint"], f"{done.short} {told}")
+        ctx.expect("locked (backup)" in told["message"], f"does not say why: {told}")
+        ctx.expect(_told(done, other)["outcome"] == "ok", f"the other guest: {_told(done, other)}")
+        ctx.expect(ctx.newest(guest, ctx.pve1) == before, "a point of a locked guest")
+        _job(ctx, "lock-wait: 120")
+        others = ctx.newest(other, ctx.pve1)
+        running = ctx.start("snapshot")
+        inject.poll("the other guest has its point", lambda: ctx.newest(other, ctx.pve1) != others, timeout=60)
+    finally:
+        set_lock(ctx.pve1, guest.vmid, None)
+    waited = running.end()
+    ctx.expect(waited.code == 0, f"although the lock went while it waited: {waited.short}")
+    _quiesced(ctx, waited, guest)
+    return f"{told['message']}; unlocked while a run waited: point after {waited.seconds:.0f} s"
 
 
 @row("52", "guest migrates while a run is at work", "Proxmox's lock keeps us off; who has left is told, and no failure")
