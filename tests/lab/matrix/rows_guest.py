@@ -1,4 +1,4 @@
-"""Rows 46, 51, 52: a running guest, its agent, its configuration and its node, while a run is at work on it.
+"""Rows 46, 50, 51, 52: a running guest, its agent, its configuration and its node, while a run is at work on it.
 
 The guests have file systems with writers that wait while they are frozen (pve/guestd.py): how long, is part of N1.
 """
@@ -58,6 +58,29 @@ def source_full(ctx: Context) -> str:
     ctx.expect(_told(done, other)["outcome"] == "ok", f"the other guest: {_told(done, other)}")
     ctx.expect(ctx.newest(guest, ctx.pve1) == before, "there is a snapshot all the same")
     return f"{told['message']} ({told['hint']}); {still}"
+
+
+@row("50", "already frozen by somebody else", "left frozen; the point says so, `require` fails")
+def already_frozen(ctx: Context) -> str:
+    guest = ctx.running()
+    ctx.baseline()
+    ctx.pve1.run(("qm", "guest", "cmd", str(guest.vmid), "fsfreeze-freeze"))
+    try:
+        done = ctx.run("snapshot")
+        told = _crash_consistent(ctx, done, guest)
+        ctx.expect("already frozen by somebody else" in told, f"does not say why: {told}")
+        _job(ctx, "quiesce: require")
+        refused = ctx.run("snapshot")
+        ctx.expect(refused.code == 2 and "frozen" in refused.short, refused.short)
+        _job(ctx)
+        swept = ctx.run("thaw")
+        now = freeze_state(ctx.pve1, guest.vmid, seconds=10)
+        ctx.expect(now.agent == "frozen" and now.blocked, f"thawed what was not ours: {now}, thaw: {swept.report}")
+    finally:
+        ctx.pve1.run(("qm", "guest", "cmd", str(guest.vmid), "fsfreeze-thaw"))
+        guests.watch(ctx.pve1, guest.vmid)  # how long it stood still so far was the lab's doing
+    ctx.judge.append(lambda done: _quiesced(ctx, done, guest))
+    return f"{told}; still frozen after two runs and `thaw`; with require: {refused.short}"
 
 
 @row("51", "guest locked by Proxmox", "waited for, then left to the next run and told; the others have their points")
@@ -130,6 +153,14 @@ def _told(done: Done, guest: Guest, stage: str = "snapshot") -> dict[str, Any]:
     """The result of a stage for a guest."""
     found = [one for one in done.report.get("results", ()) if one["stage"] == stage and one["vmid"] == guest.vmid]
     return dict(found[-1]) if found else {"outcome": "none", "message": f"nothing: {done.short}", "hint": ""}
+
+
+def _crash_consistent(ctx: Context, done: Done, guest: Guest) -> str:
+    """What the point of a run claims, which ended well and made no quiesced one."""
+    told = _told(done, guest)
+    ctx.expect(done.code == 0 and told["outcome"] == "warning", f"{done.short} {told}")
+    ctx.expect("crash-consistent: " in told["message"], f"claims more than it should: {told}")
+    return str(told["message"])
 
 
 def _quiesced(ctx: Context, done: Done, guest: Guest) -> None:
