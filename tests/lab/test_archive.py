@@ -20,7 +20,7 @@ from tests.lab import setup
 from tests.lab.conftest import install
 from tests.lab.host import Host, Result
 from tests.lab.matrix import guests
-from tests.lab.product import Product, hashes, quick
+from tests.lab.product import Product, hashes, quick, zfs
 from tests.lab.pve.make_guests import MARKER
 
 pytestmark = pytest.mark.long
@@ -300,8 +300,8 @@ def test_a_fresh_host_restores_it_with_the_package(archived: Archived, debs: tup
 def _equal(archived: Archived, datasets: list[str]) -> None:
     """Every snapshot of every disk holds what it held on the source; the encrypted one stays closed until its key."""
     host = archived.product.backup1
-    told = host.run(("zfs", "get", "-H", "-o", "value", "keystatus", *datasets)).lines
-    assert told == ["-", "unavailable"]
+    told = dict(zfs(host, "get", "-H", "-o", "name,value", "keystatus", *datasets))  # zfs sorts them by name
+    assert [told[name] for name in datasets] == ["-", "unavailable"]
     location = archived.product.pve1.run(("zfs", "get", "-H", "-o", "value", "keylocation", "rpool/crypt"))
     key = archived.product.pve1.run(("base64", "-w0", location.stdout.strip().removeprefix("file://"))).stdout
     text = 'echo "$1" | base64 -d > /dev/shm/key; zfs load-key -L file:///dev/shm/key "$2"; rm /dev/shm/key'
