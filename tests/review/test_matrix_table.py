@@ -27,7 +27,7 @@ from tests.lab.matrix.rows import REGISTRY
 from tests.lab.matrix.table import CRITERIA, Outcome, Registry, Row, summary, table
 
 ROW = Row(number="16", fault="link dead", expected="resume", function=lambda ctx: "x")
-ASKED_FOR = {1, *range(3, 7), 8, 11, 12, *range(15, 23), *range(24, 40), *range(41, 48), *range(50, 53), 68}
+ASKED_FOR = {1, *range(3, 7), 8, *range(11, 40), *range(41, 48), *range(50, 53), 66, 67, 68}
 NAME = "pzb:20261123T180000Z-ab12"
 
 
@@ -130,7 +130,7 @@ def test_two_rows_of_one_number_and_rows_without_words_are_refused() -> None:
 
 
 def test_every_row_that_was_asked_for_is_there() -> None:
-    assert {int(row.number.rstrip("ab")) for row in REGISTRY.rows.values()} >= ASKED_FOR - {23}
+    assert {int(row.number.rstrip("ab")) for row in REGISTRY.rows.values()} >= ASKED_FOR
 
 
 MODULES = [rows_process, rows_link, rows_target, rows_source, rows_archive, rows_guest, rows_ops]
