@@ -9,6 +9,7 @@ frozen root would stop the lab host. Uses the standard library alone and imports
 """
 
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -27,6 +28,7 @@ BUSY = (100, 101)
 FITHAW = 0xC0045878
 MS_BIND, MS_REC, MS_PRIVATE, MS_NOATIME, MNT_DETACH = 0x1000, 0x4000, 0x40000, 0x400, 2
 PIVOT_ROOT = 155  # x86_64
+ERESTARTSYS = 512
 _HOOK = """#!/bin/sh
 [ "$1" = freeze ] || exit 0
 read -r seconds < /run/pvesim/{vmid}.slow || exit 0
@@ -85,12 +87,16 @@ def agent_on(vmid: int) -> bool:
 def file_system(device: str) -> str | None:
     """ext4, xfs or None, from the magic numbers; waits up to 30 s for the device link."""
     deadline = time.monotonic() + 30
-    while not os.path.exists(device):
-        if time.monotonic() > deadline:
-            raise FileNotFoundError(device)
+    while True:
+        try:
+            with open(device, "rb") as disk:
+                head = disk.read(2048)
+            break
+        except OSError as error:
+            # A zvol that another thread of the kernel has locked answers 512, which no program should ever see.
+            if error.errno not in (errno.ENOENT, ERESTARTSYS) or time.monotonic() > deadline:
+                raise
         time.sleep(0.1)
-    with open(device, "rb") as disk:
-        head = disk.read(2048)
     return "xfs" if head[:4] == b"XFSB" else "ext4" if head[0x438:0x43A] == b"\x53\xef" else None
 
 
