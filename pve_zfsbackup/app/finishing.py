@@ -28,8 +28,6 @@ from pve_zfsbackup.plan.replication import phases
 _FINISH = (Mark, Hold, Release, DestroyBookmark, CreateBookmark)
 
 
-
-
 def finish(session: Session, target: str, works: Sequence[Work]) -> None:
     """Read back what arrived for these guests, then make it points there: properties, holds, bookmarks.
 

@@ -21,7 +21,7 @@ from pve_zfsbackup.errors import (
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.pipeline import Chain, Fate
 from pve_zfsbackup.host.vigil import Vigil
-from pve_zfsbackup.model import AbortReceive, CreateBookmark, Dataset, Resume, Send, Step, Vmid
+from pve_zfsbackup.model import AbortReceive, CreateBookmark, Dataset, DestroyBookmark, Resume, Send, Step, Vmid
 from pve_zfsbackup.plan.lanes import Load, expected, pack
 from pve_zfsbackup.plan.replication import phases
 
@@ -113,7 +113,7 @@ class _Attempt:
 
     def _start(self, loads: Sequence[Load]) -> None:
         executor = self._session.executor
-        made = executor.bookmark([step for load in loads for step in load.steps if isinstance(step, CreateBookmark)])
+        made = executor.bookmark([step for load in loads for step in _first_marks(load)])
         for session in pack(loads, self._lanes):
             chains = [
                 executor.chain(
@@ -186,6 +186,14 @@ class _Attempt:
         work = self._works[load.vmid]
         work.pending -= 1
         return work
+
+
+def _first_marks(load: Load) -> list[CreateBookmark]:
+    """Bookmarks that can be made before the disk's turn. Where one of an earlier try is still to be removed it waits
+    for its turn: tries that break off again and again would leave one each."""
+    if any(isinstance(step, DestroyBookmark) for step in load.steps):
+        return []
+    return [step for step in load.steps if isinstance(step, CreateBookmark)]
 
 
 def _is_made(step: Step, bookmarks: frozenset[str]) -> bool:

@@ -74,6 +74,26 @@ def test_many_guests_cost_few_sessions_and_few_commands(world: World) -> None:
     assert not [argv for argv in world.runner.zfs(HERE, "send") if "-nvP" in argv], "nobody needs their exact size"
 
 
+def test_runs_that_break_off_again_and_again_leave_two_bookmarks_at_most(world: World) -> None:
+    """Bookmarks are made before the streams, also of disks whose turn never comes."""
+    vmids = many(world, 10)
+    world.run()
+    disks = [f"rpool/data/vm-{vmid}-disk-0" for vmid in vmids]
+    for _ in range(3):
+        world.clock.now += 3600
+        for disk in disks:
+            world.source.write(disk, 10_000)
+        world.run(Stage.SNAPSHOT)
+        gone = (255, "client_loop: send disconnect: Broken pipe")
+        world.runner.faults.append(Fault(words=("receive",), answer=gone, again=True))
+        assert world.run(Stage.REPLICATE).exit_code
+        world.runner.faults.clear()
+        marks = [len(world.source.datasets[disk].marks) for disk in disks]
+        assert max(marks) == 2, marks
+    assert ok(world.run(Stage.REPLICATE))
+    assert all(len(world.source.datasets[disk].marks) == 1 for disk in disks)
+
+
 def test_a_large_stream_is_estimated_and_has_a_connection_of_its_own(world: World) -> None:
     world.source.write(ZVOL, 300 << 20)
     world.run(Stage.SNAPSHOT)
