@@ -7,6 +7,7 @@ looked up by guid first.
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,11 +26,12 @@ from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import PROPERTY, Bookmark, Dataset, Guid, Resume, Send, Snapshot
 
 _Item = TypeVar("_Item")
+# Nothing else may count as it: a failure to mark would pass for a point.
+_TAG = re.compile(r"^cannot (hold|release)\b.*: (tag already exists|no such tag) on this dataset$")
 TIMEOUT = 300.0  # seconds
 BATCH = 400  # snapshots in one command: over ssh it is one argument, and Linux takes 128 KiB in one
 TOGETHER = 10  # datasets that are pruned at the same time
 QUEUED = 75  # EX_TEMPFAIL of an append-only target: its maintenance will do it
-# Inert replicas: nothing mounts, shares or scans them (DESIGN §3.5). `canmount` does not inherit.
 _BOOKMARKS = b"""\
 local names, failed = (...)["argv"], {}
 for i = 1, #names, 2 do
@@ -38,6 +40,7 @@ for i = 1, #names, 2 do
 end
 return failed
 """
+# Inert replicas: nothing mounts, shares or scans them (DESIGN §3.5). `canmount` does not inherit.
 PARENT = {"readonly": "on", "mountpoint": "none", "canmount": "off", "volmode": "none", "snapdir": "hidden"}
 
 
@@ -84,7 +87,8 @@ def hold_commands(verb: str, tag: str, snapshots: Sequence[Snapshot]) -> list[tu
 
 def is_settled(failed: Completed) -> bool:
     """Whether nothing but a hold that is there already, or gone already, stopped the commands."""
-    return "tag already exists" in failed.stderr or "no such tag" in failed.stderr
+    told = [line for line in failed.stderr.splitlines() if line.startswith("cannot ")]  # ssh may have its say, too
+    return bool(told) and all(_TAG.search(line) for line in told)
 
 
 def create_parent(host: Host, dataset: Dataset, owner: str = "") -> None:

@@ -19,6 +19,7 @@ from pve_zfsbackup.errors import (
 )
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.listing import list_host
+from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Destination, Host
 from pve_zfsbackup.model import Bookmark, Dataset, Guid, PointId, Resume, Send, Snapshot
 from tests.fakes.node import FakeNode
@@ -157,6 +158,19 @@ def test_a_hold_on_what_is_gone_is_a_fault_but_the_others_are_held(source: Host,
     with pytest.raises(DatasetNotFoundError):
         zfs.hold(source, "t", [replace(snaps[0], name="pzb:gone"), *snaps])
     assert all(snap.holds == {"t"} for snap in runner.pools[HERE].datasets[SRC].snaps.values())
+
+
+def test_only_a_hold_that_is_there_already_passes_for_settled() -> None:
+    held = "cannot hold snapshot 'tank/a@x': tag already exists on this dataset\n"
+    named = "cannot open 'tank/tag already exists on this dataset@x': dataset does not exist\n"
+
+    def settled(text: str) -> bool:
+        return zfs.is_settled(Completed(argv=(), returncode=1, stdout="", stderr=text))
+
+    assert settled("** a banner **\n" + held)
+    assert not settled(named), "a name must not make a mark that failed pass"
+    assert not settled(held + named)
+    assert not settled("")
 
 
 # -- destroying
