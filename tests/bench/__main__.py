@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from tests.bench.contenders import ALL, OURS
 from tests.bench.results import Run
 from tests.bench.workloads import WORKLOADS, Bench
 from tests.lab.host import Host
-from tests.lab.lab import TREE, Lab, LabError
+from tests.lab.lab import TREE, LabError, borrowed
 
 BUILD = TREE / "build"
 ARCHIVE = "archive"  # on this machine, before the lab is up
@@ -41,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         if not chosen.what:
             return code
     try:
-        with _lab() as lab:
+        with borrowed() as lab:
             product = setting.prepare(lab)
             about = _about(lab.pve1, chosen)
             bench = Bench(
@@ -58,18 +56,6 @@ def main(arguments: Sequence[str]) -> int:
     print(results.table(bench.runs))
     print(f"\n{time.monotonic() - started:.0f} s; all runs: {chosen.out}.json, plot: {chosen.out}.svg")
     return 1 if any(run.void for run in bench.runs if run.contender == OURS.name) else code
-
-
-@contextmanager
-def _lab() -> Iterator[Lab]:
-    """A lab of our own; or, with PZB_LAB_ATTACH, one that `make lab` left running."""
-    if attached := os.environ.get("PZB_LAB_ATTACH"):
-        existing = Lab()
-        existing.attach(Path(attached))
-        yield existing
-        return
-    with Lab() as own:
-        yield own
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

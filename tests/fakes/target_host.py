@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 TOOLS = (
-    "awk", "cat", "chmod", "cut", "dirname", "find", "grep", "head", "install", "mktemp", "mv", "sed", "sh", "sync", "tr",
-    "wc",
+    "awk", "cat", "chmod", "cut", "dirname", "find", "grep", "head", "install", "mktemp", "mv", "sed", "sh", "sync",
+    "tr", "wc",
 )  # fmt: skip
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGhvc3RrZXlob3N0a2V5aG9zdGtleWhvc3RrZXlob3M="
 PROGRAM = r"""#!{python} -IS

@@ -14,7 +14,9 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -127,6 +129,21 @@ class Lab:
         self.logs.mkdir(parents=True, exist_ok=True)
 
 
+@contextmanager
+def borrowed() -> Iterator[Lab]:
+    """A lab of our own; or, with PZB_LAB_ATTACH, one that `make lab` left running, and it goes on running."""
+    if attached := os.environ.get("PZB_LAB_ATTACH"):
+        lab = Lab()
+        lab.attach(Path(attached))
+        try:
+            yield lab
+        finally:
+            lab.stop()
+        return
+    with Lab() as own:
+        yield own
+
+
 def _sweep(parent: Path) -> None:
     """Remove the disks of runs whose process is gone: a live one holds its lock, a young one may not yet."""
     for leftover in parent.glob(f"{RUN_PREFIX}*"):
@@ -140,4 +157,4 @@ def _sweep(parent: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-__all__ = ["BACKUP1", "PVE1", "Disk", "Host", "Lab", "LabError", "Spec"]
+__all__ = ["BACKUP1", "PVE1", "Disk", "Host", "Lab", "LabError", "Spec", "borrowed"]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.lab import product as installed_product
 from tests.lab.image import ImageError
-from tests.lab.lab import TREE, Lab
+from tests.lab.lab import TREE, Lab, borrowed
 from tests.lab.machine import LabError
 from tests.lab.matrix import (
     criteria,
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         parser.error(str(error))
     try:
-        with Lab() as lab:
+        with borrowed() as lab:
             outcomes = run(installed(lab), picked, RESULT)
     except (LabError, ImageError) as error:
         print(f"matrix: {error}", file=sys.stderr)
