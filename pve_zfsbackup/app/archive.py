@@ -60,7 +60,9 @@ def archive(session: Session, found: Inventory, items: Iterable[Assignment]) -> 
         if not guests:
             continue
         try:
-            yield from _to_box(session, found, guests, open_box(session.config, name, session.runner, session.programs))
+            vault = open_box(session.config, name, session.runner, session.programs)
+            with vault.store.kept():
+                yield from _to_box(session, found, guests, vault)
         except Exception as error:  # also a bug of ours is this box's alone
             yield failed(STAGE, error, host=name)
         except BaseException:

@@ -22,7 +22,7 @@ from pve_zfsbackup.archive.inner import ZSTD, Inner, Sealed, StreamFacts
 from pve_zfsbackup.archive.names import segment_name
 from pve_zfsbackup.archive.outer import Stored
 from pve_zfsbackup.errors import SealError, VerificationError
-from pve_zfsbackup.host.programs import write_all
+from pve_zfsbackup.host.programs import fill, write_all
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.seal import CHUNK, digest_file
 
@@ -104,12 +104,13 @@ class Reader:
     def _opened(self, content: Content, segment: Sealed, stored: Future[Path], identity: Path) -> Path:
         return self._unseal(content, segment, stored.result(), identity)
 
-    def pour(self, content: Content, stream: StreamFacts, identity: Path, take: Callable[[bytes], None]) -> None:
-        """The whole plaintext of a stream."""
+    def pour(self, content: Content, stream: StreamFacts, identity: Path, take: Callable[[memoryview], None]) -> None:
+        """The whole plaintext of a stream, in pieces that are gone when the next one comes."""
+        buffer = memoryview(bytearray(CHUNK))
         with contextlib.closing(self.slices(content, stream, identity)) as slices:
             for plain in slices:
                 with open(plain, "rb", buffering=0) as file:
-                    while data := file.read(CHUNK):
+                    while data := fill(file, buffer):
                         take(data)
 
     def receive(self, content: Content, stream: StreamFacts, identity: Path, argv: Sequence[str]) -> Completed:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,11 +22,13 @@ from pve_zfsbackup.archive.inner import NONE, ZSTD, Sealed
 from pve_zfsbackup.archive.names import segment_name
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.notebook import Log
-from pve_zfsbackup.host.programs import read_up_to
+from pve_zfsbackup.host.programs import fill
 from pve_zfsbackup.host.seal import CHUNK
 from pve_zfsbackup.host.store import Upload
 
 SEALING = 2  # slices at a time: while one comes in, the one before may still be on its way through the programs
+HEAD = 8 << 20  # bytes of a slice that are looked at before it is compressed, or not
+SAMPLE = 64 << 10
 PAYS = 0.92  # compressed to less than this, it is compressed
 
 
@@ -63,11 +66,13 @@ class Slicer:
     def take(self, source: IO[bytes], stream: int, moved: Callable[[int], None], *, raw: bool) -> int:
         """Slice all of a stream; returns its bytes."""
         total = 0
-        while head := read_up_to(source, min(CHUNK, self.vault.box.segment_bytes)):
+        first = memoryview(bytearray(HEAD))[: self.vault.box.segment_bytes]
+        buffers = (memoryview(bytearray(CHUNK)), memoryview(bytearray(CHUNK)))  # one is hashed while one is filled
+        while head := fill(source, first):
             self.number += 1
             known = self.known.get(self.number)
             facts = _Slice(stream=stream, offset=total)
-            pieces = facts.counted(self._pieces(source, head), self.hashing, moved)
+            pieces = facts.counted(self._pieces(source, head, buffers), self.hashing, moved)
             if known is None:
                 self._seal(facts, pieces, compress=not raw and _pays(head))
             else:
@@ -82,10 +87,13 @@ class Slicer:
         if any(number > self.number for number in self.known):
             raise StreamDiffersError("the streams are shorter than those of the first attempt")
 
-    def _pieces(self, source: IO[bytes], head: bytes) -> Iterator[bytes]:
+    def _pieces(self, source: IO[bytes], head: memoryview, buffers: Sequence[memoryview]) -> Iterator[memoryview]:
         left = self.vault.box.segment_bytes - len(head)
-        yield head
-        while left and (piece := read_up_to(source, min(CHUNK, left))):
+        yield from _cut(head, CHUNK)
+        for buffer in cycle(buffers):
+            piece = fill(source, buffer[:left])
+            if not piece:
+                return
             left -= len(piece)
             yield piece
 
@@ -96,7 +104,7 @@ class Slicer:
         self.made[known.number] = known
         self.skipped += 1
 
-    def _seal(self, facts: _Slice, pieces: Iterator[bytes], *, compress: bool) -> None:
+    def _seal(self, facts: _Slice, pieces: Iterator[memoryview], *, compress: bool) -> None:
         self.uploads.room()
         number, file = self.number, fresh(self.spool)
         files = [self.vault.box.recipients_file]
@@ -132,7 +140,9 @@ class _Slice:
     size: int = 0
     hash: Any = field(default_factory=hashlib.sha256)
 
-    def counted(self, pieces: Iterator[bytes], beside: Executor, moved: Callable[[int], None]) -> Iterator[bytes]:
+    def counted(
+        self, pieces: Iterator[memoryview], beside: Executor, moved: Callable[[int], None]
+    ) -> Iterator[memoryview]:
         """Hash each piece while it goes on its way and the next one is read: two of them are held at a time."""
         hashing: Future[None] | None = None
         try:
@@ -148,6 +158,11 @@ class _Slice:
                 hashing.result()
 
 
-def _pays(sample: bytes) -> bool:
-    """Whether compressing is worth it, judged by the beginning of the slice."""
-    return len(zlib.compress(sample, 1)) < len(sample) * PAYS
+def _cut(data: memoryview, size: int) -> Iterator[memoryview]:
+    return (data[start : start + size] for start in range(0, len(data), size))
+
+
+def _pays(head: memoryview) -> bool:
+    """Whether compressing is worth it, judged by samples from the beginning of the slice."""
+    samples = [part[:SAMPLE] for part in _cut(head, SAMPLE * 8)]
+    return sum(len(zlib.compress(part, 1)) for part in samples) < sum(map(len, samples)) * PAYS

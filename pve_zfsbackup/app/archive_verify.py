@@ -102,7 +102,7 @@ def look_at(vault: Vault, look: Look, *, note: Callable[[str], None]) -> Verific
     good: dict[str, Proof] = {}
     bad: set[str] = set()
     damaged, found = vault.damaged(), dict[str, Damage]()
-    with vault.scratch() as spool:
+    with vault.store.kept(), vault.scratch() as spool:
         reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
         for shelf in catalog.shelves:
             wanted = [content for content in shelf.contents if look.at(content)]
@@ -265,7 +265,7 @@ def drill(vault: Vault, identity: Path, *, note: Callable[[str], None]) -> Itera
     if not newest:
         told = "; ".join(catalog.all_problems) or "it is empty"
         raise VerificationError(f"box {vault.box.name}: nothing there that could be opened: {told}")
-    with vault.scratch() as spool:
+    with vault.store.kept(), vault.scratch() as spool:
         reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
         for content in newest:
             note(content.path)

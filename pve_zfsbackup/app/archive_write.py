@@ -90,12 +90,13 @@ class Writer:
 
     def write(self, order: Order, moved: Moved) -> Written:
         """Bring the point to the box. Raises what went wrong; what arrived by then is used by the next attempt."""
-        self._preflight(order)
-        try:
-            return self._attempt(order, moved)
-        except StreamDiffersError:
-            pending(self.vault, order.task).remove()
-            return self._attempt(order, moved)
+        with self.vault.store.kept():
+            self._preflight(order)
+            try:
+                return self._attempt(order, moved)
+            except StreamDiffersError:
+                pending(self.vault, order.task).remove()
+                return self._attempt(order, moved)
 
     def _preflight(self, order: Order) -> None:
         free = self.vault.store.free()

@@ -79,6 +79,11 @@ def read_catalog(
     What is wrong is part of the catalog; raised is only what keeps it from being read, and with `own` `BackupError`
     where nothing is left of what was there: a share that is not mounted.
     """
+    with vault.store.kept():
+        return _read(vault, identity, own, unfinished)
+
+
+def _read(vault: Vault, identity: Path | None, own: bool, unfinished: Collection[str]) -> Catalog:
     catalog = Catalog()
     memory = Memory(directory=vault.state / "manifests") if own else None
     places = _places(vault, catalog, [vault.writer] if own else None)

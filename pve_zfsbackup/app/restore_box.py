@@ -50,7 +50,7 @@ def boxed(
     catalog = read_catalog(vault, identity=identity)
     point = _named(catalog, request.vmid, request.at, session.timezone)
     choice = choose(catalog, request.vmid, point, older=older)
-    with vault.scratch() as spool:
+    with vault.store.kept(), vault.scratch() as spool:
         reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
 
         def supply(disk: DiskRestore) -> int:

@@ -110,7 +110,7 @@ def try_out(vault: Vault) -> Action:
     """Put a file into the box, read it back and remove it. Raises what goes wrong."""
     data = secrets.token_bytes(1000)
     path = f"try-{secrets.token_hex(8)}/file"
-    with vault.scratch() as scratch:
+    with vault.store.kept(), vault.scratch() as scratch:
         sent, back = fresh(scratch), fresh(scratch)
         sent.write_bytes(data)
         vault.store.put([Upload(file=sent, path=path, sha256=digest(data))])

@@ -236,7 +236,7 @@ def _below(
     for problem in catalog.all_problems:
         terminal.note(problem)
     choice = choose(catalog, Vmid(vmid), point, older=older)
-    with vault.scratch() as spool:
+    with vault.store.kept(), vault.scratch() as spool:
         reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
         restorer = Restorer(
             reader=reader,

@@ -32,6 +32,14 @@ class Chain(Protocol):
         """End all of it at once."""
         ...
 
+    def ended(self) -> bool:
+        """Whether one of them is gone."""
+        ...
+
+    def said(self, start: int = 0) -> bytes:
+        """What the last one has written to standard error so far, from this byte on."""
+        ...
+
 
 class Programs(Protocol):
     """Starts chains. The real one is `ProcessPrograms`."""
@@ -53,6 +61,8 @@ class _Process(Protocol):
 
     def wait(self) -> int: ...
 
+    def poll(self) -> int | None: ...
+
     def kill(self) -> None: ...
 
 
@@ -68,6 +78,14 @@ class _Chain:
     def kill(self) -> None:
         for process in self.processes:
             process.kill()
+
+    def ended(self) -> bool:
+        return any(process.poll() is not None for process in self.processes)
+
+    def said(self, start: int = 0) -> bytes:
+        errors = self.waits[-1].fileno()
+        # pread: the program writes at the place in the file that we share with it
+        return os.pread(errors, max(0, os.fstat(errors).st_size - start), start)
 
     def finish(self) -> tuple[Completed, ...]:
         with contextlib.suppress(BrokenPipeError):
@@ -169,10 +187,10 @@ def write_all(file: IO[bytes], data: bytes | memoryview) -> None:
         left = left[file.write(left) :]
 
 
-def read_up_to(file: IO[bytes], size: int) -> bytes:
-    """So many bytes, fewer only at the end."""
-    parts = []
-    while size and (part := file.read(size)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+def fill(file: IO[bytes], buffer: memoryview) -> memoryview:
+    """The buffer full of what the raw file has next; the part that was filled, at the end. Big buffers are used again
+    and again: to map a new one costs more than what is done with it."""
+    size = 0
+    while size < len(buffer) and (more := file.readinto(buffer[size:])):  # type: ignore[attr-defined]
+        size += more
+    return buffer[:size]

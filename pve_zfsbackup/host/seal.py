@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from pve_zfsbackup.errors import CommandError, SealError, VerificationError
-from pve_zfsbackup.host.programs import Chain, Programs, raise_first, write_all
+from pve_zfsbackup.host.programs import Chain, Programs, fill, raise_first, write_all
 from pve_zfsbackup.host.runner import Completed, Runner, failure
 
 CHUNK = 1 << 20
@@ -36,7 +36,7 @@ class Sealing:
     fed: threading.Event
     sealed: Future[Digested]
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Raises `SealError` when a program is gone."""
         try:
             write_all(self.chain.feed, data)
@@ -167,7 +167,8 @@ def digest_file(file: IO[bytes]) -> Digested:
     """Read all of it."""
     hashed = hashlib.sha256()
     total = 0
-    while data := file.read(CHUNK):
+    buffer = memoryview(bytearray(CHUNK))
+    while data := fill(file, buffer):
         hashed.update(data)
         total += len(data)
     return Digested(bytes=total, sha256=hashed.hexdigest())
@@ -177,7 +178,8 @@ def _written(chain: Chain, target: IO[bytes]) -> Digested:
     """All that comes out of the chain, into the file."""
     hashed = hashlib.sha256()
     total = 0
-    while data := chain.output.read(CHUNK):
+    buffer = memoryview(bytearray(CHUNK))
+    while data := fill(chain.output, buffer):
         hashed.update(data)
         write_all(target, data)
         total += len(data)

@@ -1,21 +1,27 @@
-"""OpenSSH's own `sftp` in batch mode: one connection per batch of commands, answers known by their echo."""
+"""OpenSSH's own `sftp` in batch mode: answers known by their echo, connections that are used again."""
 
 from __future__ import annotations
 
+import contextlib
 import re
-import tempfile
+import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pve_zfsbackup.errors import CommandTimeoutError, HostKeyError, HostUnreachableError, StoreError
-from pve_zfsbackup.host.programs import Programs
+from pve_zfsbackup.host.programs import Chain, Programs, write_all
+from pve_zfsbackup.host.runner import Completed
 
 SFTP_FAILED = 255
 ECHO = "sftp> "
 SLOWEST = 32 << 10  # bytes per second below which a transfer is given up
 PATIENCE = 300.0
+GOODBYE = 5.0  # seconds to end in when there is nothing more to do
+IDLE = 20.0  # seconds after which a connection is not used again: what lies between may have forgotten it
+PORTION = 32 << 10  # bytes of commands given at once: less than a pipe holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +78,84 @@ class Session:
         return "; ".join(self.stderr.strip().splitlines()[-3:]) or f"exit status {self.returncode}, no message"
 
 
+@dataclass(slots=True, kw_only=True)
+class _Connection:
+    """One running client. `rest` keeps what it is made of until it ends; `known` are the bytes of its stderr that were
+    looked at."""
+
+    argv: tuple[str, ...]
+    chain: Chain
+    rest: contextlib.ExitStack
+    known: int = 0
+    used: float = 0.0
+
+    def ask(self, lines: Sequence[str]) -> tuple[str, bool]:
+        """What it answers to these commands, and whether it did them all: batch mode ends at the first that fails."""
+        answer = b""
+        for portion in _portions(lines):
+            # A comment is echoed, too, when its turn comes; nobody else can know its text.
+            mark = f"# {secrets.token_hex(16)}"
+            with contextlib.suppress(BrokenPipeError):  # its answer says why
+                write_all(self.chain.feed, ("\n".join([*portion, mark]) + "\n").encode("utf-8"))
+            answer, whole = self._until(f"{ECHO}{mark}\n".encode("ascii"), answer)
+            if not whole:
+                return answer.decode("utf-8", "replace"), False
+        return answer.decode("utf-8", "replace"), True
+
+    def _until(self, end: bytes, answer: bytes) -> tuple[bytes, bool]:
+        parts, last = [answer], b""
+        while data := self.chain.output.read(1 << 16):
+            last = (last + data)[-(len(data) + len(end)) :]
+            parts.append(data)
+            if end in last:
+                return b"".join(parts).removesuffix(end), True
+        return b"".join(parts), False
+
+    def heard(self) -> str:
+        """What it wrote to stderr since this was last asked."""
+        data = self.chain.said(self.known)
+        self.known += len(data)
+        return data.decode("utf-8", "replace")
+
+    def ended(self) -> tuple[Completed, str]:
+        """How it ended, which it does by itself or because it gets no more commands; and what it said of that."""
+        timer = threading.Timer(GOODBYE, self.chain.kill)
+        timer.daemon = True
+        timer.start()
+        with self.rest:
+            (done,) = self.chain.finish()
+            timer.cancel()
+            return done, self.heard()
+
+
+@dataclass(slots=True)
+class _Idle:
+    """Connections that wait for their next batch, while somebody wants them kept."""
+
+    wanted: int = 0
+    connections: list[_Connection] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, argv: tuple[str, ...]) -> _Connection | None:
+        """One with this command line that was used just now; those that are too old are ended."""
+        with self.lock:
+            old = [one for one in self.connections if time.monotonic() - one.used > IDLE or one.chain.ended()]
+            fit = [one for one in self.connections if one.argv == argv and one not in old]
+            taken = fit[-1] if fit else None
+            self.connections = [one for one in self.connections if one is not taken and one not in old]
+        for one in old:
+            one.ended()
+        return taken
+
+    def give(self, connection: _Connection) -> None:
+        connection.used = time.monotonic()
+        with self.lock:
+            if self.wanted:
+                self.connections.append(connection)
+                return
+        connection.ended()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sftp:
     """The client of one box. `rate` tells the bytes per second one connection may use now, 0 for no limit."""
@@ -80,31 +164,61 @@ class Sftp:
     programs: Programs
     server: Server
     rate: Callable[[], int] = lambda: 0
+    idle: _Idle = field(default_factory=_Idle, repr=False, compare=False)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside, a connection is used for one batch after another: making one takes as long as many commands."""
+        with self.idle.lock:
+            self.idle.wanted += 1
+        try:
+            yield
+        finally:
+            with self.idle.lock:
+                self.idle.wanted -= 1
+                left = [] if self.idle.wanted else self.idle.connections
+                self.idle.connections = self.idle.connections if self.idle.wanted else []
+            for connection in left:
+                connection.ended()
 
     def batch(self, lines: Sequence[str], size: int = 0) -> Session:
-        """One connection, in which at most `size` bytes move. Raises when it could not be made or broke, or takes too
-        long: `HostUnreachableError`, `HostKeyError`, `CommandTimeoutError`."""
+        """Commands in their order, to the first that fails, in which at most `size` bytes move. Raises when the
+        connection could not be made or broke, or takes too long: `HostUnreachableError`, `HostKeyError`,
+        `CommandTimeoutError`."""
         if not lines:
             return Session(0, (), "")
         rate = self.rate()
-        argv = self.server.argv(rate)
         slowest = min(SLOWEST, rate // 2) if rate else SLOWEST
-        with tempfile.TemporaryFile() as script:
-            script.write(("\n".join(lines) + "\n").encode("utf-8"))
-            script.seek(0)
-            with self.programs.opened(argv, source=script) as chain:
-                timer = threading.Timer(PATIENCE + size / slowest, chain.kill)
-                timer.daemon = True
-                timer.start()
-                output = b"".join(iter(lambda: chain.output.read(1 << 16), b"")).decode("utf-8", "replace")
-                (done,) = chain.finish()
-                late = not timer.is_alive()
-                timer.cancel()
-        if late and done.returncode:
+        argv = self.server.argv(rate)
+        connection = self.idle.take(argv) or self._connected(argv)
+        timer = threading.Timer(PATIENCE + size / slowest, connection.chain.kill)
+        timer.daemon = True
+        try:
+            timer.start()
+            answer, whole = connection.ask(lines)
+            late = not timer.is_alive()
+            timer.cancel()
+        except BaseException:
+            timer.cancel()
+            connection.chain.kill()
+            connection.ended()
+            raise
+        output = tuple(_by_command(answer))
+        if whole and not late:
+            session = Session(0, output, connection.heard())
+            self.idle.give(connection)
+            return session
+        done, text = connection.ended()
+        if late:
             raise CommandTimeoutError(f"{self.name}: sftp did not come to an end", hint="is the server overloaded?")
-        if done.returncode == SFTP_FAILED or done.returncode < 0:
-            raise self._unreachable(done.stderr)
-        return Session(done.returncode, tuple(_by_command(output)), done.stderr)
+        if done.returncode == SFTP_FAILED or done.returncode <= 0:
+            raise self._unreachable(text)
+        return Session(done.returncode, output, text)
+
+    def _connected(self, argv: tuple[str, ...]) -> _Connection:
+        with contextlib.ExitStack() as stack:
+            chain = stack.enter_context(self.programs.opened(argv))
+            return _Connection(argv=argv, chain=chain, rest=stack.pop_all())
 
     def _unreachable(self, stderr: str) -> HostKeyError | HostUnreachableError:
         where = f"{self.server.user}@{self.server.host}:{self.server.port}"
@@ -128,6 +242,16 @@ def _by_command(output: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     for block in f"\n{output}".split(f"\n{ECHO}")[1:]:
         command, *lines = block.split("\n")
         yield command, tuple(line for line in lines if line)
+
+
+def _portions(lines: Sequence[str]) -> Iterator[Sequence[str]]:
+    portion: list[str] = []
+    for line in lines:
+        if portion and sum(map(len, portion)) + len(line) > PORTION:
+            yield portion
+            portion = []
+        portion.append(line)
+    yield portion
 
 
 def word(path: Path) -> str:

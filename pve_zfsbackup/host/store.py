@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -36,6 +37,10 @@ class Store(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Inside, what calls need to reach the box is kept for the next one."""
+        ...
 
     def list(self, directories: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]:
         """What is in each of these directories ("." is the top); those that do not exist are left out."""

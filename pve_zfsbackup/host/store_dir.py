@@ -27,6 +27,9 @@ class DirectoryStore:
     root: Path
     mount: Path
 
+    def kept(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def list(self, directories: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]:
         self._mounted()
         found: dict[str, dict[str, Entry]] = {}

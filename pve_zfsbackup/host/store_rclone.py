@@ -6,6 +6,7 @@ compares by what the store offers, which may be the size alone: so whatever has 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,9 @@ class RcloneStore:
     config: Path
     programs: Programs
     rate: Callable[[], int] = lambda: 0
+
+    def kept(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def list(self, directories: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]:
         found = {}

@@ -28,7 +28,7 @@ _GONE = re.compile(r"not found|No such file or directory", re.IGNORECASE)
 
 @dataclass(slots=True, kw_only=True)
 class SftpStore:
-    """Each call is a connection of its own; several may run at the same time."""
+    """Several calls may run at the same time, each has a connection to itself meanwhile."""
 
     client: Sftp
     _made: set[str] = field(default_factory=set)
@@ -37,6 +37,9 @@ class SftpStore:
     @property
     def name(self) -> str:
         return self.client.name
+
+    def kept(self) -> contextlib.AbstractContextManager[None]:
+        return self.client.kept()
 
     def list(self, directories: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]:
         places = [self._place(directory) for directory in directories]
@@ -59,7 +62,7 @@ class SftpStore:
                 self._put_in_place(upload)
 
     def _put_together(self, uploads: Sequence[Upload]) -> bool:
-        """All in one connection, in their order, to the first that is refused; one by one it is told what ails it."""
+        """All in one batch, in their order, to the first that is refused; one by one it is told what ails it."""
         sizes = {self._place(upload.path): upload.file.stat().st_size for upload in uploads}
         commands = [self._named(upload) for upload in uploads]
         done = self.client.batch([line for lines in commands for line in lines], sum(sizes.values()))

@@ -112,6 +112,9 @@ class FaultyStore:
     def name(self) -> str:
         return self.inner.name
 
+    def kept(self):  # type: ignore[no-untyped-def]
+        return self.inner.kept()
+
     def list(self, directories):  # type: ignore[no-untyped-def]
         return self.inner.list(directories)
 

@@ -43,9 +43,9 @@ def read_back(bench: Bench, point: str = "") -> dict[str, list[bytes]]:
         reader = Reader(vault=bench.vault, spool=spool, stamina=Stamina(seconds=0))
         for key in sorted({stream.key for stream in require_inner(choice.content).streams}):
             for content, stream in streams_of(choice, key):
-                parts: list[bytes] = []
-                reader.pour(content, stream, bench.identity, parts.append)
-                found.setdefault(key, []).append(b"".join(parts))
+                whole = bytearray()
+                reader.pour(content, stream, bench.identity, whole.extend)
+                found.setdefault(key, []).append(bytes(whole))
         assert list(spool.iterdir()) == []
     return found
 

@@ -25,7 +25,7 @@ from typing import Any
 from pve_zfsbackup.app.archive_read import Reader, require_inner
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.host.seal import LEVEL
-from tests.archive.bench import Bench, FakeZfsPrograms, FaultyStore
+from tests.archive.bench import Bench, FakeZfsPrograms
 from tests.archive.sshd import Sshd, serving
 from tests.lab.lab import TREE
 
@@ -67,7 +67,7 @@ class Contest:
         programs = FilePrograms(self.place / "zfs")
         programs.file = self.file
         self.bench.programs = programs
-        store = FaultyStore(self.sshd.store("ours"))
+        store = self.sshd.store("ours")
         vault = self.bench.vault
         seal = replace(vault.seal, programs=programs)
         self.bench.vault = replace(vault, store=store, seal=seal, box=replace(vault.box, connections=4))
