@@ -297,6 +297,33 @@ def test_a_fresh_host_restores_it_with_the_package(archived: Archived, debs: tup
     assert product.backup1.script(_SEARCH, archived.identity, "/var/log", f"{FRESH}/state").lines == []
 
 
+def test_the_guest_that_was_destroyed_is_made_again_on_the_node(archived: Archived) -> None:
+    """Nothing of it is left on the node but what its box has: disks, encrypted or not, properties, configuration."""
+    pve1, guest = archived.product.pve1, archived.guest
+    name = f"/etc/pve/qemu-server/{VMID}.conf"
+    config, before = pve1.read(name), _properties(archived)
+    guests.remove(pve1, VMID)
+    pve1.write(f"{PLACE}/identity", archived.identity + "\n", mode=0o600)
+    common = ("--from", "box1", "--identity", f"{PLACE}/identity", "--yes", "--at")
+    for where, point in (((), archived.points[1]), (("--replace", str(VMID)), archived.points[-1])):
+        done = archived.json("restore", str(VMID), *where, *common, point)
+        assert done["done"], done
+        assert done["point"] == point, done
+        keys = dict(line.split(": ", 1) for line in pve1.read(name).splitlines() if ": " in line)
+        assert keys == dict(line.split(": ", 1) for line in config.splitlines() if ": " in line)
+        contents = guests.contents(pve1, guest.disks)
+        assert set(contents.values()) == set(archived.contents[point].values())
+        assert _properties(archived) == before
+    report = archived.archive()  # and it is archived on
+    assert report["outcome"] == "ok"
+
+
+def _properties(archived: Archived) -> list[list[str]]:
+    """What the disks are besides their content; an encrypted one is open, by the key of its storage."""
+    names = "volsize,volblocksize,compression,encryptionroot,keystatus,refreservation"
+    return zfs(archived.product.pve1, "get", "-Hp", "-o", "name,property,value", names, *archived.guest.disks)
+
+
 def _equal(archived: Archived, datasets: list[str]) -> None:
     """Every snapshot of every disk holds what it held on the source; the encrypted one stays closed until its key."""
     host = archived.product.backup1
