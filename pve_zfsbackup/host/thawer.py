@@ -20,7 +20,7 @@ PAUSE: Final = 2.0
 
 
 def watch(runner: Runner, marker: Path, seconds: float, argv: Sequence[str]) -> bool:
-    """Wait, then run `argv` until it succeeds; True when the guest was thawed. Ends early when the marker goes.
+    """Wait, then run `argv` until it exits 0; True when the guest was thawed. Ends early when the marker goes.
 
     A marker that was written anew belongs to a later freeze, which has a watchdog of its own.
     """

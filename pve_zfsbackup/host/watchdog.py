@@ -16,11 +16,22 @@ UNIT: Final = "pve-zfsbackup-thaw"
 BOOTED: Final = Path("/run/systemd/system")  # sd_booted(3)
 
 
+# `qm guest cmd` prints what the guest's agent refuses, and exits 0 (pve-facts §d): only a number of file systems is a
+# thaw, or Windows' word that it let the writes through long ago (as in `agent.thaw`). sh, because it is there also when
+# this package is being replaced. No `${`: systemd would put its own variables in.
+_THAW: Final = """told=$(qm guest cmd "$1" fsfreeze-thaw) || exit
+case $told in
+*"hold writes"*) ;;
+"" | *[!0-9]*) echo "guest $1 is not thawed: $told" >&2; exit 1 ;;
+esac"""
+
+
 def thaw_argv(kind: GuestKind, vmid: Vmid) -> tuple[str, ...]:
-    """The command that thaws a guest of this node, for whoever has no Python at hand."""
+    """The command that thaws a guest of this node, for whoever has no Python at hand. It exits 0 only when the guest
+    said that it is thawed."""
     if kind is GuestKind.CT:
         return ("lxc-unfreeze", "-n", str(vmid))
-    return ("qm", "guest", "cmd", str(vmid), "fsfreeze-thaw")
+    return ("sh", "-c", _THAW, "sh", str(vmid))
 
 
 class Watchdog(Protocol):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.errors import ExitCode
-from pve_zfsbackup.model import PointId
+from pve_zfsbackup.host.watchdog import thaw_argv
+from pve_zfsbackup.model import GuestKind, PointId, Vmid
 from tests.fakes.pools import Clock, Snap
 from tests.fakes.runner import HERE, Killed, Ran
 from tests.fakes.world import CT, DB, TARGET, WEB, World, assert_replicated
@@ -113,7 +114,7 @@ def test_killed_while_frozen_the_watchdog_thaws_and_the_next_run_tidies_up(world
     frozen_now = next(at for at in range(1, 40) if _frozen_after(world, at))
     assert frozen_now
     assert (world.place / "state/frozen/100").exists()
-    assert list(world.runner.timers.values()) == [("qm", "guest", "cmd", "100", "fsfreeze-thaw")]
+    assert list(world.runner.timers.values()) == [thaw_argv(GuestKind.VM, Vmid(100))]
     world.runner.fire_timers()
     assert not world.guest(WEB).frozen
     report = world.run()

@@ -14,6 +14,7 @@ from pve_zfsbackup.host.runner import Completed
 from tests.fakes.pools import no, ok
 
 REFUSAL = {"error": {"class": "GenericError", "desc": "Command guest-fsfreeze-freeze has been disabled"}}
+GRUMBLE = {"error": {"class": "GenericError", "desc": "failed to thaw /: 5 of 12 file systems"}}
 
 NOT_HELD = {
     "error": {"class": "GenericError", "desc": "couldn't hold writes: fsfreeze is limited up to 10 seconds: 0x1"}
@@ -30,6 +31,7 @@ class GuestState:
     agent: str = "ok"
     lost: bool = False
     deaf: int = 0  # so many thaws are not answered
+    grumbles: int = 0  # so many thaws are answered by the guest's own error: printed, exit status 0
     thawed_meanwhile: bool = False  # somebody else thaws as soon as a snapshot is taken
     stubborn: bool = False  # does not stop
     crashes: bool = False  # while it boots
@@ -237,14 +239,7 @@ class FakeNode:
         if command == "fsfreeze-status":
             return ok(argv, "frozen\n" if guest.frozen else "thawed\n")
         if command == "fsfreeze-thaw":
-            if guest.deaf:
-                guest.deaf -= 1
-                return no(argv, "QEMU guest agent is not running", status=255)
-            if guest.agent == "vss" and guest.frozen:
-                guest.frozen = False
-                return ok(argv, json.dumps(NOT_HELD) + "\n")
-            count, guest.frozen = int(guest.frozen) * 2, False
-            return ok(argv, f"{count}\n")
+            return self._thawed(argv, guest)
         assert command == "fsfreeze-freeze", argv
         if guest.agent == "refuse":
             return ok(argv, json.dumps(REFUSAL, indent=3) + "\n")
@@ -252,3 +247,17 @@ class FakeNode:
         if guest.lost:
             raise CommandTimeoutError("qm: no end after 10 s")
         return ok(argv, "2\n")
+
+    @staticmethod
+    def _thawed(argv: Sequence[str], guest: GuestState) -> Completed:
+        if guest.deaf:
+            guest.deaf -= 1
+            return no(argv, "QEMU guest agent is not running", status=255)
+        if guest.grumbles:
+            guest.grumbles -= 1
+            return ok(argv, json.dumps(GRUMBLE, indent=3) + "\n")
+        if guest.agent == "vss" and guest.frozen:
+            guest.frozen = False
+            return ok(argv, json.dumps(NOT_HELD) + "\n")
+        count, guest.frozen = int(guest.frozen) * 2, False
+        return ok(argv, f"{count}\n")

@@ -12,6 +12,8 @@ from pathlib import Path
 from pve_zfsbackup.errors import GivenUpError
 from pve_zfsbackup.host.pump import Flow
 from pve_zfsbackup.host.runner import DEFAULT_TIMEOUT, Completed, Piped, failure
+from pve_zfsbackup.host.watchdog import thaw_argv
+from pve_zfsbackup.model import GuestKind, Vmid
 from tests.fakes.node import FakeNode
 from tests.fakes.pools import Pools, no, ok
 from tests.fakes.streams import Receiver, Sender, Stream
@@ -111,10 +113,17 @@ class FakeRunner:
         self.faults.clear()
 
     def fire_timers(self) -> None:
-        """Time goes by: what systemd was told to run, it runs."""
+        """Time goes by: what systemd was told to run, it runs; what failed, it runs again later."""
         for unit, argv in list(self.timers.items()):
-            if (self.node.qm if argv[0] == "qm" else self.node.lxc)(argv).returncode == 0:
+            if (self._thawing(argv) if argv[0] == "sh" else self.node.lxc(argv).returncode) == 0:
                 del self.timers[unit]
+
+    def _thawing(self, argv: tuple[str, ...]) -> int:
+        """What the script of `watchdog.thaw_argv` makes of qm's answer; tests/host/test_watchdog.py runs it with sh."""
+        assert argv == thaw_argv(GuestKind.VM, Vmid(int(argv[-1])))
+        done = self.node.qm(("qm", "guest", "cmd", argv[-1], "fsfreeze-thaw"))
+        told = done.stdout.strip()
+        return done.returncode or int(not (told.isdecimal() or "hold writes" in told))
 
     # -- Runner
 

@@ -17,7 +17,7 @@ from pve_zfsbackup.host.hooks import freeze_hook
 from pve_zfsbackup.host.lock import migration_lock
 from pve_zfsbackup.host.pvesh import PveshApi
 from pve_zfsbackup.host.quiesce import FreezeRules, Quiescer, Window
-from pve_zfsbackup.host.watchdog import SystemdWatchdog
+from pve_zfsbackup.host.watchdog import SystemdWatchdog, thaw_argv
 from pve_zfsbackup.model import Consistency, Guest, GuestKind, PointId, Quiesce, SnapshotGuest, Vmid
 from tests.fakes.node import FakeNode, GuestState
 from tests.fakes.pools import Clock, Pools, no, ok
@@ -112,7 +112,7 @@ def test_the_watchdog_is_a_timer_that_retries(quiescer: Quiescer, runner: FakeRu
     assert "--unit=pve-zfsbackup-thaw-100-ab12" in argv
     assert "--on-active=20s" in argv
     assert "--property=Restart=on-failure" in argv
-    assert argv[argv.index("--") + 1 :] == ("qm", "guest", "cmd", "100", "fsfreeze-thaw")
+    assert argv[argv.index("--") + 1 :] == thaw_argv(GuestKind.VM, Vmid(100))
     stop = next(ran.argv for ran in runner.ran if ran.argv[0] == "systemctl")
     assert stop == ("systemctl", "stop", "pve-zfsbackup-thaw-100-*.timer", "pve-zfsbackup-thaw-100-*.service")
 
@@ -223,6 +223,20 @@ def test_a_guest_that_never_confirms_its_thaw_is_left_to_the_watchdog(
     assert marker(quiescer).exists()
     assert len(runner.timers) == 1
     guest.agent = "ok"
+    runner.fire_timers()
+    assert not guest.frozen
+
+
+def test_the_watchdog_does_not_take_the_guests_error_for_a_thaw(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState
+) -> None:
+    """qm prints it and exits 0: a unit that went by the status would be done, and the guest frozen for good."""
+    with pytest.raises(PveError):
+        through(quiescer, step(), lambda: setattr(guest, "agent", "hang"))
+    guest.agent, guest.grumbles = "ok", 1
+    runner.fire_timers()
+    assert guest.frozen
+    assert len(runner.timers) == 1, "systemd runs it again"
     runner.fire_timers()
     assert not guest.frozen
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.errors import CommandError
-from pve_zfsbackup.host.runner import ProcessRunner
+from pve_zfsbackup.host.runner import ENVIRONMENT, ProcessRunner
 from pve_zfsbackup.host.thawer import watch
 from pve_zfsbackup.host.watchdog import ChildWatchdog, thaw_argv
 from pve_zfsbackup.model import GuestKind, Vmid
@@ -141,6 +141,64 @@ def test_without_a_marker_there_is_nothing_to_thaw(tmp_path: Path) -> None:
     assert runner.ran == 0
 
 
-def test_what_thaws_each_kind() -> None:
-    assert thaw_argv(GuestKind.VM, VM) == ("qm", "guest", "cmd", "100", "fsfreeze-thaw")
+# -- what is run
+
+
+@pytest.fixture
+def qm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `qm` that tells its argv, and answers the lines of a file one after another, with exit status 0."""
+    program = tmp_path / "bin/qm"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nhead -n 1 {tmp_path}/answers\nsed -i 1d {tmp_path}/answers\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setitem(ENVIRONMENT, "PATH", f"{program.parent}:{os.environ['PATH']}")
+    return tmp_path / "answers"
+
+
+@pytest.mark.parametrize(
+    ("told", "thawed"),
+    [
+        ("2", True),
+        ("0", True),  # somebody else was faster
+        ('{"error":{"class":"GenericError","desc":"couldn\'t hold writes: fsfreeze is limited to 10 seconds"}}', True),
+        ('{"error":{"class":"GenericError","desc":"failed to thaw: 5"}}', False),
+        ('{"error":{"class":"CommandNotFound","desc":"$(touch /tmp/x) has been disabled"}}', False),
+        ("-1", False),
+        ("2 or 3", False),
+        ("*", False),
+        ("", False),
+    ],
+)
+@pytest.mark.processes
+def test_only_a_count_is_a_thaw(qm: Path, told: str, thawed: bool) -> None:
+    """A guest's error is printed, and qm exits 0 (pve-facts §d)."""
+    qm.write_text(f"{told}\n")
+    done = ProcessRunner().run(thaw_argv(GuestKind.VM, VM), check=False)
+    assert (done.returncode == 0) is thawed
+    assert (qm.parent / "asked").read_text() == "guest cmd 100 fsfreeze-thaw\n"
+    assert thawed or done.stderr == f"guest 100 is not thawed: {told}\n"
+
+
+@pytest.mark.processes
+def test_the_process_goes_on_after_the_guests_error(
+    tmp_path: Path, qm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pve_zfsbackup.host.thawer.PAUSE", 0)
+    (tmp_path / "100").touch()
+    qm.write_text('{"error":{"class":"GenericError","desc":"busy"}}\n{"error":{"desc":"busy"}}\n2\n')
+    assert watch(ProcessRunner(), tmp_path / "100", 0, thaw_argv(GuestKind.VM, VM))
+    assert (tmp_path / "asked").read_text() == "guest cmd 100 fsfreeze-thaw\n" * 3
+
+
+def test_nothing_of_the_script_is_systemds() -> None:
+    """`${…}` and `$$` in what a unit runs are replaced before sh sees them (systemd.service(5), Command lines)."""
+    _, _, script, *words = thaw_argv(GuestKind.VM, VM)
+    assert words == ["sh", "100"]
+    assert "${" not in script
+    assert "$$" not in script
+
+
+def test_a_container_is_thawed_by_lxc_whose_exit_status_counts() -> None:
     assert thaw_argv(GuestKind.CT, Vmid(200)) == ("lxc-unfreeze", "-n", "200")
