@@ -92,7 +92,7 @@ class QmAgent:
 
 class NodeAgent:
     """The API, but `qm` where a command may take longer than the API lets it, and for a thaw that the API does not
-    answer: pveproxy may be gone with the guest still frozen."""
+    answer or allow: pveproxy may be gone, or the token revoked, with the guest still frozen."""
 
     def __init__(self, api: Agent, qm: Agent) -> None:
         self._api = api
@@ -103,7 +103,9 @@ class NodeAgent:
             return self._qm.call(vmid, command, timeout)
         try:
             return self._api.call(vmid, command, timeout)
-        except PveUnreachableError as error:
+        except (AgentError, GuestMissingError):
+            raise  # the guest's own answer: qm would hear the same
+        except PveError as error:
             if command != "fsfreeze-thaw":
                 raise
             try:

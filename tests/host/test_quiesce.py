@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.errors import CommandError, FreezeError, GuestBusyError, PveError, PveUnreachableError
-from pve_zfsbackup.host.agent import QmAgent
+from pve_zfsbackup.host.agent import NodeAgent, QmAgent
 from pve_zfsbackup.host.container import ContainerFreezer
 from pve_zfsbackup.host.guests import is_running
 from pve_zfsbackup.host.hooks import freeze_hook
@@ -317,6 +317,26 @@ def test_the_sweep_thaws_what_a_killed_run_left(quiescer: Quiescer, runner: Fake
     assert not guest.frozen
     assert not runner.timers
     assert quiescer.sweep() == []
+
+
+@pytest.mark.parametrize("way", ["sweep", "by hand"])
+def test_a_token_that_was_revoked_keeps_no_guest_frozen(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState, way: str
+) -> None:
+    class Refusing:
+        def call(self, vmid: Vmid, command: str, timeout: float) -> object:
+            raise PveError("invalid token value!", status=401)
+
+    guest.frozen = True
+    quiescer.markers.mkdir(parents=True)
+    marker(quiescer).touch()
+    node = replace(quiescer, agents={GuestKind.VM: NodeAgent(Refusing(), QmAgent(runner))})
+    if way == "sweep":
+        assert node.sweep() == ["guest 100: thawed after an interrupted run"]
+    else:
+        assert node.thaw(Vmid(100)) == 2
+    assert not guest.frozen
+    assert not marker(quiescer).exists()
 
 
 def test_the_sweep_says_what_it_could_not_do_and_goes_on(quiescer: Quiescer, node: FakeNode, guest: GuestState) -> None:

@@ -299,9 +299,50 @@ def test_a_guest_is_thawed_by_qm_when_the_api_is_gone() -> None:
     assert [command for command, _ in qm.seen] == ["fsfreeze-thaw"], "a freeze of unknown fate is not tried twice"
 
 
-def test_without_qm_the_apis_error_is_told() -> None:
-    with pytest.raises(PveUnreachableError, match="connection refused"):
-        agent.thaw(agent.NodeAgent(Recorder(silent), Recorder(nowhere)), VM, within=0)
+def refused(status: int) -> Callable[[str], Any]:
+    def answer(_: str) -> Any:
+        raise PveError("Permission check failed (/vms/100, VM.GuestAgent.FileSystemMgmt)", status=status)
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_guest_is_thawed_by_qm_when_the_token_was_revoked_meanwhile(status: int) -> None:
+    qm = Recorder(lambda _: 2)
+    node = agent.NodeAgent(Recorder(refused(status)), qm)
+    assert agent.thaw(node, VM, within=1).count == 2
+    with pytest.raises(PveError, match="Permission check failed"):
+        agent.freeze(node, VM, timeout=10)
+    assert [command for command, _ in qm.seen] == ["fsfreeze-thaw"], "what may not freeze by the API does not by qm"
+
+
+def test_a_thaw_by_qm_is_repeated_when_the_api_refuses() -> None:
+    answers = [PveUnreachableError("qm: no end after 15 s"), AgentError("QEMU guest agent is not running")]
+
+    def late(_: str) -> Any:
+        if answers:
+            raise answers.pop()
+        return 1
+
+    qm = Recorder(late)
+    assert agent.thaw(agent.NodeAgent(Recorder(refused(403)), qm), VM, within=5).count == 1
+    assert len(qm.seen) == 3
+
+
+@pytest.mark.parametrize("error", [AgentError("VM 100 is not running"), GuestMissingError("does not exist")])
+def test_qm_is_not_asked_what_the_guest_has_answered(error: PveError) -> None:
+    def gone(_: str) -> Any:
+        raise error
+
+    qm = Recorder(lambda _: 2)
+    assert agent.thaw(agent.NodeAgent(Recorder(gone), qm), VM, within=1).count == 0
+    assert not qm.seen
+
+
+@pytest.mark.parametrize("answer", [silent, refused(403)])
+def test_without_qm_the_apis_error_is_told(answer: Callable[[str], Any]) -> None:
+    with pytest.raises(PveError, match="connection refused|Permission check failed"):
+        agent.thaw(agent.NodeAgent(Recorder(answer), Recorder(nowhere)), VM, within=0)
 
 
 # fakepve
