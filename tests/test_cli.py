@@ -18,13 +18,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from pve_zfsbackup import cli, terminal
 from pve_zfsbackup.app import files
 from pve_zfsbackup.app.session import Session, open_session
-from pve_zfsbackup.cli import options
+from pve_zfsbackup.app.setup_account import Action
+from pve_zfsbackup.cli import archive, options, prepare
 from pve_zfsbackup.config import Config
+from pve_zfsbackup.errors import ConfigError
 from pve_zfsbackup.events import Emit
 from pve_zfsbackup.host.clones import Bench
 from pve_zfsbackup.host.lock import run_lock
@@ -546,6 +549,71 @@ def test_the_clusters_configuration_serves_where_the_node_has_none(
     assert call("run", config=world.place / "none.yaml").code == 0
     after = {path: path.stat().st_mtime_ns for path in world.node.etc.rglob("*") if path.is_file()}
     assert before == after, "nothing of ours is written to /etc/pve"
+
+
+def configured(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Parameter]]:
+    """Every command that reads a configuration."""
+    for parameter in command.params:
+        if parameter.name == "config_path":
+            yield path, parameter
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            child = command.get_command(click.Context(command), name)
+            assert child
+            yield from configured(child, (*path, name))
+
+
+def test_every_command_takes_the_clusters_configuration(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, own = world.place / "shared.yaml", world.place / "own.yaml"
+    shared.touch()
+    monkeypatch.setattr(options, "CONFIG", own)
+    monkeypatch.setattr(options, "CLUSTER_CONFIG", shared)
+    context = click.Context(click.Command("x"))
+    found = dict(configured(cli.cli))
+    assert {("setup",), ("setup", "target"), ("setup", "box"), ("key", "drill"), ("hook", "vzdump")} <= found.keys()
+    wrong = [path for path, option in found.items() if option.process_value(context, str(own)) != shared]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("setup",),
+        ("setup", "target", "backup1", "--print"),
+        ("setup", "box", "b1"),
+        ("verify", "archive", "b1"),
+        ("key", "drill", "b1", "--identity", __file__),
+        ("key", "escrow", "b1"),
+    ],
+)
+def test_what_prepares_and_proves_takes_the_clusters_configuration(
+    world: World, call: Call, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """A first configuration without targets in the place of the node's own would hide the shared one for good."""
+    shared, own = world.place / "shared.yaml", world.place / "own.yaml"
+    key = f"identity-file: {world.place}/shared-key"
+    text = world.config.read_text().replace("host: backup1.example,", f"host: backup1.example, {key},")
+    shared.write_text(f"{text}boxes:\n  b1: {{host: /mnt/box}}\n")
+    monkeypatch.setattr(options, "CONFIG", own)
+    monkeypatch.setattr(options, "CLUSTER_CONFIG", shared)
+    asked: list[Path] = []
+
+    def setup_node(file: Path, **_: bool) -> tuple[Action, ...]:
+        asked.append(file)
+        return ()
+
+    def open_box(config: Config, name: str, *_: object) -> None:
+        raise ConfigError([f"box at {config.boxes[name].host}"])
+
+    monkeypatch.setattr(prepare, "setup_node", setup_node)
+    monkeypatch.setattr(archive, "open_box", open_box)
+    done = call(*words, config=own)
+    assert not own.exists()
+    if words == ("setup",):
+        assert asked == [shared]
+        return
+    assert done.code == 3
+    assert ("shared-key.pub is missing" if words[1] == "target" else "box at /mnt/box") in done.stderr
 
 
 # -- proofs

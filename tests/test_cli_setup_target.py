@@ -62,7 +62,8 @@ class Shell:
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
     link = TargetLink(TargetHost(tmp_path / "h").build())
     (place := tmp_path / "n").mkdir(mode=0o700)
-    (place / "pve-root-ca.pem").write_text("certificate\n")
+    (place / "pve").mkdir()
+    (place / "pve/pve-root-ca.pem").write_text("certificate\n")
     (place / "id_ed25519").write_text("private\n")
     (place / "id_ed25519.pub").write_text(f"{NODE_KEY} pve-zfsbackup@pve1\n")
     config = place / "config.yaml"
@@ -70,7 +71,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     config.chmod(0o600)
 
     def prepared(**fields: Any) -> Preparation:
-        return replace(Preparation(**fields), runner=link, pve_root=place, agent="", now=lambda: NOW)
+        return replace(Preparation(**fields), runner=link, pve_root=place / "pve", agent="", now=lambda: NOW)
 
     monkeypatch.setattr(prepare_target, "Preparation", prepared)
     monkeypatch.setattr("signal.signal", lambda *words: None)

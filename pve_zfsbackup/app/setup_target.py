@@ -200,16 +200,19 @@ def _vouched(preparation: Preparation, name: str, offered: tuple[HostKey, ...], 
 
 
 def _configured(preparation: Preparation, config: Config, target: Target) -> Action:
-    """In the configuration: written where it is still as `setup` made it, otherwise told what to add."""
+    """In the configuration: written where it is still as `setup` made it, otherwise told what to add. Nothing of ours
+    is written below /etc/pve: the other nodes have no key for the target yet, and one of two editors would lose."""
     file = preparation.config_file
     name = f"target {target.name} in {file}"
     if target.name in config.targets:
         return Action(object=name, state="right")
+    shared = file.resolve().is_relative_to(preparation.pve_root.resolve())
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    more = added(text, target, str(file))
+    more = None if shared else added(text, target, str(file))
     if more is None:
         lines = f"targets:\n{section(target)}"
-        told = "the file was changed by hand and is left so; add this, and the target to its jobs"
+        why = "every node of the cluster reads this file: it" if shared else "the file was changed by hand and"
+        told = f"{why} is left so; add this, and the target to its jobs"
         return Action(object=name, state="warning", detail=told, command=lines)
     if not preparation.dry_run:
         write_private(file, more)

@@ -7,7 +7,7 @@ from pathlib import Path
 from pve_zfsbackup import terminal
 from pve_zfsbackup.app.files import Browsed, Request, at_root, browse, on_node
 from pve_zfsbackup.app.session import timezone
-from pve_zfsbackup.cli.options import chosen, session_of
+from pve_zfsbackup.cli.options import session_of
 from pve_zfsbackup.config import Config, load_config
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.host.runner import ProcessRunner
@@ -18,8 +18,7 @@ from pve_zfsbackup.report.files import copied_lines, entries_table, files_json, 
 def restore_files(request: Request, *, root: str, config_path: Path, as_json: bool) -> int:
     """List or copy, on the node or, with a `root`, on a host that has replicas below it."""
     if root:
-        path = chosen(config_path)
-        config = load_config(path) if path.exists() else Config()
+        config = load_config(config_path) if config_path.exists() else Config()
         opening = at_root(config, ProcessRunner(), Dataset(root), request, timezone(config))
         browsed = browse(opening, request, config)
     else:

@@ -9,7 +9,7 @@ import click
 from pve_zfsbackup import terminal
 from pve_zfsbackup.app.import_sanoid import import_sanoid
 from pve_zfsbackup.cli.commands import cli
-from pve_zfsbackup.cli.options import CONFIG, session_without_config
+from pve_zfsbackup.cli.options import config_option, session_without_config
 from pve_zfsbackup.errors import ExitCode
 
 
@@ -20,10 +20,7 @@ def import_() -> None:
 
 @import_.command("sanoid")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--config", "config_path", type=click.Path(path_type=Path), default=CONFIG, show_default=True,
-    help="Configuration file; it says how to reach the API, and need not exist.",
-)  # fmt: skip
+@config_option("Configuration file; it says how to reach the API, and need not exist.")
 def import_sanoid_command(file: Path, config_path: Path) -> int:
     """Turn FILE, a sanoid.conf, into a config.yaml with a comment for each of its lines.
 

@@ -12,14 +12,14 @@ from pve_zfsbackup.app.proxmox_hooks import GUEST_PHASES, VZDUMP_PHASES, Answer,
 from pve_zfsbackup.app.thaw import thaw as thaw_guests
 from pve_zfsbackup.app.unblock import unblock
 from pve_zfsbackup.cli.commands import cli
-from pve_zfsbackup.cli.options import CONFIG, common, session_of
+from pve_zfsbackup.cli.options import common, config_option, session_of
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid, printable
 from pve_zfsbackup.report.unblock import unblock_json, unblock_lines
 
 VMID = click.IntRange(100, 999_999_999)
-_config = click.option("--config", "config_path", type=click.Path(path_type=Path), default=CONFIG, show_default=True)
+_config = config_option("Configuration file.")
 
 
 @cli.command()

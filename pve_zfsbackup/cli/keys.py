@@ -15,7 +15,7 @@ from pve_zfsbackup.app.keys import Keyring, failed
 from pve_zfsbackup.app.setup_box import escrow as escrow_box
 from pve_zfsbackup.cli.archive import IDENTITY, noting, show_verification, vault_of
 from pve_zfsbackup.cli.commands import cli
-from pve_zfsbackup.cli.options import chosen, common, session_of
+from pve_zfsbackup.cli.options import common, session_of
 from pve_zfsbackup.config import load_config
 from pve_zfsbackup.errors import ConfigError, ExitCode
 from pve_zfsbackup.host.lock import run_lock
@@ -114,8 +114,7 @@ def key_change(
 def key_escrow(what: str, config_path: Path, as_json: bool, verbose: bool) -> int:
     """Print what to put in the safe: of a box what belongs beside the age identity, which is no secret; of an
     encrypted dataset its keys, which are the secret."""
-    path = chosen(config_path)
-    config = load_config(path) if path.exists() else None
+    config = load_config(config_path) if config_path.exists() else None
     if config and what in config.boxes:
         lines = list(escrow_box(vault_of(config_path, what)))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -33,12 +34,17 @@ class SelectorType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # g
             self.fail(str(error), param, ctx)
 
 
+def config_option(text: str) -> Callable[[F], F]:
+    """`--config`, which the command gets as the file that counts: see `chosen`."""
+    return click.option(
+        "--config", "config_path", type=click.Path(path_type=Path), default=CONFIG, show_default=True, help=text,
+        callback=lambda context, parameter, path: chosen(path),
+    )  # fmt: skip
+
+
 def common(function: F) -> F:
     """Options every command takes."""
-    config = click.option(
-        "--config", "config_path", type=click.Path(path_type=Path), default=CONFIG, show_default=True,
-        help="Configuration file.",
-    )  # fmt: skip
+    config = config_option("Configuration file.")
     as_json = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
     verbose = click.option("-v", "--verbose", is_flag=True, help="Say what is done.")
     return config(as_json(verbose(function)))
@@ -57,18 +63,18 @@ def silent(_: Event) -> None:
 
 def session_of(path: Path, emit: Emit = silent) -> AbstractContextManager[Session]:
     """The session of a configuration file. Raises `ConfigError` at once."""
-    return open_session(load_config(chosen(path)), emit)
+    return open_session(load_config(path), emit)
 
 
 def session_without_config(path: Path) -> AbstractContextManager[Session]:
     """A session also before there is a configuration; one that is there counts."""
-    path = chosen(path)
     return open_session(load_config(path) if path.exists() else Config(), silent)
 
 
 def chosen(path: Path) -> Path:
     """A cluster's shared configuration where the node has none of its own."""
-    return CLUSTER_CONFIG if path == CONFIG and not path.exists() and CLUSTER_CONFIG.exists() else path
+    shared = path == CONFIG and not path.exists() and os.path.exists(CLUSTER_CONFIG)  # no fault when pmxcfs is dead
+    return CLUSTER_CONFIG if shared else path
 
 
 def tell_notes(notes: Iterable[str]) -> None:

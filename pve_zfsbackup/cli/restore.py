@@ -23,7 +23,7 @@ from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, rolling_alo
 from pve_zfsbackup.cli.archive import IDENTITY, noting, vault_of
 from pve_zfsbackup.cli.commands import cli
 from pve_zfsbackup.cli.files import restore_files
-from pve_zfsbackup.cli.options import chosen, common, session_of, tell_notes
+from pve_zfsbackup.cli.options import common, session_of, tell_notes
 from pve_zfsbackup.errors import ConfigError, ExitCode
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Dataset, Vmid, printable
@@ -231,7 +231,7 @@ def _below(
     """Receive a guest's disks from a box: all it needs is the box, the age identity and the file with the signers."""
     if not box or identity is None:
         raise ConfigError(["--to needs --from BOX and --identity FILE"])
-    vault = vault_of(chosen(config_path), box)
+    vault = vault_of(config_path, box)
     catalog = read_catalog(vault, identity=identity)
     for problem in catalog.all_problems:
         terminal.note(problem)

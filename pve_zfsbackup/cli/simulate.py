@@ -12,7 +12,7 @@ from pve_zfsbackup import terminal
 from pve_zfsbackup.app.session import timezone
 from pve_zfsbackup.app.simulate import simulate_config
 from pve_zfsbackup.cli.commands import cli
-from pve_zfsbackup.cli.options import chosen, common
+from pve_zfsbackup.cli.options import common
 from pve_zfsbackup.config import load_config
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.report.simulate import simulated_json, simulated_points, simulated_table
@@ -39,7 +39,7 @@ def simulate(
     Points come every hour and are pruned once a day, right before each count. A guest in several jobs keeps what any
     of them keeps. In boxes, increments count as small, and each chain as read back when it is there.
     """
-    config = load_config(chosen(config_path))
+    config = load_config(config_path)
     zone = timezone(config)
     start = _now().astimezone(zone).replace(hour=3, minute=7, second=0, microsecond=0)
     seconds = round(every * 3600)

@@ -19,7 +19,7 @@ from pve_zfsbackup.app.proving import Proved, failures, prove
 from pve_zfsbackup.app.run import exit_code
 from pve_zfsbackup.app.session import Home
 from pve_zfsbackup.cli.commands import cli
-from pve_zfsbackup.cli.options import chosen, common, scoped, session_of, tell_notes
+from pve_zfsbackup.cli.options import common, scoped, session_of, tell_notes
 from pve_zfsbackup.config import Config, load_config
 from pve_zfsbackup.errors import ConfigError
 from pve_zfsbackup.events import Outcome, Result
@@ -128,8 +128,7 @@ def verify_drill(
     if root:
         if jobs:
             raise ConfigError(["--job is for the node: a target knows no jobs"])
-        path = chosen(config_path)
-        config = load_config(path) if path.exists() else Config()
+        config = load_config(config_path) if config_path.exists() else Config()
         home = Home(config=config, runner=ProcessRunner(), node=node_name(config.api.node or ""))
         with drilling_alone(config):
             ground = on_target(config, home.runner, Dataset(root), guests, Expected(files=tuple(files)))

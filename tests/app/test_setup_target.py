@@ -46,7 +46,8 @@ def link(tmp_path: Path) -> TargetLink:
 @pytest.fixture
 def preparation(link: TargetLink, tmp_path: Path) -> Preparation:
     (place := tmp_path / "node").mkdir(mode=0o700)
-    (place / "pve-root-ca.pem").write_text("certificate\n")
+    (place / "pve").mkdir()
+    (place / "pve/pve-root-ca.pem").write_text("certificate\n")
     config = place / "config.yaml"
     config.write_text(HEAD.format(place=place, append_only="true"))
     config.chmod(0o600)
@@ -54,7 +55,7 @@ def preparation(link: TargetLink, tmp_path: Path) -> Preparation:
         asked=Asked(name="backup1", admin="root@backup1"),
         config_file=config,
         runner=link,
-        pve_root=place,
+        pve_root=place / "pve",
         agent="/run/agent",
         now=lambda: NOW,
     )
@@ -269,6 +270,20 @@ def test_a_configuration_of_a_person_is_left(
     assert (told.state, told.command) == (
         "warning", f"targets:\n  backup1:\n    host: backup1\n    root: {ROOT}\n    user: 'u'\n    port: 2222"
     )  # fmt: skip
+
+
+def test_a_clusters_shared_configuration_is_never_written(
+    preparation: Preparation, link: TargetLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one as `setup` made it: what to add is told."""
+    new = fresh(preparation, monkeypatch)
+    shared = preparation.pve_root / "pve-zfsbackup.yaml"
+    shared.write_text(new.config_file.read_text())
+    (told,) = wrong(setup_target(replace(new, config_file=shared)))
+    assert shared.read_text() == example_config()
+    assert told.state == "warning"
+    assert "every node of the cluster reads this file" in told.detail
+    assert told.command.startswith("targets:\n  backup1:\n    host: backup1\n")
 
 
 def fresh(preparation: Preparation, monkeypatch: pytest.MonkeyPatch) -> Preparation:

@@ -341,7 +341,7 @@ def test_qm_is_not_asked_what_the_guest_has_answered(error: PveError) -> None:
 
 @pytest.mark.parametrize("answer", [silent, refused(403)])
 def test_without_qm_the_apis_error_is_told(answer: Callable[[str], Any]) -> None:
-    with pytest.raises(PveError, match="connection refused|Permission check failed"):
+    with pytest.raises(PveError, match=r"connection refused|Permission check failed"):
         agent.thaw(agent.NodeAgent(Recorder(answer), Recorder(nowhere)), VM, within=0)
 
 
