@@ -58,7 +58,8 @@ act() {
 put() {
     DID="${DID:+$DID; }$4"
     [ "$APPLY" = yes ] || return 0
-    fresh=$(mktemp "$2.XXXXXX") && printf '%s\n' "$3" > "$fresh" && chmod "$1" "$fresh" && mv -f "$fresh" "$2" && return 0
+    fresh=$(mktemp "$2.XXXXXX") && printf '%s\n' "$3" > "$fresh" && chmod "$1" "$fresh" &&
+        sync "$fresh" && mv -f "$fresh" "$2" && sync "$(dirname "$2")" && return 0
     say failed "$THING" "$2 cannot be written"
     exit 1
 }
