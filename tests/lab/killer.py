@@ -42,6 +42,18 @@ def main() -> None:
             sys.exit(1)
 
 
+def walk(arguments: list[str], first: int, stride: int) -> None:
+    """Kill before ever later actions, each attempt going on from what the last one left, until one comes to its end.
+    Prints one JSON line per attempt to standard error; `left` are the datasets of unfinished restores after it."""
+    for number in itertools.count(first, stride):
+        told = attempt(arguments, kill_at=number)
+        listed = subprocess.run(("zfs", "list", "-H", "-o", "name"), capture_output=True, text=True, check=True)
+        left = [name for name in listed.stdout.split("\n") if "/pzb-restore/" in name]
+        print(json.dumps({"kill": number, "left": left, **told}), file=sys.stderr, flush=True)
+        if told["code"] != -signal.SIGKILL:
+            return
+
+
 def attempt(arguments: list[str], *, kill_at: int = 0, arm: Callable[[int], None] | None = None) -> dict[str, Any]:
     """One run in a child; how it ended and before what it was killed. `arm` gets the pipe for telling that."""
     read, write = os.pipe()

@@ -77,6 +77,15 @@ for snapshot; do
 done
 """
 
+# killer.walk with the module of a command loaded once, and not in each attempt.
+_WALK = """
+import importlib, sys
+sys.path.insert(0, "/root")
+import killer
+importlib.import_module(f"pve_zfsbackup.cli.{sys.argv[1]}")
+killer.walk(sys.argv[4:], int(sys.argv[2]), int(sys.argv[3]))
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
@@ -144,6 +153,16 @@ def restore(product: Product) -> None:
     setup.know(lab.pve1, lab.backup1)
     lab.pve1.run(("cp", "/root/.ssh/known_hosts", "/etc/pve-zfsbackup/known_hosts"))
     product.configure()
+
+
+def walked(host: Host, module: str, *arguments: str, first: int, stride: int) -> tuple[list[dict[str, Any]], Result]:
+    """A command (in cli/`module`) killed again and again on a host that has killer.py, until an attempt ends by itself.
+    All attempts as killer.walk tells them, and what they said."""
+    command = ("python3", "-c", _WALK, module, str(first), str(stride), *arguments)
+    done = host.run(command, timeout=1800)
+    attempts = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"kill"')]
+    assert len(attempts) > 2, done
+    return attempts, done
 
 
 def hashes(host: Host, snapshots: list[str], tool: str = "b2sum") -> dict[str, str]:

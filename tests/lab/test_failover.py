@@ -22,7 +22,7 @@ from tests.lab.conftest import install
 from tests.lab.host import Host, Result
 from tests.lab.lab import Lab
 from tests.lab.matrix import guests, inject
-from tests.lab.product import ACCOUNT, FORKED, Product, hashes, quick
+from tests.lab.product import ACCOUNT, FORKED, Product, hashes, quick, walked
 from tests.lab.pve import provision as pve
 
 pytestmark = pytest.mark.long
@@ -55,20 +55,6 @@ STORAGES = {
 }
 KEY = "/etc/pve/priv/crypt.key"
 MIB = 1 << 20
-# Going on from what the last attempt left, killed before ever later actions, until an attempt comes to its end.
-_WALK = """
-import json, sys
-sys.path.insert(0, "/root")
-import killer
-import pve_zfsbackup.cli.roles
-number, stride = int(sys.argv[1]), int(sys.argv[2])
-while True:
-    told = killer.attempt(sys.argv[3:], kill_at=number)
-    print(json.dumps({"kill": number, **told}), file=sys.stderr, flush=True)
-    if told["code"] != -9:
-        break
-    number += stride
-"""
 _CLEAN_SOURCE = r"""
 ip link set eth1 up
 for vmid; do
@@ -132,10 +118,8 @@ class Sites:
 
     def walked(self, *arguments: str, first: int, stride: int) -> None:
         """Killed again and again, until it comes to its end; or finds, killed after its last step, nothing to do."""
-        command = ("python3", "-c", _WALK, str(first), str(stride), *arguments, "--config", CONFIG)
-        done = self.backup1.run(command, timeout=1800)
-        attempts = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"kill"')]
-        assert len(attempts) > 2, attempts
+        command = (*arguments, "--config", CONFIG)
+        attempts, done = walked(self.backup1, "roles", *command, first=first, stride=stride)
         assert attempts[-1]["code"] == 0 or "nobody took it over" in done.stderr, done
 
     def killed_in_a_stream(self, mib: int, *arguments: str) -> None:

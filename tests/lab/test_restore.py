@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.lab.host import Host
 from tests.lab.matrix import guests
-from tests.lab.product import ACCOUNT, Product, hashes, quick
+from tests.lab.product import ACCOUNT, Product, hashes, quick, walked
 
 pytestmark = pytest.mark.long
 
@@ -55,7 +57,7 @@ for pool in rpool/data fast rpool/crypt; do
   done
   for place in pzb-restore pzb-aside; do zfs destroy -R "$pool/$place" 2> /dev/null || true; done
 done
-rm -rf /root/restore-lab.yaml /var/lib/pve-zfsbackup/replaced
+rm -rf /root/restore-lab.yaml /root/killer.py /var/lib/pve-zfsbackup/replaced
 """
 
 
@@ -277,11 +279,15 @@ def test_rolled_back_in_place_and_replicated_on(way: Way, vmid: int) -> None:
 
 
 def test_killed_and_repeated_a_restore_converges(way: Way) -> None:
-    wanted = expected(way, way.points(VM, "source")[-1])
-    for seconds in ("2", "5", "8"):
-        command = ("timeout", "-s", "KILL", seconds, "pve-zfsbackup", "restore", str(VM), "--as", str(COPY + 1))
-        way.pve1.run((*command, "--from", "backup1", "--yes", "--config", CONFIG), check=False)
-    done = way.run("restore", str(VM), "--as", str(COPY + 1), "--from", "backup1", "--yes", check=False)
-    assert done["done"] or [one["kind"] for one in done["conflicts"]] == ["guest-exists"]
-    assert sorted(way.contents(COPY + 1)) == sorted(wanted)
+    way.replicated()
+    point = way.points(VM, "backup1")[-1]
+    wanted = expected(way, next(own for own in way.points(VM) if own["point"] == point["point"]))
+    way.pve1.put(Path(__file__).with_name("killer.py"), "/root/killer.py")
+    again = ("restore", str(VM), "--at", point["point"], "--as", str(COPY + 1), "--from", "backup1", "--yes")
+    attempts, done = walked(way.pve1, "restore", *again, "--config", CONFIG, first=6, stride=5)
+    killed = [attempt for attempt in attempts if attempt["code"] == -signal.SIGKILL]
+    assert any(name.endswith("/scsi0") for attempt in killed for name in attempt["left"]), "killed with work begun"
+    ended = attempts[-1]["code"] == 0 or f"guest {COPY + 1}: exists" in done.stdout + done.stderr
+    assert ended, done  # killed after its last step, it finds the guest there
+    assert way.contents(COPY + 1) == wanted
     way.nothing_left()
