@@ -35,6 +35,7 @@ from pve_zfsbackup.model import (
     Vmid,
     Wish,
 )
+from pve_zfsbackup.plan.choice import Choice, choose_sound
 from pve_zfsbackup.plan.failover import (
     HOLD,
     Question,
@@ -47,7 +48,6 @@ from pve_zfsbackup.plan.failover import (
 )
 from pve_zfsbackup.plan.guest_config import settings
 from pve_zfsbackup.plan.points import guest_points, points_of
-from pve_zfsbackup.plan.restore import choose_point
 from pve_zfsbackup.plan.takeover import FAILOVER, Takeover, mark_text, takeovers
 
 
@@ -71,7 +71,7 @@ class Taking:
     """One guest: what is planned and what became of it. `age` is what was lost, `seconds` how long it took."""
 
     vmid: Vmid
-    point: Point | None = None
+    choice: Choice | None = None
     prepared: Prepared | None = None
     replicas: tuple[Dataset, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
@@ -82,6 +82,10 @@ class Taking:
     seconds: float = 0.0
     done: bool = False
     started: bool = False
+
+    @property
+    def point(self) -> Point | None:
+        return self.choice.point if self.choice else None
 
     @property
     def good(self) -> bool:
@@ -159,11 +163,12 @@ def _planned(session: Session, request: Request, found: Inventory, listing: List
         if conflict := already(vmid, taken, session.node):
             taking.conflicts = (conflict,)
             return taking
-        chosen = choose_point(points, taken.point if taken else request.at, session.timezone)
-        if isinstance(chosen, Conflict):
-            taking.conflicts = (chosen,)
+        choice = choose_sound(points, taken.point if taken else request.at, session.timezone)
+        if isinstance(choice, Conflict):
+            taking.conflicts = (choice,)
             return taking
-        taking.point, taking.age = chosen, int(session.now().timestamp()) - chosen.creation
+        chosen = choice.point
+        taking.choice, taking.age = choice, int(session.now().timestamp()) - chosen.creation
         if locked := locked_disks(chosen, listing):
             taking.conflicts = (locked,)
             return taking

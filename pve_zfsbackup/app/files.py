@@ -26,9 +26,9 @@ from pve_zfsbackup.host.runner import Runner
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Dataset, Listing, Point, Vmid
 from pve_zfsbackup.model.files import Found, Sought, parse_sought
+from pve_zfsbackup.plan.choice import choose_point
 from pve_zfsbackup.plan.drill import WITHOUT, closed
 from pve_zfsbackup.plan.points import guest_points
-from pve_zfsbackup.plan.restore import choose_point
 
 LOCK: Final = "files"
 TOP: Final = Sought(text="/", path="/")

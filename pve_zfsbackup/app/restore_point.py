@@ -25,8 +25,8 @@ from pve_zfsbackup.model import (
     Vmid,
     decode_props,
 )
+from pve_zfsbackup.plan.choice import choose_point
 from pve_zfsbackup.plan.points import points_of
-from pve_zfsbackup.plan.restore import choose_point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,9 +35,9 @@ from pve_zfsbackup.model import (
     Vmid,
     decode_props,
 )
+from pve_zfsbackup.plan.choice import choose_point
 from pve_zfsbackup.plan.guest_config import settings, with_lock, without_lock
 from pve_zfsbackup.plan.points import points_of
-from pve_zfsbackup.plan.restore import choose_point
 from pve_zfsbackup.plan.rollback import LOCK, Rollback, RollbackDisk, plan_rollback
 from pve_zfsbackup.plan.snapshot import plan_snapshot
 

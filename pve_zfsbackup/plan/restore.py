@@ -10,12 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
-from datetime import datetime, tzinfo
 from typing import Final
 
 from pve_zfsbackup.model import (
     ASIDE,
-    SNAPSHOT_NAME,
     STAGING,
     Aside,
     Conflict,
@@ -24,7 +22,6 @@ from pve_zfsbackup.model import (
     GuestKind,
     NodeState,
     Origin,
-    Point,
     Restore,
     Snapshot,
     Storage,
@@ -38,31 +35,6 @@ from pve_zfsbackup.plan.snapshot import LOCKS
 
 _NUMBERED: Final = re.compile(r"(?:vm|base|subvol|basevol)-([1-9][0-9]{2,8})-disk-([0-9]+)\Z")
 _VOLID: Final = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]):(?:[^/]+/)?((vm|base|subvol|basevol)-[0-9]+-.+)\Z")
-
-
-def choose_point(points: Sequence[Point], at: str, zone: tzinfo) -> Point | Conflict:
-    """The newest complete point, the newest not after a time, or the one that is named (`100/2026…`, or its stamp)."""
-    complete = [point for point in points if point.complete]
-    if not at:
-        found = complete
-    elif SNAPSHOT_NAME.match(f"pzb:{at.rpartition('/')[2]}"):
-        found = [point for point in complete if at in (point.id, point.stamp)]
-        if not found and any(at in (point.id, point.stamp) for point in points):
-            lacking = next(point for point in points if at in (point.id, point.stamp))
-            gone = tuple(sorted(lacking.disks.keys() - lacking.snapshots.keys()))
-            message = f"point {at} is not complete here: {', '.join(gone)} missing"
-            return Conflict(kind="incomplete", object=at, message=message, resolve="try --from another host")
-    else:
-        try:
-            moment = datetime.fromisoformat(at)
-        except ValueError:
-            hint = "a point as `list` shows it, or a time such as 2026-11-26T14:00"
-            return Conflict(kind="not-understood", object=at, message=f"{at!r} is no point and no time", resolve=hint)
-        limit = (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
-        found = [point for point in complete if point.creation <= limit]
-    if not found:
-        return Conflict(kind="no-point", object=at or "newest", message="there is no such point", resolve="see `list`")
-    return max(found, key=lambda point: (point.creation, point.stamp))
 
 
 def plan_restore(wish: Wish, origin: Origin, state: NodeState, seed: bytes) -> Restore:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC
 from typing import Any
 
 from pve_zfsbackup.app.failback import Given
 from pve_zfsbackup.app.failover import Failover, Taking, how
-from pve_zfsbackup.model import Conflict
-from pve_zfsbackup.report.format import FORMAT, age, size
+from pve_zfsbackup.model import Conflict, Point
+from pve_zfsbackup.model.proof import Level, Proof
+from pve_zfsbackup.report.format import FORMAT, age, moment, size
+from pve_zfsbackup.report.points import proof_json
 
 
 def failover_lines(found: Failover) -> Iterator[str]:
@@ -35,11 +38,41 @@ def _guest(taking: Taking, *, dry_run: bool) -> Iterator[str]:
     elif taking.good and taking.point and taking.prepared:
         word = "would be taken over" if dry_run else "taken over"
         yield f"{label}: {word} from point {taking.point.id}, {age(taking.age)} old ({taking.point.consistency})"
+        yield from _choice_lines(taking)
         for disk in taking.prepared.plan.disks:
             yield f"  {disk.key}: {disk.dataset}, {how(disk)} of {disk.snapshot.full_name}"
         if taking.done:
             yield f"  {'runs' if taking.started else 'is stopped'} after {taking.seconds:.1f} s"
     yield from (f"  {note}" for note in taking.notes)
+
+
+def _choice_lines(taking: Taking) -> Iterator[str]:
+    """What is known of the point, and of those that could be taken instead."""
+    choice = taking.choice
+    assert choice is not None
+    point, proven = choice.point, choice.proven
+    if point.proof and point.proof.level is Level.FAILED:
+        yield f"  ITS LAST DRILL FAILED ({_when(point.proof)})"
+    elif point.proof and proven is point:
+        yield f"  a drill opened it here: {point.proof.level.value} ({_when(point.proof)})"
+    else:
+        yield "  no drill has opened it here"
+    if proven and proven.proof and proven is not point:
+        older, level = age(point.creation - proven.creation), proven.proof.level.value
+        yield f"  the newest that a drill opened is {older} older: {level} ({_when(proven.proof)}), --at {proven.id}"
+    elif proven is None:
+        yield "  nor an older one"
+    for bad in choice.passed:
+        assert bad.proof is not None
+        yield f"  passed over: {bad.id}, its drill failed ({_when(bad.proof)})"
+    if choice.passed:
+        newest = choice.passed[0]
+        lost = age(newest.creation - point.creation)
+        yield f"  with that the {lost} before {newest.id} are lost as well; --at {newest.id} takes it all the same"
+
+
+def _when(proof: Proof) -> str:
+    return f"{moment(proof.at, UTC)}Z"
 
 
 def conflict_lines(conflict: Conflict) -> Iterator[str]:
@@ -60,6 +93,9 @@ def failover_json(found: Failover) -> dict[str, Any]:
                 "vmid": taking.vmid,
                 "point": taking.point.id if taking.point else "",
                 "age": taking.age,
+                "verified": proof_json(taking.point.proof) if taking.point else None,
+                "newest-verified": _point(taking.choice.proven) if taking.choice else None,
+                "passed-over": [_point(point) for point in taking.choice.passed] if taking.choice else [],
                 "done": taking.done or taking.there is not None,
                 "started": taking.started,
                 "seconds": round(taking.seconds, 1),
@@ -79,6 +115,10 @@ def failover_json(found: Failover) -> dict[str, Any]:
             for taking in found.guests
         ],
     }
+
+
+def _point(point: Point | None) -> dict[str, Any] | None:
+    return {"point": point.id, "creation": point.creation, "verified": proof_json(point.proof)} if point else None
 
 
 def _conflict(conflict: Conflict) -> dict[str, Any]:

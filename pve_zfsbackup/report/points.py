@@ -94,7 +94,7 @@ def _point_json(host: str, name: str, point: Point) -> dict[str, Any]:
         "creation": point.creation,
         "complete": point.complete,
         "consistency": point.consistency,
-        "verified": _proof_json(point.proof),
+        "verified": proof_json(point.proof),
         "window": point.window,
         "disks": [
             {
@@ -152,5 +152,5 @@ def _quality(point: Point, tz: tzinfo) -> str:
     return f"incomplete: {', '.join(missing)} missing"
 
 
-def _proof_json(proof: Proof | None) -> dict[str, Any] | None:
+def proof_json(proof: Proof | None) -> dict[str, Any] | None:
     return {"level": proof.level.value, "at": proof.at} if proof else None

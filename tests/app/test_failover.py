@@ -11,6 +11,7 @@ from pve_zfsbackup.app.restore import restoring_alone
 from pve_zfsbackup.errors import ConfigError, RoleError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.model.proof import VERIFIED
 from pve_zfsbackup.plan.failover import HOLD, Question
 from pve_zfsbackup.plan.takeover import FAILOVER
 from pve_zfsbackup.report.failover import failover_json, failover_lines
@@ -120,6 +121,67 @@ def test_an_older_point_by_name_and_a_point_that_is_none(second: Second) -> None
     assert taking.point.id == oldest
     done = take(second, CT, at="200/20200101T000000Z-0000")
     assert [conflict.kind for conflict in done.guests[0].conflicts] == ["no-point"]
+
+
+def drilled(second: Second, point: str, text: str, *replicas: str) -> None:
+    for name in replicas or (ROOTDISK, FASTDISK):
+        second.pools.datasets[name].snaps[f"pzb:{point.partition('/')[2]}"].props[VERIFIED] = text
+
+
+def test_a_point_whose_drill_failed_is_passed_over_and_its_price_is_told(second: Second) -> None:
+    older, newest = second.first.complete(TARGET, WEB)
+    drilled(second, newest, "failed 20261118T110640Z")
+    dry = take(second, WEB, dry_run=True)
+    lines = "\n".join(failover_lines(dry))
+    assert f"from point {older}" in lines
+    assert "no drill has opened it here" in lines
+    assert f"passed over: {newest}, its drill failed (2026-11-18 11:06:40Z)" in lines
+    assert f"are lost as well; --at {newest} takes it all the same" in lines
+    (told,) = failover_json(dry)["guests"]
+    assert (told["point"], told["verified"], told["newest-verified"]) == (older, None, None)
+    assert [one["point"] for one in told["passed-over"]] == [newest]
+    assert told["passed-over"][0]["verified"]["level"] == "failed"
+    taking = one(take(second, WEB))
+    assert taking.point is not None
+    assert taking.point.id == older
+
+
+def test_by_its_name_a_failed_one_is_taken_and_by_a_time_it_is_not(second: Second) -> None:
+    older, newest = second.first.complete(TARGET, WEB)
+    drilled(second, newest, "failed 20261118T110640Z")
+    (timed,) = take(second, WEB, at="2100-01-01T00:00", dry_run=True).guests
+    assert timed.point is not None
+    assert timed.point.id == older
+    named = take(second, WEB, at=newest)
+    assert "ITS LAST DRILL FAILED (2026-11-18 11:06:40Z)" in "\n".join(failover_lines(named))
+    assert one(named).done
+
+
+def test_where_every_point_failed_its_drill_none_is_taken(second: Second) -> None:
+    for point in (points := second.first.complete(TARGET, WEB)):
+        drilled(second, point, "failed 20261118T110640Z")
+    done = take(second, WEB)
+    (conflict,) = done.guests[0].conflicts
+    assert (conflict.kind, set(conflict.evidence)) == ("known-bad", set(points))
+    assert f"--at {points[-1]} takes it" in conflict.resolve
+    assert not second.runner.changes
+
+
+def test_the_newest_is_taken_before_an_older_proven_one_and_both_are_told(second: Second) -> None:
+    older, newest = second.first.complete(TARGET, WEB)
+    drilled(second, older, "files 20261118T110640Z")
+    dry = take(second, WEB, dry_run=True)
+    lines = "\n".join(failover_lines(dry))
+    assert f"from point {newest}" in lines
+    assert "no drill has opened it here" in lines
+    assert f"files (2026-11-18 11:06:40Z), --at {older}" in lines
+    (told,) = failover_json(dry)["guests"]
+    assert (told["point"], told["verified"], told["passed-over"]) == (newest, None, [])
+    assert told["newest-verified"]["point"] == older
+    drilled(second, newest, "booted 20261119T110640Z")
+    lines = "\n".join(failover_lines(take(second, WEB, dry_run=True)))
+    assert "a drill opened it here: booted (2026-11-19 11:06:40Z)" in lines
+    assert older not in lines
 
 
 @pytest.mark.parametrize(
