@@ -80,7 +80,7 @@ def prepare(session: Session, host: Host, vmid: Vmid, root: str = "") -> Way:
         there=there,
         guest=guest,
         taken=taken,
-        plan=plan_failback(guest, taken, found.listing, replicas, state),
+        plan=plan_failback(guest, taken, found.listing, replicas, state, _config(session.hosts[SOURCE], guest)),
         replicas=replicas,
         home=home,
     )
@@ -108,7 +108,6 @@ def _there(host: Host, guest: Guest, *, may_run: bool) -> There:
             f"guest {guest.vmid}: runs on {host.name} as well ({status.stdout.strip()})",
             hint="stop it there, and think about which of the two was used: what is written there is put aside",
         )
-    config = settings(host.run((tool(guest), "config", str(guest.vmid))).stdout)
     storages = storages_of(json.loads(host.run(("pvesh", "get", "/storage", "--output-format", "json")).stdout))
     pools = sorted({Dataset(storage.pool) for storage in storages.values() if storage.pool})
     listing = list_host(host, pools, depth=DEPTH, columns=SOURCE_COLUMNS)
@@ -116,7 +115,12 @@ def _there(host: Host, guest: Guest, *, may_run: bool) -> There:
         host, [Dataset(f"{pool}/{name}") for pool in pools for name in (STAGING, ASIDE)], columns=SOURCE_COLUMNS
     )
     everything = replace(listing, volumes={**listing.volumes, **work.volumes})
-    return There(config=config, storages=storages, listing=everything)
+    return There(config=_config(host, guest), storages=storages, listing=everything)
+
+
+def _config(host: Host, guest: Guest) -> dict[str, str]:
+    """The guest's configuration as a host's Proxmox tells it, what waits for the next start included."""
+    return settings(host.run((tool(guest), "config", str(guest.vmid))).stdout)
 
 
 def tool(guest: Guest) -> str:

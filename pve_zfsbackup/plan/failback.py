@@ -10,7 +10,8 @@ Encrypted disks come whole, into a new dataset: raw increments in the other dire
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -19,17 +20,25 @@ from pve_zfsbackup.model import (
     STAGING,
     Conflict,
     Dataset,
+    Disk,
     Guest,
+    GuestKind,
     Listing,
     Snapshot,
     Storage,
     Vmid,
     Volume,
 )
+from pve_zfsbackup.plan.discovery import disk_keys
 from pve_zfsbackup.plan.guest_config import volume_in
 from pve_zfsbackup.plan.takeover import Takeover
+from pve_zfsbackup.plan.volumes import owner_of_volume
 
 PREFIX: Final = "pzb-failback-"  # of the snapshots it makes; the colon of `pzb:` is for points alone
+# What differs without anybody having changed it, tells of one side only, or is nobody's to read.
+_OWN: Final = re.compile(
+    r"(?:lock|parent|digest|description|onboot|meta|vmgenid|vmstate|snaptime|snapstate|running.*|cipassword|unused[0-9]+|lxc.*)\Z"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +80,22 @@ class There:
     listing: Listing
 
 
-def plan_failback(guest: Guest, taken: Takeover, here: Listing, replicas: Listing, there: There) -> Failback:
-    """Every disk's way, or its obstacles. Planned again after an interruption, it finds the same names."""
+def plan_failback(
+    guest: Guest, taken: Takeover, here: Listing, replicas: Listing, there: There, config: Mapping[str, str]
+) -> Failback:
+    """Every disk's way, or its obstacles. `config` is what the guest's configuration says here. Planned again after an
+    interruption, it finds the same names."""
     folder = f"{guest.vmid}-failback"
     conflicts: list[Conflict] = []
     disks: list[Return] = []
+    notes = [*_ahead(taken, replicas)]
     for disk in guest.disks:
         volume = here.volumes.get(disk.dataset) if disk.dataset else None
         if volume is None or not volume.restored.startswith(f"{taken.point},"):
+            if disk.key.startswith("unused"):
+                notes.append(f"{disk.key}: {disk.volid} is not attached, and stays here")
+            elif disk.storage:  # and not a CD-ROM, a cloud-init drive or a path of the host
+                conflicts.append(_added(guest, disk, taken))
             continue
         key = volume.restored.partition(",")[2]
         found = _return(guest, key, volume, replicas, there, folder)
@@ -89,6 +106,7 @@ def plan_failback(guest: Guest, taken: Takeover, here: Listing, replicas: Listin
     if not disks and not conflicts:
         message = f"has no disk that was made of point {taken.point}"
         conflicts.append(Conflict(kind="no-disk", object=f"guest {guest.vmid}", message=message))
+    notes += _changed(guest.kind, config, there.config, {disk.key for disk in disks})
     pools = {Dataset(disk.name.rpartition("/")[0]) for disk in disks}
     return Failback(
         vmid=guest.vmid,
@@ -96,13 +114,45 @@ def plan_failback(guest: Guest, taken: Takeover, here: Listing, replicas: Listin
         disks=tuple(disks),
         parents=tuple(sorted(pools)),
         conflicts=tuple(conflicts),
-        notes=tuple(_ahead(taken, replicas)),
+        notes=tuple(notes),
     )
 
 
-def _return(
-    guest: Guest, key: str, volume: Volume, replicas: Listing, there: There, folder: str
-) -> Return | Conflict:
+def _added(guest: Guest, disk: Disk, taken: Takeover) -> Conflict:
+    """Left behind it would be missed at home, and nobody would know: so a person decides."""
+    tool, what = "qm" if guest.kind is GuestKind.VM else "pct", disk.dataset or disk.volid
+    if disk.lost:
+        message, hint = disk.reason, "it cannot go home before it is seen here again"
+    else:
+        message = "was not made of the point that was taken over: it has no place on the source, and would stay behind"
+        hint = (
+            f"to take it along: shut the guest down, copy {what} to a storage there (zfs send | zfs receive, under a "
+            f"free name of guest {guest.vmid}'s), there `{tool} rescan` and attach it as {disk.key}; then, or to leave "
+            f"it behind, detach it here: {tool} set {guest.vmid} --delete {disk.key}"
+        )
+    return Conflict(
+        kind="added-disk",
+        object=f"guest {guest.vmid} {disk.key}",
+        message=f"{disk.volid} {message}",
+        evidence=(f"point {taken.point}",),
+        resolve=hint,
+    )
+
+
+def _changed(kind: GuestKind, here: Mapping[str, str], there: Mapping[str, str], home: set[str]) -> Iterator[str]:
+    """Only disks go home: what else was changed here stays as the source has it."""
+    for key in disk_keys(kind, there):
+        volid = volume_in(kind, there[key])
+        if key not in home and not key.startswith("unused") and owner_of_volume(volid) is not None:
+            yield f"{key}: does not come from here: on the source it stays attached as it was ({volid})"
+    drives = {*disk_keys(kind, here), *disk_keys(kind, there)}
+    for key in sorted((here.keys() | there.keys()) - drives):
+        ours, theirs = here.get(key, ""), there.get(key, "")
+        if ours != theirs and not _OWN.match(key):
+            yield f"{key}: {ours or 'not set'} here, and stays {theirs or 'not set'} on the source: change it there"
+
+
+def _return(guest: Guest, key: str, volume: Volume, replicas: Listing, there: There, folder: str) -> Return | Conflict:
     label = f"guest {guest.vmid} {key}"
     volid = volume_in(guest.kind, there.config.get(key, ""))
     storage = there.storages.get(volid.partition(":")[0])
@@ -148,14 +198,12 @@ def _common(volume: Volume, replicas: Listing, old: Volume) -> tuple[Snapshot, S
     return both[-1] if both else None
 
 
-def _ahead(taken: Takeover, replicas: Listing) -> list[str]:
+def _ahead(taken: Takeover, replicas: Listing) -> Iterator[str]:
     """Where the guest was taken over from an older point, the replica is ahead of what comes home."""
-    told = []
     for name in taken.datasets:
         stamp = taken.point.partition("/")[2]
         volume = replicas.volumes[name]
         base = next((s for s in volume.snapshots if s.name == f"pzb:{stamp}"), None)
         newer = [s.name for s in volume.snapshots if base and s.createtxg > base.createtxg]
         if newer:
-            told.append(f"{name} has points after {taken.point} ({len(newer)}): replication will call that a conflict")
-    return told
+            yield (f"{name} has points after {taken.point} ({len(newer)}): replication will call that a conflict")

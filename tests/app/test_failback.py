@@ -13,6 +13,7 @@ from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.errors import BackupError, RoleError, VerificationError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.plan.failback import Failback
 from pve_zfsbackup.plan.failover import HOLD
 from pve_zfsbackup.plan.takeover import FAILOVER
 from pve_zfsbackup.report.failover import failback_json, failback_lines
@@ -149,6 +150,55 @@ def test_a_guest_nobody_took_over_and_a_disk_without_a_common_snapshot(second: S
     with second.session() as session, source_host(session) as host:
         way = prepare(session, host, Vmid(WEB))
     assert [conflict.kind for conflict in way.plan.conflicts] == ["no-common-base"]
+
+
+def plan_of(second: Second) -> Failback:
+    with second.session() as session, source_host(session) as host:
+        return prepare(session, host, Vmid(WEB)).plan
+
+
+def reconfigure(second: Second, change: Callable[[str], str]) -> None:
+    path = second.node.etc / f"qemu-server/{WEB}.conf"
+    path.write_text(change(path.read_text()))
+
+
+def test_a_disk_that_was_added_here_is_no_less_than_a_reason_to_ask(second: Second) -> None:
+    away(second)
+    second.pools.add("tank/data/vm-100-disk-7", zvol=True)
+    reconfigure(second, lambda text: text + "scsi2: local-zfs:vm-100-disk-7,size=1G\nide2: none,media=cdrom\n")
+    (conflict,) = plan_of(second).conflicts
+    assert (conflict.kind, conflict.object) == ("added-disk", "guest 100 scsi2")
+    assert "local-zfs:vm-100-disk-7 was not made of the point" in conflict.message
+    assert "copy tank/data/vm-100-disk-7 to a storage there" in conflict.resolve
+    assert "qm set 100 --delete scsi2" in conflict.resolve
+    reconfigure(second, lambda text: text.replace("scsi2:", "unused0:"))
+    assert "unused0: local-zfs:vm-100-disk-7 is not attached, and stays here" in plan_of(second).notes
+    assert "unused0: local-zfs:vm-100-disk-7 is not attached, and stays here" in give(second).notes
+
+
+def test_a_disk_that_is_not_seen_here_is_not_left_behind(second: Second) -> None:
+    away(second)
+    del second.pools.datasets["ssd/vm-100-disk-0"]
+    (conflict,) = plan_of(second).conflicts
+    assert (conflict.kind, conflict.object) == ("added-disk", "guest 100 scsi1")
+    assert "dataset ssd/vm-100-disk-0 does not exist" in conflict.message
+
+
+def test_what_else_was_changed_here_stays_as_it_is_at_home_and_is_told(second: Second) -> None:
+    away(second)
+    assert plan_of(second).notes == ()
+    reconfigure(second, lambda text: text.replace("cores: 2", "cores: 8").replace("scsi1:", "unused0:") + "cpu: host\n")
+    told = give(second).notes
+    assert "cores: 8 here, and stays 2 on the source: change it there" in told
+    assert "cpu: host here, and stays not set on the source: change it there" in told
+    assert not [note for note in told if note.startswith("scsi1: does not come")], "detached, it goes home all the same"
+
+
+def test_a_disk_that_was_removed_here_stays_attached_at_home_and_is_told(second: Second) -> None:
+    away(second)
+    reconfigure(second, lambda text: "".join(line for line in text.splitlines(True) if not line.startswith("scsi1")))
+    stays = "scsi1: does not come from here: on the source it stays attached as it was (fast:vm-100-disk-0)"
+    assert stays in plan_of(second).notes
 
 
 def test_a_guest_that_does_not_shut_down_stays_here_and_the_role_with_it(second: Second) -> None:
