@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pve_zfsbackup.config import Secret, find_secret, load_config, read_secret
+from pve_zfsbackup.config import Secret, checked_secrets, find_secret, load_config, read_secret
 from pve_zfsbackup.errors import ConfigError
+from pve_zfsbackup.model import secrets
+from pve_zfsbackup.model.secrets import redacted
 
 TOKEN = "backup@pve!zfs=aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"
 ROOT = os.geteuid() == 0
@@ -178,3 +180,54 @@ def test_secret_never_shows_itself() -> None:
     assert secret != Secret("other")
     assert secret != TOKEN
     assert len({secret, Secret(TOKEN)}) == 1
+
+
+APPRISE = """\
+# whoever reads this writes there
+urls:
+  - mailto://ops:c0rrect-horse@mail.example:
+     - tag: everybody
+  - slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ
+  - json://gateway.example/hook
+  - schema: pushover
+    token: ajugtgrqmpu4
+tgram://123456789:abcdefg_hijklmnop/12315544/
+oncall=msteams://T0k3nA/T0k3nB/
+"""
+
+
+@pytest.fixture
+def apprise(token: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(secrets, "_known", set())
+    token.write_text(APPRISE)
+    return token
+
+
+def test_secrets_that_another_program_reads_are_hidden_from_then_on(apprise: Path) -> None:
+    assert checked_secrets(apprise) == apprise
+    words = (
+        "c0rrect-horse", "slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ", "ajugtgrqmpu4", "T1JJ3T3L2",
+        "/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ", "abcdefg_hijklmnop", "msteams://T0k3nA/T0k3nB/",
+    )  # fmt: skip
+    assert [word for word in words if redacted(f"no answer to {word}") != "no answer to ***"] == []
+    plain = "everybody at gateway.example: urls, schema: pushover; mail.example"
+    assert redacted(plain) == plain
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o602])
+def test_secrets_of_another_program_that_others_can_read_or_write_are_refused(apprise: Path, mode: int) -> None:
+    apprise.chmod(mode)
+    with pytest.raises(ConfigError) as caught:
+        checked_secrets(apprise)
+    assert str(apprise) in str(caught.value)
+    assert "horse" not in str(caught.value)
+
+
+def test_links_and_binary_files_are_no_secrets_of_another_program(apprise: Path) -> None:
+    (link := apprise.parent / "link").symlink_to(apprise)
+    with pytest.raises(ConfigError, match="not followed"):
+        checked_secrets(link)
+    for content in (b"", b"\xff\xfe", b"x" * (64 * 1024 + 1)):
+        apprise.write_bytes(content)
+        with pytest.raises(ConfigError, match=str(apprise)):
+            checked_secrets(apprise)

@@ -12,7 +12,7 @@ from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.messages import Alert, alert_text, message_for
 from pve_zfsbackup.app.run import ALL_STAGES, Report, Stage, run
 from pve_zfsbackup.app.session import Home, Session
-from pve_zfsbackup.config import Config, Webhook, read_secret
+from pve_zfsbackup.config import Config, Webhook, checked_secrets, read_secret
 from pve_zfsbackup.errors import BackupError, ExitCode, LockedError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import notify
@@ -221,7 +221,7 @@ def _services(config: Config, runner: Runner) -> dict[str, Send]:
     if alerts.mail:
         found["mail"] = lambda alert: notify.mail(runner, alerts.mail, alert.title, alert_text(alert))
     if path := alerts.apprise_file:
-        found["apprise"] = lambda alert: notify.apprise(runner, path, alert.title, alert_text(alert))
+        found["apprise"] = lambda alert: notify.apprise(runner, checked_secrets(path), alert.title, alert_text(alert))
     for name, hook in config.webhooks.items():
         found[f"webhook {name}"] = _poster(hook)
     return found

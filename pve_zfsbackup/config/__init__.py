@@ -4,7 +4,7 @@ from pve_zfsbackup.config.alerts import Alerts, Webhook, WebhookType
 from pve_zfsbackup.config.boxes import Box
 from pve_zfsbackup.config.definitions import Api, Config, Job
 from pve_zfsbackup.config.example import config_reference, example_config, reference_page
-from pve_zfsbackup.config.files import Secret, find_secret, read_secret
+from pve_zfsbackup.config.files import Secret, checked_secrets, find_secret, read_secret
 from pve_zfsbackup.config.load import load_config, parse_config
 from pve_zfsbackup.config.option import DEFAULT_KEEP
 from pve_zfsbackup.config.targets import Target
@@ -20,6 +20,7 @@ __all__ = [
     "Target",
     "Webhook",
     "WebhookType",
+    "checked_secrets",
     "config_reference",
     "example_config",
     "find_secret",

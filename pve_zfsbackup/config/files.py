@@ -12,10 +12,11 @@ from typing import Final, NoReturn
 
 from pve_zfsbackup.errors import ConfigError
 from pve_zfsbackup.model import printable
-from pve_zfsbackup.model.secrets import keep_secret
+from pve_zfsbackup.model.secrets import keep_secret, keep_secrets
 
 _CONFIG_LIMIT: Final = 1024 * 1024  # what pmxcfs takes at most (pve-facts §h)
 _SECRET_LIMIT: Final = 4096
+_SECRETS_LIMIT: Final = 64 * 1024
 _WRITABLE: Final = stat.S_IWGRP | stat.S_IWOTH
 _OPEN: Final = os.O_RDONLY | os.O_CLOEXEC
 
@@ -67,12 +68,7 @@ def read_config_text(path: Path) -> str:
 def read_secret(path: Path) -> Secret:
     """One line of secret text, without its line end. Raises ConfigError when the file is missing, empty, or
     can be read or written by others."""
-    with _opened(path) as (handle, mode):
-        if mode & 0o077:
-            raise ConfigError(
-                [f"{_name(path)}: mode {mode:04o} lets others read the secret"], hint=f"chmod 600 {_name(path)}"
-            )
-        data = _read(handle, path, _SECRET_LIMIT)
+    data = _read_private(path, _SECRET_LIMIT)
     try:
         text = data.decode("ascii").rstrip("\r\n")
     except UnicodeDecodeError:
@@ -86,6 +82,28 @@ def read_secret(path: Path) -> Secret:
 def find_secret(path: Path) -> Secret | None:
     """Like `read_secret`; None when there is no such file."""
     return read_secret(path) if os.path.lexists(path) else None
+
+
+def checked_secrets(path: Path) -> Path:
+    """The path of a file of secrets that another program reads, as apprise's: after the checks of `read_secret`, and
+    with its secrets hidden from now on. Raises ConfigError like it."""
+    try:
+        text = _read_private(path, _SECRETS_LIMIT).decode("utf-8")
+    except UnicodeDecodeError:
+        text = ""
+    if not text:
+        raise ConfigError([f"{_name(path)}: expected UTF-8 text"])
+    keep_secrets(text)
+    return path
+
+
+def _read_private(path: Path, limit: int) -> bytes:
+    with _opened(path) as (handle, mode):
+        if mode & 0o077:
+            raise ConfigError(
+                [f"{_name(path)}: mode {mode:04o} lets others read the secret"], hint=f"chmod 600 {_name(path)}"
+            )
+        return _read(handle, path, limit)
 
 
 @contextmanager

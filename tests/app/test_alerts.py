@@ -18,6 +18,7 @@ from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import notify
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model.alerts import Known, Problem
+from pve_zfsbackup.model.secrets import redacted
 from tests.fakes.runner import Fault
 from tests.fakes.world import CONFIG, TARGET, World
 
@@ -335,3 +336,21 @@ def test_a_new_generation_is_told_though_nothing_failed(told: World, outbox: Out
     assert "well again" in outbox.by("mail")[-1]
     run(told)
     assert len(outbox.by("mail")) == 2
+
+
+@pytest.mark.parametrize(("mode", "told_by"), [(0o600, ["sent"]), (0o644, [])])
+def test_apprise_gets_its_file_only_when_nobody_else_can_read_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, mode: int, told_by: list[str]
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(notify, "apprise", lambda runner, path, title, text: sent.append("sent"))
+    file = world.place / "apprise.yaml"
+    file.write_text("slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ\n")
+    file.chmod(mode)
+    world.configure(CONFIG + f"alerts: {{{{apprise-file: {file}}}}}\n")
+    (trouble,) = send_test(load_config(world.config), world.runner, "pve1").values()
+    assert sent == told_by
+    assert bool(trouble) is not bool(told_by)
+    assert ("lets others read" in trouble) is not bool(told_by)
+    shown = redacted("apprise: no answer from slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ")
+    assert ("TIiajkdnlazkc" not in shown) or not told_by
