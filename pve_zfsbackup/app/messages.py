@@ -14,6 +14,8 @@ from pve_zfsbackup.model.alerts import Known, Problem
 
 LIMIT: Final = 3500  # characters of a message; services cut at 4,000 or refuse
 DISCORD_LIMIT: Final = 1900
+COUNT_LIMIT: Final = 100  # problems in one message for programs, and recoveries
+TEXT_LIMIT: Final = 1000  # characters of each text in it
 JSON: Final = {"Content-Type": "application/json"}
 
 
@@ -50,14 +52,20 @@ def alert_text(alert: Alert) -> str:
 
 
 def alert_json(alert: Alert) -> dict[str, Any]:
-    """The whole alert as data: format 1, as every JSON of ours."""
+    """The alert as data: format 1, as every JSON of ours. `left_out` counts what would make it too long to be taken."""
+    sent = [items[:COUNT_LIMIT] for items in (alert.news, alert.recovered)]
     return {
         "format": 1,
         "node": alert.node,
         "title": alert.title,
-        "problems": [asdict(item) for item in alert.news],
-        "recovered": [asdict(item) for item in alert.recovered],
+        "problems": [_known(item) for item in sent[0]],
+        "recovered": [_known(item) for item in sent[1]],
+        "left_out": len(alert.news) + len(alert.recovered) - sum(map(len, sent)),
     }
+
+
+def _known(known: Known) -> dict[str, Any]:
+    return {**asdict(known), "problem": {key: text[:TEXT_LIMIT] for key, text in asdict(known.problem).items()}}
 
 
 def message_for(kind: WebhookType, alert: Alert) -> Message:

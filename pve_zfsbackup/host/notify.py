@@ -45,21 +45,25 @@ def ping(address: str, *, local: bool = False) -> None:
 
 def _request(method: str, address: str, body: bytes | None, headers: Mapping[str, str], *, local: bool) -> None:
     parts = _checked(address)
-    if not local:
-        _refuse_local(parts)
     done: Future[str] = Future()
 
     def work() -> None:
         try:
-            done.set_result(_exchange(method, address, body, headers))
+            if not local:
+                _refuse_local(parts)
+            if done.set_running_or_notify_cancel():  # else it is tried again later, and would come twice
+                done.set_result(_exchange(method, address, body, headers))
         except BaseException as error:  # raised again where it is waited for
-            done.set_exception(error)
+            if done.running() or done.set_running_or_notify_cancel():
+                done.set_exception(error)
 
-    # What answers byte by byte keeps within every time-out of a socket: the whole has one, and is then left to itself.
+    # Looking up a name has no time-out of ours, and what answers byte by byte keeps within every one of a socket: the
+    # whole has one, and is then left to itself.
     threading.Thread(target=work, name="notify", daemon=True).start()
     try:
         problem = done.result(WHOLE_SECONDS)
     except TimeoutError:
+        done.cancel()
         problem = f"no end within {WHOLE_SECONDS:g} s"
     if problem:
         raise BackupError(f"the service did not take it: {problem}", hint="it is tried again after the next run")

@@ -317,8 +317,22 @@ def test_a_flood_stays_within_what_a_service_takes(kind: WebhookType) -> None:
     body = message_for(kind, Alert(node="pve1", news=many)).body.decode()
     if kind is WebhookType.DISCORD:
         assert len(json.loads(body)["content"]) <= 2000
-    if kind is not WebhookType.GENERIC:  # data for programs is whole
+    if kind is not WebhookType.GENERIC:
         assert len(body) < 28_000
+
+
+def test_a_flood_for_programs_ends_somewhere_and_says_how_much_is_left_out() -> None:
+    many = tuple(
+        Known(problem=Problem(key=str(n), guest=f"{n} x", message="\x1b" * 9000, hint="h" * 9000), since=0, seen=0)
+        for n in range(350)
+    )
+    data = json.loads(message_for(WebhookType.GENERIC, Alert(node="pve1", news=many, recovered=many[:7])).body)
+    assert [item["problem"]["key"] for item in data["problems"]] == [str(n) for n in range(100)]
+    assert (len(data["recovered"]), data["left_out"]) == (7, 250)
+    assert "350 problems, 7 recovered" in data["title"]
+    assert len(json.dumps(data)) < 1 << 20
+    few = json.loads(message_for(WebhookType.GENERIC, Alert(node="pve1", news=many[:3])).body)
+    assert (len(few["problems"]), few["left_out"]) == (3, 0)
 
 
 def test_a_new_generation_is_told_though_nothing_failed(told: World, outbox: Outbox) -> None:

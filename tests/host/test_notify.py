@@ -114,6 +114,31 @@ def test_a_service_that_never_ends_its_answer_holds_nobody_up(monkeypatch: pytes
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize("known", [False, True])
+@responses.activate
+def test_a_name_that_is_looked_up_for_ever_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    """Dead name servers cost 30 s and more for each service: each try of resolv.conf(5) has its own time-out."""
+    end = threading.Event()
+
+    def lookup(host: str, port: int, **_: Any) -> list[Any]:
+        assert end.wait(20)
+        if not known:
+            raise socket.gaierror(-3, "Temporary failure in name resolution")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.7", 443))]
+
+    monkeypatch.setattr(notify, "WHOLE_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    responses.add(responses.POST, URL)
+    try:
+        with pytest.raises(BackupError, match=r"did not take it: no end within 0\.2 s"):
+            notify.post(URL, b"", {})
+    finally:
+        end.set()
+        for thread in [one for one in threading.enumerate() if one.name == "notify"]:
+            thread.join()
+    assert not responses.calls, "it is told as not taken, and sent again: twice would be one too many"
+
+
 @pytest.mark.parametrize(
     "answer", ["Content-Length: 9\r\n\r\nbegun", "Content-Length: 9\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\nx"]
 )
