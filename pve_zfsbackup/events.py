@@ -20,7 +20,7 @@ class Outcome(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """How one stage ended for one guest (and target). `hint` says what to do next. `alarm`: whoever is told of failures
-    is told of this as well."""
+    is told of this as well. `jobs` are those that have the guest, as far as the stage knows the configuration."""
 
     stage: str
     outcome: Outcome
@@ -34,6 +34,7 @@ class Result:
     seconds: float = 0.0
     details: tuple[str, ...] = ()
     alarm: bool = False
+    jobs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

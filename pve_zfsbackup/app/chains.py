@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 from pve_zfsbackup.app.gather import Scope, assign, inventory, target_listings
 from pve_zfsbackup.app.outcome import failed
@@ -28,8 +29,9 @@ def verify_points(session: Session, scope: Scope) -> Generator[Chain | Result, N
     here = guest_points(found.listing)
     for name, listing in listings.items():
         there = guest_points(listing)
-        own = [item.guest.vmid for item in items if name in item.targets]
-        chains = [chain(vmid, found.listing, listing, here.of(vmid), there.of(vmid)) for vmid in own]
+        own = {item.guest.vmid: item.names for item in items if name in item.targets}
+        compared = (chain(vmid, found.listing, listing, here.of(vmid), there.of(vmid)) for vmid in own)
+        chains = [replace(verdict, jobs=own[verdict.vmid]) for verdict in compared]
         yield from chains
         if not session.config.targets[name].append_only:
             yield from _note(session, name, chains)
@@ -60,6 +62,7 @@ def as_result(found: Chain | Result) -> Result:
         message="; ".join(found.problems) or f"{len(found.whole)} of {found.points} points are whole",
         hint="the next replication may mend it; `pve-zfsbackup why replicate` tells" if found.problems else "",
         details=found.notes,
+        jobs=found.jobs,
     )
 
 

@@ -60,6 +60,7 @@ class Ground:
     listing: Listing
     guests: Mapping[Vmid, Sequence[Point]]
     names: Mapping[Vmid, str] = field(default_factory=dict)
+    jobs: Mapping[Vmid, tuple[str, ...]] = field(default_factory=dict)
     expected: Mapping[Vmid, Expected] = field(default_factory=dict)
 
     @property
@@ -91,6 +92,7 @@ def on_node(session: Session, scope: Scope) -> Ground:
         listing=found.listing,
         guests={item.guest.vmid: own.of(item.guest.vmid) for item in items},
         names={item.guest.vmid: item.guest.name for item in items},
+        jobs={item.guest.vmid: item.names for item in items},
         expected={
             item.guest.vmid: replace(expected(item.guest, item.jobs), planted=tuple(known.get(item.guest.vmid, ())))
             for item in items
@@ -216,6 +218,7 @@ def _turn(ground: Ground, rules: Rules, turn: Turn, now: int) -> Generator[Drill
         yield Result(
             stage=STAGE, outcome=result.outcome, vmid=turn.vmid, guest=name, host=result.host, point=turn.point.id,
             message=f"could not be drilled: {result.message}", hint=result.hint, details=result.details,
+            jobs=ground.jobs.get(turn.vmid, ()),
         )  # fmt: skip
         return
     yield Drilled(
@@ -227,6 +230,7 @@ def _turn(ground: Ground, rules: Rules, turn: Turn, now: int) -> Generator[Drill
         contents=contents,
         seconds=time.monotonic() - started,
         booted=end,
+        jobs=ground.jobs.get(turn.vmid, ()),
     )
 
 
@@ -276,9 +280,9 @@ def as_result(ended: Drilled | Result) -> Result:
         point=ended.point,
         message="; ".join(judgement.problems) or f"drill: {judgement.level}",
         hint="look into it before it is needed: take a new point, and drill it again" if judgement.problems else "",
-        bytes=0,
         seconds=ended.seconds,
         details=judgement.notes,
+        jobs=ended.jobs,
     )
 
 

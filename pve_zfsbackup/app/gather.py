@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.config import Job
+from pve_zfsbackup.config import Config, Job
 from pve_zfsbackup.errors import BackupError, ConfigError, ForeignRootError
 from pve_zfsbackup.events import Seen
 from pve_zfsbackup.host import guests as pve_guests
@@ -50,6 +50,11 @@ class Assignment:
     targets: Mapping[str, Guest]
     unasked: frozenset[str] = frozenset()
     boxes: Mapping[str, Guest] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its jobs."""
+        return tuple(job.name for job in self.jobs)
 
     @property
     def quiesce(self) -> Quiesce:
@@ -181,6 +186,14 @@ def assign(session: Session, found: Inventory, scope: Scope) -> tuple[tuple[Assi
                 hint="see `pve-zfsbackup discover`",
             )
     return tuple(assignments), tuple(notes)
+
+
+def job_names(config: Config, guest: Guest | None) -> tuple[str, ...]:
+    """The jobs that have a guest, which may be gone."""
+    guests = [guest] if guest else []
+    return tuple(
+        name for name, job in config.jobs.items() if select(guests, include=job.guests, exclude=job.exclude).guests
+    )
 
 
 def _merged(pairs: Sequence[tuple[Job, Guest]], named: frozenset[str]) -> Assignment:

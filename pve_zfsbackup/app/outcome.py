@@ -1,4 +1,5 @@
-"""How faults and conflicts become results, the same for every stage: one guest's failure never stops another's."""
+"""How faults and conflicts become results, the same for every stage, and what the system's journal hears of them: one
+guest's failure never stops another's."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ from dataclasses import asdict
 
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host.journal import log_line
 from pve_zfsbackup.model import Conflict, Guest
 
+_SAID = frozenset({"message", "hint", "details", "alarm"})
 _HARMLESS = frozenset({"no-protected-disk"})  # nothing failed: `discover` and `status` name what is not protected
 
 
@@ -49,3 +52,14 @@ def as_fields(result: Result) -> dict[str, object]:
     """A result as the journal has it: without what says nothing."""
     fields = {key: value for key, value in asdict(result).items() if value not in ("", 0, None, ())}
     return {**fields, "seconds": round(result.seconds, 3)}
+
+
+def log_result(run: str, result: Result) -> None:
+    """A line to journald or syslog for what somebody should look at. What went well stands in our own journal."""
+    bad = result.outcome is Outcome.FAILED
+    if not (bad or result.alarm or result.outcome is Outcome.WARNING):
+        return
+    guest = f" guest {result.vmid} {result.guest}".rstrip() if result.vmid else ""
+    told = f"run {run} {result.stage}{guest}{f' {result.host}' if result.host else ''}: {result.message}"
+    fields = {key: value for key, value in as_fields(result).items() if key not in _SAID}
+    log_line(f"{told} ({result.hint})" if result.hint else told, failed=bad, warning=True, fields={"run": run, **fields})

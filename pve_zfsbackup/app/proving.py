@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from pve_zfsbackup.app.alerts import tell_broken, tell_results
-from pve_zfsbackup.app.outcome import as_fields, failed
+from pve_zfsbackup.app.gather import job_names
+from pve_zfsbackup.app.outcome import as_fields, failed, log_result
 from pve_zfsbackup.app.restore import Prepared, Restored, carry_out
 from pve_zfsbackup.app.restore_receive import Supply
 from pve_zfsbackup.app.rollback import RolledBack, roll_back
@@ -74,6 +75,7 @@ def restore_on_record(
         host="" if host == SOURCE else host,
         point=point.id,
         message=f"guest {plan.wish.new} of {len(plan.disks)} disks",
+        jobs=prepared.jobs,
     )
 
     def work() -> tuple[Restored, Result]:
@@ -86,7 +88,8 @@ def restore_on_record(
 def rollback_on_record(session: Session, plan: Rollback) -> tuple[RolledBack, tuple[str, ...]]:
     """`roll_back` likewise: cut off, it leaves a guest locked, which somebody must hear of."""
     guest, point = plan.guest, plan.point.id
-    about = Result(stage=ROLLBACK, outcome=Outcome.OK, vmid=guest.vmid, guest=guest.name, point=point)
+    jobs = job_names(session.config, guest)
+    about = Result(stage=ROLLBACK, outcome=Outcome.OK, vmid=guest.vmid, guest=guest.name, point=point, jobs=jobs)
 
     def work() -> tuple[RolledBack, Result]:
         done = roll_back(session, plan)
@@ -122,12 +125,14 @@ def _on_record(
 class Record:
     """A run under way. That the journal cannot be written is a failure that is told once, and stops nothing."""
 
+    run: str
     journal: Journal | None = None
     results: list[Result] = field(default_factory=list)
 
     def add(self, result: Result, **more: object) -> None:
         self.results.append(result)
         self.write("result", {**as_fields(result), **more})
+        log_result(self.run, result)
 
     def write(self, event: str, fields: Mapping[str, Any]) -> None:
         try:
@@ -136,9 +141,9 @@ class Record:
         except BackupError as error:
             self._lost(error)
 
-    def open(self, home: Home, name: str) -> None:
+    def open(self, home: Home) -> None:
         try:
-            self.journal = Journal(home.config.journal_dir, name, home.now)
+            self.journal = Journal(home.config.journal_dir, self.run, home.now)
         except BackupError as error:
             self._lost(error)
 
@@ -155,9 +160,9 @@ class Record:
 @contextmanager
 def recording(home: Home, stage: str) -> Iterator[Record]:
     """The record of one piece of work, from its start to its end, or to what broke it off."""
-    started, record = time.monotonic(), Record()
-    name = f"{home.now():%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    record.open(home, name)
+    started, name = time.monotonic(), f"{home.now():%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    record = Record(run=name)
+    record.open(home)
     record.write("start", {"stages": [stage], "node": home.node})
     try:
         yield record

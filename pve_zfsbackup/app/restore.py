@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from pve_zfsbackup.app.gather import Inventory, inventory
+from pve_zfsbackup.app.gather import Inventory, inventory, job_names
 from pve_zfsbackup.app.restore_disks import (
     bring,
     label_old,
@@ -63,6 +63,7 @@ class Prepared:
 
     plan: Restore
     state: NodeState
+    jobs: tuple[str, ...] = ()  # of the guest the point is of, where it is still here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,8 @@ def prepare(session: Session, request: Request) -> Prepared:
 def plan_of(session: Session, found: Inventory, wish: Wish, origin: Origin) -> Prepared:
     """Plan the restore of a point that was found."""
     state = node_state(session, found, wish)
-    return Prepared(plan=plan_restore(wish, origin, state, secrets.token_bytes(16)), state=state)
+    jobs = job_names(session.config, next((guest for guest in found.guests if guest.vmid == wish.vmid), None))
+    return Prepared(plan=plan_restore(wish, origin, state, secrets.token_bytes(16)), state=state, jobs=jobs)
 
 
 def node_state(session: Session, found: Inventory, wish: Wish) -> NodeState:

@@ -15,7 +15,7 @@ from typing import assert_never
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, show_rooms
 from pve_zfsbackup.app.hooks import Hooks
 from pve_zfsbackup.app.leavings import strays
-from pve_zfsbackup.app.outcome import as_fields, failed
+from pve_zfsbackup.app.outcome import as_fields, failed, log_result
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Config
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, LockedError
@@ -108,7 +108,7 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
                 if not number:
                     show_rooms(session, found.listing)
                 items, remarks = assign(session, found, scope)
-                written.jobs.update((item.guest.vmid, tuple(job.name for job in item.jobs)) for item in items)
+                written.jobs.update((item.guest.vmid, item.names) for item in items)
                 notes += [note for note in (*found.notes, *remarks) if note not in notes]
                 # Closed while the lock is ours, whatever ends the loop: its streams end then.
                 with contextlib.closing(_stage(stage, session, found, items)) as stage_results:
@@ -194,9 +194,12 @@ class _Written:
     jobs: dict[Vmid, tuple[str, ...]] = field(default_factory=dict)  # of the guests, as they were assigned
 
     def result(self, result: Result) -> None:
+        if result.vmid:
+            result = replace(result, jobs=self.jobs.get(result.vmid, ()))
         self.results.append(result)
         self.session.emit(result)
-        self.add("result", _fields(result, self.jobs.get(result.vmid, ()) if result.vmid else ()))
+        self.add("result", as_fields(result))
+        log_result(self.hooks.run, result)
         for told in self.hooks.after(result):
             self.result(told)
 
@@ -268,10 +271,6 @@ def _journal(session: Session, run: str, stages: Sequence[Stage]) -> Iterator[Jo
         raise
     finally:
         journal.close()
-
-
-def _fields(result: Result, jobs: Sequence[str]) -> dict[str, object]:
-    return {**as_fields(result), **({"jobs": list(jobs)} if jobs else {})}
 
 
 def _summary(report: Report, stages: Sequence[Stage]) -> str:

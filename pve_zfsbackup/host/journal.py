@@ -22,6 +22,7 @@ from pve_zfsbackup.model.secrets import redacted
 NAME = "journal.jsonl"
 IDENTIFIER: Final = "pve-zfsbackup"
 JOURNALD = Path("/run/systemd/journal/socket")
+JOURNALD_SECONDS = 1.0
 _AGED: Final = re.compile(re.escape(NAME) + r"\.(\d+)(?:\.gz)?")
 
 
@@ -52,10 +53,12 @@ class Journal:
         os.close(self._file)
 
 
-def log_line(text: str, *, failed: bool, fields: Mapping[str, object] = MappingProxyType({})) -> None:
+def log_line(
+    text: str, *, failed: bool, warning: bool = False, fields: Mapping[str, object] = MappingProxyType({})
+) -> None:
     """One line to journald with fields of ours (`PZB_RUN`, `PZB_GUEST`, …: `journalctl PZB_GUEST=100`), to syslog where
     there is no journald. Control characters of hostile names are shown as `?`, secrets not at all."""
-    level = syslog.LOG_ERR if failed else syslog.LOG_INFO
+    level = syslog.LOG_ERR if failed else syslog.LOG_WARNING if warning else syslog.LOG_INFO
     clean = _one_line(text)
     own = {"MESSAGE": clean, "PRIORITY": level, "SYSLOG_FACILITY": syslog.LOG_DAEMON >> 3}
     if not _to_journald({**own, **_named(fields)}):
@@ -74,7 +77,10 @@ def _to_journald(fields: Mapping[str, object]) -> bool:
     data = "\n".join([*lines, f"SYSLOG_IDENTIFIER={IDENTIFIER}", f"SYSLOG_PID={os.getpid()}", ""]).encode()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.settimeout(JOURNALD_SECONDS)
             channel.sendto(data, str(JOURNALD))
+    except TimeoutError:
+        return True  # it is stopped, and syslog(3), which has no time-out, would wait for it as well: no run does
     except OSError:
         return False  # there is none, or it is too long for a datagram
     return True

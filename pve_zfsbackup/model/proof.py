@@ -144,3 +144,4 @@ class Drilled:
     contents: Contents
     seconds: float
     booted: Booted | None = None
+    jobs: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ class Chain:
     whole: tuple[Point, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
 
 
 def chain(vmid: Vmid, source: Listing, target: Listing, here: Sequence[Point], there: Sequence[Point]) -> Chain:

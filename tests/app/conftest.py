@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import syslog
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.host import journal
 from tests.fakes.disks import Content, Disks, linux
 from tests.fakes.world import World
 
@@ -44,6 +48,25 @@ def disks(world: World, contents: dict[str, Content]) -> Disks:
         world.source.write(name, 2 << 20)
     world.run()
     return made
+
+
+@pytest.fixture
+def journald(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str, str]]]]:
+    """A journald: what it was sent until it is asked, each datagram as its fields."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as taken:
+        taken.bind(str(tmp_path / "journald"))
+        taken.setblocking(False)
+        monkeypatch.setattr(journal, "JOURNALD", tmp_path / "journald")
+
+        def heard() -> list[dict[str, str]]:
+            found = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    lines = taken.recv(1 << 16).decode().splitlines()
+                    found.append(dict(line.split("=", 1) for line in lines))
+            return found
+
+        yield heard
 
 
 @pytest.fixture(autouse=True)

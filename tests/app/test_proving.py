@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -41,6 +41,11 @@ def lines(world: World) -> list[dict[str, Any]]:
     return [line for line in found if line.get("stage") == STAGE or line.get("stages") == [STAGE]]
 
 
+def on_record(world: World, stage: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (world.place / "log/journal.jsonl").read_text().splitlines()]
+    return [line for line in found if line["event"] == "result" and line["stage"] == stage]
+
+
 def known(world: World) -> dict[str, Any]:
     found: dict[str, Any] = recall(world.place / "state/alerts.json").get("known", {})
     return found
@@ -64,11 +69,25 @@ def test_each_result_stands_in_the_journal_as_those_of_runs_do(
     run = past_runs(map(json.loads, journal))[-1]
     assert (list(run.stages), run.exit_code, run.failed(STAGE)) == ([STAGE], 0, False)
     assert f"{STAGE}: 3 ok, " in syslog_lines[-1][1]
+    assert [end["jobs"] for end in ends] == [["all"]] * 3
     with told.session() as session:
         proofs = proofs_between(session.config, 0, session.now().timestamp())
     assert [(proof.vmid, proof.place, proof.passed) for proof in proofs] == [
         (result.vmid, TARGET, True) for result in results
     ]
+
+
+def test_journald_hears_of_a_proof_that_failed(told: World, journald: Callable[[], list[dict[str, str]]]) -> None:
+    newest = told.target.datasets[DISK].newest
+    assert newest
+    newest.guid += 1
+    compared(told)
+    failure, end = journald()
+    assert {key: failure[f"PZB_{key}"] for key in ("STAGE", "OUTCOME", "VMID", "HOST", "JOBS")} == {
+        "STAGE": STAGE, "OUTCOME": "failed", "VMID": "100", "HOST": TARGET, "JOBS": "all",
+    }  # fmt: skip
+    assert failure["PZB_RUN"] == end["PZB_RUN"]
+    assert "PZB_OUTCOME" not in end
 
 
 def test_a_failure_is_told_until_it_is_over(told: World) -> None:
@@ -140,6 +159,7 @@ def test_how_long_a_restore_took_is_kept(world: World) -> None:
         now = session.now().timestamp()
         recovery, proofs = measured(session.config, now), proofs_between(session.config, 0, session.now().timestamp())
     assert [(proof.place, proof.whole) for proof in proofs] == [("source", True), (TARGET, False)]
+    assert [line["jobs"] for line in on_record(world, "restore")] == [["all"], ["all"]]
     (one,) = recovery.rto[WEB]
     assert one == proofs[0], "a disk alone is not the guest"
     assert one.seconds > 0
@@ -182,6 +202,7 @@ def test_a_rollback_is_on_record_and_counts_for_no_recovery(told: World) -> None
         done, untold = rollback_on_record(session, prepare_rollback(session, Vmid(WEB), point))
         assert (done.done, untold) == (True, ())
         (proof,) = proofs_between(session.config, 0, session.now().timestamp())
+        assert on_record(told, "rollback")[0]["jobs"] == ["all"]
         assert (proof.stage, proof.vmid, proof.place, proof.point) == ("rollback", WEB, "source", point)
         assert done.safety
         assert done.safety in proof.message

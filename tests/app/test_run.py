@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.run import Stage, run
 from pve_zfsbackup.errors import CommandTimeoutError, ConfigError, ExitCode, LockedError, PveError
 from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.host import journal as host_journal
 from pve_zfsbackup.host.guests import unpack_config
 from pve_zfsbackup.host.lock import run_lock
 from tests.fakes.pools import Pools, Snap
@@ -579,6 +581,54 @@ def test_the_journal_tells_the_run(world: World, syslog_lines: list[tuple[int, s
     assert lines[-1]["exit_code"] == 0
     ((_, text),) = syslog_lines
     assert "snapshot+replicate+prune: 6 ok, 3 skipped" in text
+
+
+Heard = Callable[[], list[dict[str, str]]]
+
+
+def test_journald_hears_of_each_failure_with_its_fields(world: World, journald: Heard) -> None:
+    world.runner.faults.append(Fault(words=("snapshot", "--"), nth=2, answer=(1, "out of space")))
+    report = world.run(Stage.SNAPSHOT)
+    failure, end = journald()
+    own = {key: value for key, value in failure.items() if key.startswith("PZB_")}
+    (result,) = world.results(report, Outcome.FAILED)
+    assert own.pop("PZB_SECONDS") == str(round(result.seconds, 3))
+    assert own == {
+        "PZB_RUN": report.run, "PZB_STAGE": "snapshot", "PZB_OUTCOME": "failed", "PZB_VMID": str(result.vmid),
+        "PZB_GUEST": result.guest, "PZB_JOBS": "all",
+    }  # fmt: skip
+    assert failure["PRIORITY"] == "3"
+    assert failure["MESSAGE"].startswith(f"run {report.run} snapshot guest {result.vmid} ")
+    assert "out of space" in failure["MESSAGE"]
+    assert failure["MESSAGE"].endswith(f"({result.hint})")
+    assert (end["PZB_RUN"], end["PZB_EXIT_CODE"]) == (report.run, "1")
+
+
+def test_journald_hears_of_a_target_and_of_warnings_and_of_nothing_that_went_well(
+    world: World, journald: Heard
+) -> None:
+    world.run()
+    (end,) = journald()
+    assert "PZB_STAGE" not in end
+    world.guest(WEB).agent = "dead"
+    world.run(Stage.SNAPSHOT)
+    warning, _ = journald()
+    assert (warning["PZB_OUTCOME"], warning["PZB_VMID"], warning["PRIORITY"]) == ("warning", str(WEB), "4")
+    assert int(warning.get("PZB_BYTES", "0")) == 0
+    world.impatient()
+    world.runner.down[TARGET] = "no route to host"
+    world.run(Stage.REPLICATE)
+    assert [line.get("PZB_HOST") for line in journald()] == [TARGET, None]
+
+
+def test_a_journald_that_is_stopped_holds_no_run_up(
+    world: World, journald: Heard, monkeypatch: pytest.MonkeyPatch, syslog_lines: list[tuple[int, str]]
+) -> None:
+    monkeypatch.setattr(host_journal, "JOURNALD_SECONDS", 0.01)
+    for _ in range(600):  # its queue is full: net.unix.max_dgram_qlen
+        host_journal.log_line("x" * 1000, failed=False)
+    assert not syslog_lines, "that would wait for it as well"
+    assert world.run(Stage.SNAPSHOT).exit_code is ExitCode.OK
 
 
 def test_what_breaks_a_run_off_is_its_last_line(world: World, syslog_lines: list[tuple[int, str]]) -> None:
