@@ -29,12 +29,13 @@ from pve_zfsbackup.cli import archive, options, prepare
 from pve_zfsbackup.config import Config
 from pve_zfsbackup.errors import ConfigError
 from pve_zfsbackup.events import Emit
+from pve_zfsbackup.host import notify
 from pve_zfsbackup.host.clones import Bench
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.host.ssh import Host
 from tests.fakes.disks import Content, Disks, linux
 from tests.fakes.runner import HERE, Fault
-from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
+from tests.fakes.world import CONFIG, DB, REPLICAS, TARGET, WEB, World
 
 GOLDEN = Path(__file__).parent / "golden/cli"
 COMMANDS = (
@@ -402,6 +403,55 @@ def test_exit_codes_of_a_run(world: World, call: Call, tmp_path: Path) -> None:
     assert f"error: another run is at work on this: snapshot (process {os.getpid()})\nhint: wait" in locked.stderr
     world.node.api = "ipcc_send_rec[1] failed: Connection refused"
     assert call("run").code == 2
+
+
+@pytest.fixture
+def outgoing(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What leaves for the services of the configuration, which are a switch and a webhook."""
+    sent: list[str] = []
+    monkeypatch.setattr(notify, "ping", lambda address, **_: sent.append(address.removeprefix("https://ping.example")))
+    monkeypatch.setattr(notify, "post", lambda address, body, headers, **_: sent.append(body.decode()))
+    (secret := world.place / "url").write_text("https://ping.example\n")
+    secret.chmod(0o600)
+    world.configure(
+        CONFIG.replace("no.token", "a.token")
+        + f"alerts: {{{{ping-file: {secret}}}}}\nwebhooks: {{{{ops: {{{{url-file: {secret}}}}}}}}}\n"
+    )
+    return sent
+
+
+def test_a_run_that_cannot_begin_is_told_and_alarms_the_switch(
+    world: World, call: Call, outgoing: list[str]
+) -> None:
+    """The file of the token was opened to others: cron's mail would be all there is of it, every hour."""
+    (token := world.place / "a.token").write_text("backup@pve!zfs=aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee\n")
+    token.chmod(0o644)
+    for words in (("run", "--dry-run"), ("snapshot",), ("status",)):
+        assert call(*words).code == 3
+    assert not outgoing, "somebody sits there"
+    done = call("run")
+    assert (done.code, done.stdout) == (3, "")
+    assert "lets others read the secret" in done.stderr
+    text, ping = outgoing
+    (problem,) = json.loads(text)["problems"]
+    assert (problem["problem"]["stage"], problem["problem"]["hint"]) == ("run", f"chmod 600 {token}")
+    assert "lets others read the secret" in problem["problem"]["message"]
+    assert "aaaaaaaa" not in text
+    assert ping == "/fail"
+    token.unlink()  # before `setup` made one, pvesh serves
+    world.clock.now += 3600
+    assert call("run").code == 0
+    start, text, end = outgoing[2:]
+    assert [item["problem"]["key"] for item in json.loads(text)["recovered"]] == ["run"]
+    assert (start, end) == ("/start", "")
+
+
+def test_a_configuration_that_cannot_be_read_tells_nobody_for_it_would_say_whom(
+    world: World, call: Call, outgoing: list[str]
+) -> None:
+    world.config.chmod(0o666)
+    assert call("run").code == 3
+    assert not outgoing
 
 
 @pytest.mark.parametrize(

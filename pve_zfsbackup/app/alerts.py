@@ -16,8 +16,9 @@ from pve_zfsbackup.config import Config, Webhook, checked_secrets, read_secret
 from pve_zfsbackup.errors import BackupError, ExitCode, LockedError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import notify
+from pve_zfsbackup.host.guests import node_name
 from pve_zfsbackup.host.memory import recall, remember
-from pve_zfsbackup.host.runner import Runner
+from pve_zfsbackup.host.runner import ProcessRunner, Runner
 from pve_zfsbackup.model.alerts import HeldBack, Known, Problem
 from pve_zfsbackup.model.runs import DRILL, SWEEP
 from pve_zfsbackup.plan.alerting import tidings
@@ -45,6 +46,12 @@ def alerted_run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_ST
     troubles += _tell(session, problems, report.results)
     troubles += _ping(session.config, "" if report.exit_code is ExitCode.OK else "/fail")
     return report, tuple(troubles)
+
+
+def tell_not_begun(config: Config, error: Exception) -> tuple[str, ...]:
+    """The same for a run that has no session yet, as with a token that cannot be used: whom to tell is known."""
+    home = Home(config=config, runner=ProcessRunner(), node=node_name(config.api.node or ""))
+    return (*tell_broken(home, RUN, error), *_ping(config, "/fail"))
 
 
 def held_back(session: Session) -> HeldBack:

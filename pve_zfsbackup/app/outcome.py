@@ -62,4 +62,5 @@ def log_result(run: str, result: Result) -> None:
     guest = f" guest {result.vmid} {result.guest}".rstrip() if result.vmid else ""
     told = f"run {run} {result.stage}{guest}{f' {result.host}' if result.host else ''}: {result.message}"
     fields = {key: value for key, value in as_fields(result).items() if key not in _SAID}
-    log_line(f"{told} ({result.hint})" if result.hint else told, failed=bad, warning=True, fields={"run": run, **fields})
+    text = f"{told} ({result.hint})" if result.hint else told
+    log_line(text, failed=bad, warning=True, fields={"run": run, **fields})

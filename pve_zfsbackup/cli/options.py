@@ -63,7 +63,12 @@ def silent(_: Event) -> None:
 
 def session_of(path: Path, emit: Emit = silent) -> AbstractContextManager[Session]:
     """The session of a configuration file. Raises `ConfigError` at once."""
-    return open_session(load_config(path), emit)
+    return session_for(load_config(path), emit)
+
+
+def session_for(config: Config, emit: Emit = silent) -> AbstractContextManager[Session]:
+    """The session of a configuration that is loaded."""
+    return open_session(config, emit)
 
 
 def session_without_config(path: Path) -> AbstractContextManager[Session]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 import click
 
 from pve_zfsbackup import terminal
-from pve_zfsbackup.app.alerts import alerted_run
+from pve_zfsbackup.app.alerts import alerted_run, tell_not_begun
 from pve_zfsbackup.app.gather import Scope, assign, inventory
 from pve_zfsbackup.app.run import ALL_STAGES, Stage
 from pve_zfsbackup.app.run import run as run_stages
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.cli.commands import cli
-from pve_zfsbackup.cli.options import common, scoped, session_of, tell_notes
-from pve_zfsbackup.errors import ExitCode
+from pve_zfsbackup.cli.options import common, scoped, session_for, session_of, tell_notes
+from pve_zfsbackup.config import load_config
+from pve_zfsbackup.errors import BackupError, ExitCode
 from pve_zfsbackup.model import Selector
 from pve_zfsbackup.report.format import cost
 from pve_zfsbackup.report.runs import report_json, results_table, verdicts_json, verdicts_table
@@ -93,10 +95,14 @@ def do_stages(
 ) -> int:  # fmt: skip
     """Do stages, or show what they would do, as every command that does so."""
     scope = Scope(jobs=tuple(jobs), guests=tuple(guests))
-    with (
-        terminal.Reporter(verbose=verbose, quiet=as_json) as reporter,
-        session_of(config_path, reporter.emit) as session,
-    ):
+    with terminal.Reporter(verbose=verbose, quiet=as_json) as reporter, contextlib.ExitStack() as stack:
+        config = load_config(config_path)
+        try:
+            session = stack.enter_context(session_for(config, reporter.emit))
+        except BackupError as error:
+            if alerted and not dry_run:
+                tell_notes(tell_not_begun(config, error))
+            raise
         if dry_run:
             return _show_preview(session, scope, stages, as_json=as_json)
         if alerted:
