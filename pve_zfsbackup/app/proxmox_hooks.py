@@ -57,12 +57,15 @@ def vzdump_hook(opened: Opened, phase: str, vmid: Vmid | None) -> Answer:
 
 
 def guest_hook(opened: Opened, vmid: Vmid, phase: str) -> Answer:
-    """Before a start and after a stop: a point of a guest that stands still. It never keeps a guest from starting."""
+    """Before a start and after a stop: a point of a guest that stands still. It never keeps a guest from starting.
+
+    Its task waits for us, and may have locked it itself (a migration, a backup in stop mode): no lock is waited for.
+    """
     if phase not in ("pre-start", "post-stop"):
         return Answer()
     try:
         with opened() as session:
-            return Answer(lines=_lines(_run(session, vmid, (Stage.SNAPSHOT,))))
+            return Answer(lines=_lines(_run(replace(session, patient=False), vmid, (Stage.SNAPSHOT,))))
     except BackupError as error:
         return Answer(lines=(f"guest {vmid}: {error}",))
 

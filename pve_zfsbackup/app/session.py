@@ -64,6 +64,7 @@ class Session(Home):
     tasks: Path = field(default=TASKS)
     migration_locks: Path = MIGRATION_LOCKS
     own_lock: str = ""  # the lock of the task that called us: no reason to wait for its end
+    patient: bool = True  # locked guests are waited for as their jobs say; else they are skipped
     systemd: bool = field(default_factory=BOOTED.is_dir)
 
     @property

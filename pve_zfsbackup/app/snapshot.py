@@ -57,15 +57,18 @@ def snapshot(session: Session, found: Inventory, items: Iterable[Assignment]) ->
     """Take a point of every guest, one after another; a frozen guest never waits for another one.
 
     Guests that are locked are waited for when all others are done, as long as their jobs say; in vain is a failure.
+    Without patience they are skipped.
     """
     version = _version(session)
     busy: list[_Busy] = []
     for item in items:
         done = _one(session, found, item, version)
-        if isinstance(done, _Busy):
+        if not isinstance(done, _Busy):
+            yield done
+        elif session.patient:
             busy.append(done)
         else:
-            yield done
+            yield _skipped(done)
     started = time.monotonic()
     while busy:
         still = []
@@ -89,6 +92,12 @@ def _deferred(busy: _Busy, waited: float) -> Result:
     waiting = f" (waited {waited:.0f} s)" if waited >= 1 else ""
     error = GuestBusyError(f"{busy.error.message}{waiting}: left to the next run", hint=busy.error.hint)
     return failed(STAGE, error, guest=busy.item.guest)
+
+
+def _skipped(busy: _Busy) -> Result:
+    told = f"{busy.error.message}: no point is made, the guest goes on"
+    guest = busy.item.guest
+    return Result(stage=STAGE, outcome=Outcome.SKIPPED, vmid=guest.vmid, guest=guest.name, message=told)
 
 
 def _locked(session: Session, guest: Guest) -> bool:

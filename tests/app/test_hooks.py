@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -18,7 +19,7 @@ from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.model import Vmid
 from tests.fakes.pools import no, ok
 from tests.fakes.runner import HERE, Fault
-from tests.fakes.world import CT, DB, TARGET, WEB, World
+from tests.fakes.world import CT, DB, GUESTS, TARGET, WEB, World
 
 ALL = ("before-run", "before-snapshot", "after-snapshot", "before-replicate", "after-replicate", "after-prune",
        "on-error", "after-run")  # fmt: skip
@@ -220,6 +221,23 @@ def test_it_never_keeps_a_guest_from_starting(world: World) -> None:
     world.runner.faults.append(Fault(words=("list",), again=True, answer=(1, "I/O error")))
     answer = guest_hook(world.session, Vmid(WEB), "pre-start")
     assert (answer.code, len(answer.lines)) == (0, 1)
+
+
+@pytest.mark.parametrize(("phase", "lock"), [("pre-start", "migrate"), ("post-stop", "backup"), ("pre-start", "")])
+def test_a_guest_whose_own_task_calls_us_is_not_waited_for(
+    world: World, phase: str, lock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its task waits for us: what it has locked stays locked until we are done."""
+    world.guest(WEB).running = False
+    world.node.define(WEB, GUESTS[WEB] + (f"lock: {lock}\n" if lock else ""), running=False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s"))
+    answer = guest_hook(world.session, Vmid(WEB), phase)
+    assert answer.code == 0
+    assert len(world.points(HERE, WEB)) == (not lock)
+    if lock:
+        (line,) = answer.lines
+        assert line.startswith(f"guest 100: snapshot skipped: qemu/100: guest is locked ({lock}): ")
+        assert "no point is made, the guest goes on" in line
 
 
 # -- thawing by hand
