@@ -30,11 +30,11 @@ class Unblocked:
 def unblock(session: Session, vmid: Vmid, name: str = "", *, dry_run: bool = False) -> Unblocked:
     """Remove what of ours is newer than the guest's snapshot `name`, without a name its newest.
 
-    No run may be at work meanwhile: both locks are taken. Raises `LockedError`, `GuestMissingError` for a guest or a
+    No run may be at work meanwhile: all their locks are taken. Raises `LockedError`, `GuestMissingError` for a guest or a
     snapshot that Proxmox does not know, and what keeps a snapshot from being destroyed; a conflict is in the plan.
     """
     with contextlib.ExitStack() as locks:
-        for work in ("snapshot", "replicate") if not dry_run else ():
+        for work in ("snapshot", "replicate", "archive") if not dry_run else ():
             locks.enter_context(run_lock(session.config.runtime_dir, work))
         found = inventory(session, only=vmid)
         if not found.guests:
@@ -48,7 +48,8 @@ def unblock(session: Session, vmid: Vmid, name: str = "", *, dry_run: bool = Fal
             raise GuestMissingError(f"guest {vmid}: Proxmox has no snapshot of it that could be rolled back to")
         targets = tuple(session.config.targets)
         listings, errors = target_listings(session, targets)
-        plan = plan_unblock(guest, name or known[-1], {SOURCE: found.listing, **listings}, targets)
+        world = {SOURCE: found.listing, **listings}
+        plan = plan_unblock(guest, name or known[-1], world, targets, tuple(session.config.boxes))
         if plan.conflicts or dry_run:
             return Unblocked(guest=guest, plan=plan, errors=errors)
         session.executor.execute(plan.steps)

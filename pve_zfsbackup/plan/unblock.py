@@ -27,6 +27,7 @@ from pve_zfsbackup.model import (
 )
 from pve_zfsbackup.plan.foreign import ours_newer, owner_of, volumes_of_guest
 from pve_zfsbackup.plan.pairing import common_base, holders
+from pve_zfsbackup.plan.points import bookmark_target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,14 @@ class NextSend:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NextArchive:
+    """A box whose next archive has these disks in full: the bookmark it would go on from goes, and none is older."""
+
+    box: str
+    disks: tuple[Dataset, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unblock:
     """The plan. `points` are lost here; `remaining` are snapshots of others that still stand in Proxmox's way."""
 
@@ -50,13 +59,14 @@ class Unblock:
     conflicts: tuple[Conflict, ...] = ()
     points: tuple[PointId, ...] = ()
     sends: tuple[NextSend, ...] = ()
+    archives: tuple[NextArchive, ...] = ()
     unknown: tuple[str, ...] = ()  # targets that were not asked or did not answer
     remaining: tuple[str, ...] = ()
 
 
-def plan_unblock(guest: Guest, name: str, world: World, targets: Sequence[str]) -> Unblock:
+def plan_unblock(guest: Guest, name: str, world: World, targets: Sequence[str], boxes: Sequence[str] = ()) -> Unblock:
     """Make way for a rollback to the snapshot `name` on all volumes that have it. `world` has the source, and of
-    `targets` those that answered."""
+    `targets` those that answered; `boxes` are asked nothing: their bookmarks tell."""
     label = f"{guest.kind.value}/{guest.vmid}"
     volumes = volumes_of_guest(guest, world[SOURCE])
     wanted = {volume.name: next((s for s in volume.snapshots if s.name == name), None) for volume in volumes}
@@ -81,6 +91,7 @@ def plan_unblock(guest: Guest, name: str, world: World, targets: Sequence[str]) 
         steps=tuple(steps),
         points=tuple(sorted({s.point for snapshots, _ in going.values() for s in snapshots if s.point})),
         sends=_sends(volumes, going, world),
+        archives=_archives(volumes, going, boxes),
         unknown=tuple(target for target in targets if target not in world),
         remaining=_remaining(volumes, goals),
     )
@@ -100,6 +111,21 @@ def _remaining(volumes: Sequence[Volume], goals: Mapping[Dataset, Snapshot]) -> 
 
 
 Going = tuple[tuple[Snapshot, ...], tuple[Bookmark, ...]]
+
+
+def _archives(
+    volumes: Sequence[Volume], going: Mapping[Dataset, Going], boxes: Sequence[str]
+) -> tuple[NextArchive, ...]:
+    found = []
+    for box in boxes:
+        full = []
+        for volume in volumes:
+            marks = {mark for mark in volume.bookmarks if bookmark_target(mark) == box}
+            if marks and marks <= set(going.get(volume.name, ((), ()))[1]):
+                full.append(volume.name)
+        if full:
+            found.append(NextArchive(box=box, disks=tuple(full)))
+    return tuple(found)
 
 
 def _sends(volumes: Sequence[Volume], going: Mapping[Dataset, Going], world: World) -> tuple[NextSend, ...]:

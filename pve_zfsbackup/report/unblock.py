@@ -34,6 +34,9 @@ def unblock_lines(shown: Unblocked) -> Iterator[str]:
         if send.surplus:
             rollback = f"zfs rollback -r {shlex.quote(f'{send.replica}@{_name(send.base)}')}"
             yield f"  on {send.target}, which loses its newer points with it: {rollback}"
+    for archive in plan.archives:
+        disks = ", ".join(archive.disks)
+        yield f"{archive.box}: the next archive of guest {vmid} is a full one: it has no older base of {disks}"
     for target in plan.unknown:
         error = shown.errors.get(target)
         yield f"{target}: not known, it did not answer: {error.message if error else ''}".rstrip(": ")
@@ -79,6 +82,7 @@ def unblock_json(shown: Unblocked) -> dict[str, Any]:
             }
             for send in plan.sends
         ],
+        "next-archives": [{"box": archive.box, "full": list(archive.disks)} for archive in plan.archives],
         "unreachable": {host: error.message for host, error in shown.errors.items()},
         "remaining": list(plan.remaining),
     }

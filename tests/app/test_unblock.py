@@ -15,6 +15,7 @@ from pve_zfsbackup.report.status import problems
 from pve_zfsbackup.report.unblock import unblock_json, unblock_lines
 from tests.fakes.runner import HERE
 from tests.fakes.world import DB, REPLICAS, TARGET, WEB, World
+from tests.fakes.zfs import FakeZfs
 
 ZVOL, FAST = "rpool/data/vm-100-disk-0", "fast/vm-100-disk-0"
 
@@ -132,6 +133,28 @@ def test_without_an_older_base_the_next_send_is_told_to_be_full(world: World) ->
     assert world.complete(TARGET, WEB)[-1] == world.complete(HERE, WEB)[-1]
 
 
+def test_a_box_whose_base_goes_is_told(history_of: World) -> None:
+    """An archive goes on from its bookmark only: without it the next one is a full one, of hours and money."""
+    world = history_of
+    text = world.config.read_text()
+    world.config.write_text(
+        f"{text}boxes:\n  box1: {{host: /mnt/a}}\n  box2: {{host: /mnt/b}}\n  box3: {{host: /mnt/c}}\n"
+    )
+    points = world.points(HERE, WEB)
+    for dataset, key in ((ZVOL, "scsi0"), (FAST, "scsi1")):
+        first, last = (point.snapshots[key].name for point in (points[0], points[-1]))
+        # The newer one of box2 is of an archive that was cut off.
+        for name, box in ((last, "box1"), (last, "box2"), (first, "box2"), (first, "box3")):
+            FakeZfs(world.source).run(("zfs", "bookmark", f"{dataset}@{name}", f"{dataset}#{name}:{box}"), None)
+    shown = call(world)
+    told = [line for line in unblock_lines(shown) if line.startswith("box")]
+    assert told == [f"box1: the next archive of guest 100 is a full one: it has no older base of {FAST}, {ZVOL}"]
+    assert unblock_json(shown)["next-archives"] == [{"box": "box1", "full": [FAST, ZVOL]}]
+    left = {mark for name in (ZVOL, FAST) for mark in world.source.datasets[name].marks}
+    assert {name.rpartition(":")[2] for name in left} >= {"box2", "box3"}
+    assert "box1" not in {name.rpartition(":")[2] for name in left}
+
+
 def test_a_named_snapshot_and_what_else_stands_in_the_way(history_of: World) -> None:
     world = history_of
     proxmox_snapshot(world, "later", 18)
@@ -178,7 +201,7 @@ def test_a_silent_target_is_told(history_of: World) -> None:
     assert any(line.startswith("backup1: not known, it did not answer") for line in unblock_lines(shown))
 
 
-@pytest.mark.parametrize("work", ["snapshot", "replicate"])
+@pytest.mark.parametrize("work", ["snapshot", "replicate", "archive"])
 def test_not_while_a_run_is_at_work(history_of: World, work: str) -> None:
     before = names(history_of)
     with run_lock(history_of.place / "run", work):
