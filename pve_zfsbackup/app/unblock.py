@@ -30,8 +30,8 @@ class Unblocked:
 def unblock(session: Session, vmid: Vmid, name: str = "", *, dry_run: bool = False) -> Unblocked:
     """Remove what of ours is newer than the guest's snapshot `name`, without a name its newest.
 
-    No run may be at work meanwhile: all their locks are taken. Raises `LockedError`, `GuestMissingError` for a guest or a
-    snapshot that Proxmox does not know, and what keeps a snapshot from being destroyed; a conflict is in the plan.
+    No run may be at work meanwhile: all their locks are taken. Raises `LockedError`, `GuestMissingError` for a guest or
+    a snapshot that Proxmox does not know, and what keeps a snapshot from being destroyed; a conflict is in the plan.
     """
     with contextlib.ExitStack() as locks:
         for work in ("snapshot", "replicate", "archive") if not dry_run else ():
