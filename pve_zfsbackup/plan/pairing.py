@@ -27,6 +27,7 @@ class Sides:
     holders: Mapping[Guid, tuple[Dataset, ...]]  # snapshot guid -> datasets of the target that have it
     owned: Mapping[Guid, tuple[Dataset, ...]]  # source dataset guid -> datasets of the target received from it
     siblings: Mapping[Dataset, tuple[Dataset, ...]]  # path without generation -> all generations there
+    last: Mapping[str, Snapshot]  # vmid -> a snapshot of its newest point on the target
     pools: PoolProps | None = None  # asked for only where a full stream is to be expected
 
 
@@ -34,8 +35,13 @@ def compare(source: Listing, target: Listing) -> Sides:
     """Index both listings, in one pass over each."""
     owned: dict[Guid, list[Dataset]] = defaultdict(list)
     siblings: dict[Dataset, list[Dataset]] = defaultdict(list)
+    last: dict[str, Snapshot] = {}
     for name in sorted(target.volumes):
         volume = target.volumes[name]
+        if newest := max((s for s in volume.snapshots if s.point), key=lambda s: s.createtxg, default=None):
+            vmid = str(newest.point).partition("/")[0]
+            if vmid not in last or last[vmid].creation < newest.creation:
+                last[vmid] = newest
         owned[owner(volume)].append(name)
         siblings[usual_path(name)].append(name)
     return Sides(
@@ -46,6 +52,7 @@ def compare(source: Listing, target: Listing) -> Sides:
         holders=holders(target),
         owned={guid: tuple(names) for guid, names in owned.items() if guid},
         siblings={path: tuple(names) for path, names in siblings.items()},
+        last=last,
     )
 
 

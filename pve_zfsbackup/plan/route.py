@@ -17,6 +17,7 @@ from pve_zfsbackup.model import (
     Snapshot,
     Step,
     Volume,
+    decode_disks,
 )
 from pve_zfsbackup.plan.pairing import (
     Base,
@@ -76,11 +77,29 @@ def route(disk: Disk, source: Volume, sides: Sides, policy: ReplicationPolicy) -
     usual = default_path(disk, policy)
     replica = find_replica(source, sides, policy.root, usual)
     if replica is None:
-        return _settle(usual, source, sides, policy)
+        return _told_of_move(_settle(usual, source, sides, policy), disk, source, sides, policy)
     if _turned_back(source, replica):
         why = "has points newer than the one {} was restored or rolled back to"
         return _settle(usual, source, sides, policy, why)
     return _follow(replica, source, sides, policy)
+
+
+def _told_of_move(
+    way: Route | Conflict, disk: Disk, source: Volume, sides: Sides, policy: ReplicationPolicy
+) -> Route | Conflict:
+    """A disk that was another volume in the guest's newest point there is sent in full: not without a word."""
+    newest = max((s for s in source.snapshots if s.point), key=lambda s: s.createtxg, default=None)
+    last = sides.last.get(str(newest.point).partition("/")[0]) if newest else None
+    if isinstance(way, Conflict) or way.base is not None or way.alarms or last is None:
+        return way
+    former = {one.key: one.volid for one in decode_disks(last.disks)}.get(disk.key, disk.volid)
+    if former == disk.volid:
+        return way
+    told = (
+        f"{disk.key} is {disk.volid} now and was {former} in the newest point on {policy.host}: it is sent in full"
+        f" into {way.path}, the replica of before stays"
+    )
+    return replace(way, warnings=(*way.warnings, told), alarms=(told,), reasons=(*way.reasons, told))
 
 
 def received(snapshot: Snapshot, dataset: Dataset) -> Snapshot:

@@ -17,6 +17,7 @@ from pve_zfsbackup.model import (
     Guid,
     Hold,
     Mark,
+    PointDisk,
     Release,
     Resume,
     ResumeToken,
@@ -25,6 +26,7 @@ from pve_zfsbackup.model import (
     Step,
     Volume,
     World,
+    encode_disks,
 )
 from pve_zfsbackup.plan.pairing import compare, find_replica, generation_path
 from pve_zfsbackup.plan.project import project
@@ -111,6 +113,32 @@ def test_something_else_on_the_path_starts_a_generation_and_is_not_touched() -> 
     assert guids(old) == {"88888"}
     assert not old.snapshots[0].userrefs  # it ages out by policy from now on
     assert replicate(after).steps == ()
+
+
+def test_a_disk_that_was_another_volume_is_sent_in_full_and_that_is_told() -> None:
+    """Moved to another storage: the new zvol has nothing of the old one, which is gone with all its snapshots."""
+    here = moved(before="old-zfs:vm-100-disk-3")
+    way = replicate(here)
+    (told,) = [warning for warning in way.warnings if "sent in full" in warning]
+    assert "scsi0 is local-zfs:vm-100-disk-0 now and was old-zfs:vm-100-disk-3" in told
+    assert told in way.alarms
+    assert [step.dataset for step in way.steps if isinstance(step, Send)] == [REPLICA]
+
+
+def test_a_disk_that_is_new_or_was_always_this_volume_is_no_news() -> None:
+    for before in (DISK.volid, ""):
+        assert replicate(moved(before=before)).warnings == ()
+
+
+def moved(before: str) -> World:
+    """The disk has one point here, the target one of the guest before it, in which the disk was `before`."""
+    text = encode_disks([PointDisk(key="scsi0" if before else "scsi9", volid=before or "a:b", guid=OTHER_GUID)])
+    old = replica_volume(["om"])
+    name = Dataset(f"{ROOT}/old-zfs/vm-100-disk-3")
+    snapshots = tuple(replace(s, dataset=name, guid=Guid("77"), volume=OTHER_GUID, disks=text) for s in old.snapshots)
+    there = replace(old, name=name, guid=Guid("76"), snapshots=snapshots)
+    source = replace(source_volume(["o-"]), snapshots=(snapshot(2, ZVOL),))
+    return world(source, there)
 
 
 def test_the_generation_before_is_released_only_when_the_new_one_is_held() -> None:
