@@ -22,7 +22,7 @@ from pve_zfsbackup.errors import (
     PveError,
 )
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.host.guests import digest_now, pack_config, read_config_file, read_lock, read_version
+from pve_zfsbackup.host.guests import digest_now, fitting, pack_config, read_config_file, read_lock, read_version
 from pve_zfsbackup.host.hooks import facts_of
 from pve_zfsbackup.host.quiesce import Window
 from pve_zfsbackup.model import Consistency, Guest, Plan, SnapshotGuest
@@ -157,7 +157,7 @@ def _taken(session: Session, found: Inventory, item: Assignment, version: str) -
             continue
         window = session.executor.snapshot(step, session.quiescer, _packed(texts), item.freeze_rules)
         if not _exchanged(item.guest, texts["conf"], session.pve_root):
-            return _told(step, window, time.monotonic() - started)
+            return _told(step, window, time.monotonic() - started, left_out=texts.get("left-out", ""))
         session.executor.discard(step)
         if discarded:
             break
@@ -194,17 +194,19 @@ def _exchanged(guest: Guest, before: str, root: Path) -> bool:
     return volumes_of(guest.kind, before) != volumes_of(guest.kind, after)
 
 
-def _told(step: SnapshotGuest, window: Window, seconds: float) -> Result:
+def _told(step: SnapshotGuest, window: Window, seconds: float, *, left_out: str) -> Result:
     wanted_more = step.freeze and window.consistency not in (Consistency.QUIESCED, Consistency.FROZEN)
     details = (f"freeze window {window.seconds:.3f} s",) if step.freeze else ()
-    message = f"{len(step.guest.protected_disks)} disks, {window.label}"
+    missed = f"its {left_out} file is too large for the point and not part of it: keep a copy" if left_out else ""
+    troubles = [trouble for trouble in (window.trouble, missed) if trouble]
+    message = "; ".join([f"{len(step.guest.protected_disks)} disks, {window.label}", *troubles])
     return Result(
         stage=STAGE,
-        outcome=Outcome.WARNING if wanted_more or window.trouble else Outcome.OK,
+        outcome=Outcome.WARNING if wanted_more or troubles else Outcome.OK,
         vmid=step.guest.vmid,
         guest=step.guest.name,
         point=step.point,
-        message=f"{message}; {window.trouble}" if window.trouble else message,
+        message=message,
         seconds=seconds,
         details=details,
     )
@@ -222,7 +224,7 @@ def texts_of(guest: Guest, root: Path, version: str) -> dict[str, str]:
     """What a point carries of its guest: configuration and firewall file, and what stands elsewhere in Proxmox."""
     texts = read_config_file(guest.vmid, guest.kind, root=root, digest=guest.digest)
     extra = {"pool": guest.pool, "tags": ";".join(guest.tags), "pve": version}
-    return {**texts, **{key: text for key, text in extra.items() if text}}
+    return fitting({**texts, **{key: text for key, text in extra.items() if text}})
 
 
 def _packed(texts: Mapping[str, str]) -> Mapping[str, str]:

@@ -258,16 +258,19 @@ def current_section(text: str) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
+def fitting(texts: Mapping[str, str]) -> dict[str, str]:
+    """What of the texts `pack_config` takes: where all is too much, without `firewall`, and `left-out` says so."""
+    if "firewall" not in texts or len(_pack(texts)) <= MAX_CHUNKS:
+        return dict(texts)
+    return {**{key: text for key, text in texts.items() if key != "firewall"}, "left-out": "firewall"}
+
+
 def pack_config(texts: Mapping[str, str]) -> tuple[str, ...]:
     """Texts as values of ZFS user properties (`conf`, `conf2`, …), each within the limit of 8,192 bytes.
 
-    JSON, deflated, in URL-safe base64. When all of it is too much, `firewall` is left out and `left-out` says so.
-    Raises `PveError` when even that does not help.
+    JSON, deflated, in URL-safe base64. Raises `PveError` when it is too much.
     """
     chunks = _pack(texts)
-    if len(chunks) > MAX_CHUNKS and "firewall" in texts:
-        rest = {key: text for key, text in texts.items() if key != "firewall"}
-        chunks = _pack({**rest, "left-out": "firewall"})
     if len(chunks) > MAX_CHUNKS:
         raise PveError(f"the guest's configuration is too large for a snapshot's properties: {len(chunks)} of them")
     return chunks

@@ -59,6 +59,8 @@ def plan_restore(wish: Wish, origin: Origin, state: NodeState, seed: bytes) -> R
     parents |= {Dataset(name.split(f"/{STAGING}/")[0]) for name in begun}
     texts = origin.texts
     whole = bool(config) and not (wish.disks and wish.replace)
+    if whole and texts.get("left-out") == "firewall":
+        notes += ("the point has no firewall file of the guest, which was too large for it: put it back by hand",)
     gone = {old.dataset for old in aside}
     return _with(
         empty,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
 import re
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -183,10 +183,49 @@ def test_a_copy_beside_its_original_has_addresses_of_its_own(old: World) -> None
     assert old.complete(TARGET, 300)
 
 
+def firewalled(world: World, vmid: int, text: str = "[OPTIONS]\nenable: 1\n") -> Path:
+    """The guest gets a firewall file, and a point that carries it."""
+    path = world.node.etc / f"firewall/{vmid}.fw"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    world.run(guests=[str(vmid)])
+    return path
+
+
+def test_its_firewall_file_comes_back(old: World) -> None:
+    path = firewalled(old, WEB)
+    lost(old, WEB)
+    path.unlink()
+    assert restore(old, WEB).notes == ()
+    assert path.read_text() == "[OPTIONS]\nenable: 1\n"
+    restore(old, WEB, new=300)
+    assert (path.parent / "300.fw").read_text() == "[OPTIONS]\nenable: 1\n", "a copy is as open as its original"
+
+
+def test_a_replaced_guests_firewall_file_is_kept_aside(old: World) -> None:
+    path = firewalled(old, WEB)
+    path.write_text("[RULES]\n")
+    old.guest(WEB).running = False
+    done = restore(old, WEB, replace=WEB)
+    assert path.read_text() == "[OPTIONS]\nenable: 1\n"
+    (aside,) = [Path(name) for name in done.saved if name.endswith(".fw")]
+    assert aside.read_text() == "[RULES]\n"
+
+
+def test_a_firewall_file_the_point_had_no_room_for_is_told(old: World) -> None:
+    path = firewalled(old, WEB, random.Random(1).randbytes(60_000).hex())
+    lost(old, WEB)
+    path.unlink()
+    assert restore(old, WEB).notes == (
+        "the point has no firewall file of the guest, which was too large for it: put it back by hand",
+    )
+    assert not path.exists()
+
+
 def test_it_is_put_into_its_pool_and_proxmox_looks_at_its_disks(old: World) -> None:
-    with old.session() as session:
-        found = prepare(session, Request(vmid=Vmid(CT), new=300))
-        carry_out(session, replace(found, plan=replace(found.plan, pool="production")))
+    old.node.members[CT] = "production"
+    old.run(guests=["200"])
+    restore(old, CT, new=300)
     assert old.node.pools == [("production", "300")]
     assert old.node.rescanned == ["300"]
     assert ("pct", "rescan", "--vmid", "300") in [ran.argv for ran in old.runner.ran]

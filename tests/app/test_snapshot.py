@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -292,11 +293,28 @@ def test_the_freeze_window_is_a_property_of_the_point(world: World) -> None:
 
 def test_a_point_carries_pool_tags_and_version(world: World) -> None:
     edit(world, WEB, "tags: prod;web\n")
-    world.run(Stage.SNAPSHOT, guests=["100"])
+    world.node.members[CT] = "production"
+    world.run(Stage.SNAPSHOT, guests=["100", "200"])
     (snap,) = world.source.datasets[ZVOL].snaps.values()
     texts = unpack_config([snap.props["pve-zfsbackup:conf"]])
     assert (texts["tags"], texts["pve"]) == ("prod;web", "9.2.11")
     assert "pool" not in texts
+    (snap,) = world.source.datasets["rpool/data/subvol-200-disk-0"].snaps.values()
+    assert unpack_config([snap.props["pve-zfsbackup:conf"]])["pool"] == "production"
+
+
+def test_a_firewall_file_that_does_not_fit_is_missed_aloud(world: World) -> None:
+    (world.node.etc / "firewall").mkdir()
+    (world.node.etc / "firewall/100.fw").write_text(random.Random(1).randbytes(60_000).hex())
+    report = world.run(Stage.SNAPSHOT, guests=["100"])
+    (result,) = report.results
+    assert result.outcome is Outcome.WARNING
+    assert result.message == (
+        "2 disks, quiesced; its firewall file is too large for the point and not part of it: keep a copy"
+    )
+    (snap,) = world.source.datasets[ZVOL].snaps.values()
+    texts = unpack_config([snap.props["pve-zfsbackup:conf"]])
+    assert texts["conf"] == conf(world, WEB).read_text()
 
 
 def test_a_container_is_frozen_where_its_job_says_so(world: World) -> None:

@@ -50,6 +50,7 @@ class FakeNode:
     replications: list[dict[str, Any]] = field(default_factory=list)
     snapshots: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     pools: list[tuple[str, str]] = field(default_factory=list)  # guests that were put into one
+    members: dict[int, str] = field(default_factory=dict)  # the pools of guests
     rescanned: list[str] = field(default_factory=list)
     options: dict[int, dict[str, str]] = field(default_factory=dict)  # set by `qm set`
     started: dict[int, str] = field(default_factory=dict)  # configurations by `qm start`
@@ -89,6 +90,7 @@ class FakeNode:
             config = self._config(int(path.stem))
             status = "running" if self._state(int(path.stem)).running else "stopped"
             entry: dict[str, Any] = {"vmid": int(path.stem), "status": status}
+            entry.update({"pool": self.members[int(path.stem)]} if int(path.stem) in self.members else {})
             entry["name"] = config.get("name") or config.get("hostname", "")
             entry.update({key: config[key] for key in ("lock", "tags") if key in config})
             if kind == "qemu":

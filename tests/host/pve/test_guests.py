@@ -21,6 +21,7 @@ from pve_zfsbackup.host.guests import (
     MAX_CHUNKS,
     MAX_UNPACKED,
     current_section,
+    fitting,
     node_name,
     pack_config,
     read_config_file,
@@ -460,7 +461,10 @@ def test_long_configuration_takes_several_properties() -> None:
 
 def test_a_huge_firewall_file_is_left_out_and_said_so() -> None:
     texts = {"conf": "name: x\n", "pool": "p", "firewall": random_text(200_000)}
-    assert unpack_config(pack_config(texts)) == {"conf": "name: x\n", "pool": "p", "left-out": "firewall"}
+    assert fitting(texts) == {"conf": "name: x\n", "pool": "p", "left-out": "firewall"}
+    assert unpack_config(pack_config(fitting(texts))) == fitting(texts)
+    small = {**texts, "firewall": "[OPTIONS]\n"}
+    assert fitting(small) == small
 
 
 def test_a_huge_configuration_is_refused() -> None:
