@@ -182,16 +182,21 @@ class Sftp:
                 connection.ended()
 
     def batch(self, lines: Sequence[str], size: int = 0) -> Session:
-        """Commands in their order, to the first that fails, in which at most `size` bytes move. Raises when the
-        connection could not be made or broke, or takes too long: `HostUnreachableError`, `HostKeyError`,
-        `CommandTimeoutError`."""
+        """Commands in their order, to the first that fails, in which at most `size` bytes move; on a connection that
+        was used before they may be done twice. Raises when the connection could not be made or broke, or takes too
+        long: `HostUnreachableError`, `HostKeyError`, `CommandTimeoutError`."""
         if not lines:
             return Session(0, (), "")
         rate = self.rate()
-        slowest = min(SLOWEST, rate // 2) if rate else SLOWEST
         argv = self.server.argv(rate)
-        connection = self.idle.take(argv) or self._connected(argv)
-        timer = threading.Timer(PATIENCE + size / slowest, connection.chain.kill)
+        time_out = PATIENCE + size / (min(SLOWEST, rate // 2) if rate else SLOWEST)
+        if used := self.idle.take(argv):
+            with contextlib.suppress(HostUnreachableError):  # sftp does not see its line die while it waits
+                return self._asked(used, lines, time_out)
+        return self._asked(self._connected(argv), lines, time_out)
+
+    def _asked(self, connection: _Connection, lines: Sequence[str], time_out: float) -> Session:
+        timer = threading.Timer(time_out, connection.chain.kill)
         timer.daemon = True
         try:
             timer.start()

@@ -91,6 +91,7 @@ def test_a_server_that_goes_away_for_a_while_is_waited_for(bench: Bench, sshd: S
 
     def away(verb: str, path: str) -> None:
         if verb == "put" and next(puts) == 3:
+            sshd.kill_sessions()
             sshd.stop()
             threading.Timer(1.0, sshd.start).start()
 
@@ -127,10 +128,11 @@ def test_a_changed_host_key_in_the_middle_ends_it_at_once(bench: Bench, sshd: Ss
     def changed(verb: str, path: str) -> None:
         if verb == "put" and next(puts) == 3:
             sshd.pin("id")
+            sshd.kill_sessions()
 
     store.before = changed
     with pytest.raises(HostKeyError):
         write(bench)
-    assert bench.naps == []
+    assert len(bench.naps) <= bench.vault.box.connections  # those that were in use when they were cut
     sshd.pin("hostkey")
     assert write(bench).skipped >= 1

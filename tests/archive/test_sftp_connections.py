@@ -1,0 +1,175 @@
+"""Connections to a box are made once and used for many batches, against a real sshd; none outlives its use."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from pve_zfsbackup.archive.outer import digest
+from pve_zfsbackup.errors import HostUnreachableError, StoreError
+from pve_zfsbackup.host import sftp
+from pve_zfsbackup.host.programs import Chain, ProcessPrograms
+from pve_zfsbackup.host.store import Upload
+from pve_zfsbackup.host.store_sftp import SftpStore
+from tests.archive.sshd import Sshd, serving
+
+pytestmark = [pytest.mark.processes, pytest.mark.loopback]
+
+
+class Counted(ProcessPrograms):
+    """Keeps every chain it opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chains: list[Chain] = []
+
+    @contextlib.contextmanager
+    def opened(
+        self, *argvs: Sequence[str], source: IO[bytes] | None = None, sink: IO[bytes] | None = None
+    ) -> Iterator[Chain]:
+        with super().opened(*argvs, source=source, sink=sink) as chain:
+            self.chains.append(chain)
+            yield chain
+
+
+@dataclass
+class Case:
+    sshd: Sshd
+    place: Path
+    programs: Counted = field(default_factory=Counted)
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        made = self.sshd.store("box")
+        self.store = SftpStore(client=sftp.Sftp(name="box1", programs=self.programs, server=made.client.server))
+
+    def put(self, path: str) -> None:
+        file = self.place / path.replace("/", "_")
+        file.write_bytes(path.encode())
+        self.store.put([Upload(file=file, path=path, sha256=digest(path.encode()))])
+
+    @property
+    def connections(self) -> int:
+        return len(self.programs.chains)
+
+    @property
+    def running(self) -> int:
+        return sum(not chain.ended() for chain in self.programs.chains)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Iterator[Case]:
+    with serving(tmp_path / "sshd") as sshd:
+        yield Case(sshd, tmp_path)
+
+
+def test_one_connection_serves_all_that_is_asked_while_it_is_kept(case: Case) -> None:
+    with case.store.kept():
+        for number in range(3):
+            case.put(f"d/file-{number}")
+        assert sorted(case.store.list(["d"])["d"]) == ["file-0", "file-1", "file-2"]
+        case.store.get("d/file-1", case.place / "back")
+        assert (case.connections, case.running) == (1, 1)
+    assert (case.place / "back").read_bytes() == b"d/file-1"
+    assert (case.connections, case.running) == (1, 0)
+
+
+def test_otherwise_each_call_has_its_own_and_leaves_none(case: Case) -> None:
+    case.put("d/file")
+    case.store.list(["d"])
+    assert (case.connections, case.running) == (2, 0)
+
+
+def test_a_command_that_fails_costs_one_connection_and_its_words_are_its_own(case: Case) -> None:
+    with case.store.kept():
+        case.put("d/file")
+        with pytest.raises(StoreError, match="d/gone"):
+            case.store.get("d/gone", case.place / "back")
+        assert case.store.list(["d", "nowhere"]).keys() == {"d"}, "what is not there is told, too, and ends nothing"
+        case.store.remove(["d/file", "d/file"])
+        case.store.get_many([("d/file", case.place / "none")])
+        assert case.store.list(["d"]) == {"d": {}}
+        assert (case.connections, case.running) == (2, 1)
+
+
+def test_a_connection_that_waited_too_long_is_not_used_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sftp, "IDLE", -1.0)
+    with case.store.kept():
+        case.put("d/file")
+        case.put("d/file-2")
+        assert (case.connections, case.running) == (2, 1)
+
+
+def test_a_connection_that_broke_while_it_waited_is_replaced(case: Case) -> None:
+    """Whatever is asked next; sftp itself does not see it: it waits for commands, not for the server."""
+    with case.store.kept():
+        for number, ask in enumerate(
+            [
+                lambda: case.put("d/file"),
+                lambda: case.put("d/other"),
+                lambda: case.store.list(["d"]),
+                lambda: case.store.get("d/file", case.place / "back"),
+                lambda: case.store.remove(["d/file", "d/other"]),
+                lambda: case.store.remove_directory("d"),
+                case.store.free,
+            ],
+            1,
+        ):
+            ask()
+            assert (case.connections, case.running) == (number, 1)
+            case.sshd.kill_sessions()
+    assert (case.place / "back").read_bytes() == b"d/file"
+    assert list((case.sshd.files / "box").iterdir()) == []
+
+
+def test_a_new_connection_that_breaks_is_told(case: Case) -> None:
+    with case.store.kept():
+        case.put("d/file")
+        case.sshd.kill_sessions()
+        case.sshd.stop()
+        with pytest.raises(HostUnreachableError):
+            case.store.list(["d"])
+
+
+def test_a_server_that_is_gone_is_told_of_a_kept_connection_as_well(case: Case) -> None:
+    with case.store.kept():
+        case.put("d/file")
+        case.sshd.stop()
+        for chain in case.programs.chains:
+            chain.kill()
+        with pytest.raises(HostUnreachableError):
+            case.store.list(["d"])
+
+
+def test_many_commands_are_given_in_portions_and_their_answers_read_meanwhile(case: Case) -> None:
+    with case.store.kept():
+        case.put("d/" + "f" * 200)
+        directories = [f"d/{'x' * 180}-{number}" for number in range(1200)]
+        assert case.store.list([*directories, "d"]).keys() == {"d"}
+        assert case.connections == 1
+
+
+def test_scopes_within_scopes_end_with_the_outermost(case: Case) -> None:
+    with case.store.kept():
+        with case.store.kept():
+            case.put("d/file")
+        case.store.list(["d"])
+        assert (case.connections, case.running) == (1, 1)
+    assert case.running == 0
+
+
+def test_an_interrupted_run_leaves_no_connection(case: Case) -> None:
+    def run() -> None:
+        with case.store.kept():
+            case.put("d/file")
+            case.programs.cancel()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert case.running == 0
