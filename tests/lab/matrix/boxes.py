@@ -36,16 +36,39 @@ boxes:
 """
 # A program on pve1 that stands before one of the same name and does something to it first.
 _BEFORE = "/usr/local/bin"
-# Kills the product when sftp is about to do a thing for the n-th time, so that it was not done.
-_CUT = r"""#!/bin/sh
-batch=$(mktemp); cat > "$batch"
-if grep -qE -- '{what}' "$batch"; then
-  echo x >> /run/matrix/cuts
-  if [ "$(wc -l < /run/matrix/cuts)" = {number} ]; then
-    touch /run/matrix/used; kill -9 "$(cat /run/matrix/product.pid)"; exit 1
-  fi
-fi
-/usr/bin/sftp "$@" < "$batch"; status=$?; rm -f "$batch"; exit $status
+# Kills the product when it gives sftp a matching command for the n-th time, after all before it and not that one was
+# done. Line by line: a connection that is kept for the next batch has no end of its input.
+_CUT = """\
+#!/usr/bin/python3
+import os, re, signal, subprocess, sys, threading
+sftp = subprocess.Popen(["/usr/bin/sftp", *sys.argv[1:]], stdin=subprocess.PIPE)
+
+def give():
+    for line in sys.stdin.buffer:
+        if re.search({what!r}, line.decode().rstrip("\\n")):
+            with open("/run/matrix/cuts", "a") as cuts:
+                cuts.write("x")
+                cuts.flush()
+                found = cuts.tell()
+            if found == {number}:
+                sftp.stdin.close()
+                sftp.wait()
+                open("/run/matrix/used", "w").close()
+                os.kill(int(open("/run/matrix/product.pid").read()), signal.SIGKILL)
+                os._exit(1)
+        try:
+            sftp.stdin.write(line)
+            sftp.stdin.flush()
+        except BrokenPipeError:  # it ended at a command that failed
+            return
+    sftp.stdin.close()
+
+giving = threading.Thread(target=give, daemon=True)
+giving.start()
+status = sftp.wait()
+if sftp.stdin.closed:
+    giving.join()
+os._exit(status if status >= 0 else 255)
 """
 
 
@@ -116,7 +139,7 @@ class Box:
 
     @contextmanager
     def cut(self, what: str, number: int = 1) -> Iterator[None]:
-        """The product dies right before sftp gets a batch with this in it, for the n-th time."""
+        """The product dies right before sftp gets a command with this in it, for the n-th time."""
         self.ctx.pve1.script("rm -f /run/matrix/cuts /run/matrix/used")
         text = _CUT.format(what=what, number=number)
         with self.before("sftp", text):
