@@ -1,4 +1,5 @@
-"""Kill the archive stage (SIGKILL) before its first, fifth, ninth … program, and run it again to its end.
+"""Kill the archive stage (SIGKILL) before its first, fifth, ninth … step, and run it again to its end. A step is a
+program that is started, or commands that a running sftp is given: its connection is kept for many of them.
 
 Runs on the node: `archive_killer.py STRIDE CONFIG PENDING DEVICE…`. Before each kill the guest writes on its
 devices and a point is made. Prints one JSON line per kill: how many segments the ledger had then, and how many the
@@ -15,14 +16,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pve_zfsbackup import cli
 from pve_zfsbackup.app import archive, prune, replicate, snapshot  # noqa: F401 - once, and not in each fork
 from pve_zfsbackup.cli import work  # noqa: F401 - the same
-from pve_zfsbackup.host import programs, runner
+from pve_zfsbackup.host import programs, runner, sftp
 
 SEGMENTS = re.compile(r"(\d+) segments(?:, (\d+) there)?")
 
@@ -104,7 +105,7 @@ def arm(kill_at: int, pipe: int) -> None:
     def before(argv: Any) -> None:
         nonlocal count
         count += 1
-        if argv[0] == "sftp":
+        if argv[0] == "sftp" and argv[1].startswith("put "):
             os.write(pipe, b"put\n")
         if count == kill_at:
             os.write(pipe, f"kill {' '.join(argv)[-100:]}\n".encode())
@@ -117,6 +118,14 @@ def arm(kill_at: int, pipe: int) -> None:
 
         return call
 
+    asked = sftp.Sftp.batch
+
+    def batch(self: sftp.Sftp, lines: Sequence[str], size: int = 0) -> sftp.Session:
+        if lines:
+            before(("sftp", next((line for line in lines if line.startswith("put ")), lines[0])))
+        return asked(self, lines, size)
+
+    sftp.Sftp.batch = batch  # type: ignore[method-assign]
     runner.ProcessRunner.run = watched(runner.ProcessRunner.run, 0)  # type: ignore[method-assign]
     programs.ProcessPrograms._start = watched(programs.ProcessPrograms._start, 2)  # type: ignore[method-assign]
 

@@ -229,7 +229,7 @@ def test_every_level_of_verifying_says_good_and_the_drill_opens_it(archived: Arc
 
 
 def test_killed_between_any_two_steps_only_what_is_missing_is_sent(archived: Archived) -> None:
-    """The killer kills before one program in four (PZB_LAB_KILLS=all: each) that the archive stage starts."""
+    """The killer kills before one step in four of the archive stage (PZB_LAB_KILLS=all: each)."""
     product = archived.product
     product.pve1.put(KILLER, "/root/archive_killer.py")
     product.pve1.put(KILLER.with_name("killer.py"), "/root/killer.py")
