@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pve_zfsbackup.app.archive_expire import expire
 from pve_zfsbackup.app.archive_upload import Stamina
-from pve_zfsbackup.app.archive_write import Order, Writer, Written, send_of
+from pve_zfsbackup.app.archive_write import Order, Writer, Written, begun, send_of
 from pve_zfsbackup.app.box import Vault, open_box
 from pve_zfsbackup.app.boxes import own_catalog
 from pve_zfsbackup.app.catalog import Catalog, Shelf
@@ -116,7 +116,9 @@ def _to_box(session: Session, found: Inventory, guests: Sequence[Guest], vault: 
 def plan_guest(vault: Vault, found: Inventory, guest: Guest, shelf: Shelf | None) -> ArchivePlan:
     """What is due of one guest."""
     there = shelf.archived if shelf else ()
-    return plan_archive(guest, found.listing, there, archive_policy(vault.box), unusable=unusable(shelf))
+    return plan_archive(
+        guest, found.listing, there, archive_policy(vault.box), unusable=unusable(shelf), begun=begun(vault, guest.vmid)
+    )
 
 
 def archive_policy(box: Box) -> ArchivePolicy:

@@ -36,7 +36,7 @@ from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.notebook import Log
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
-from pve_zfsbackup.model import ArchiveStream, ArchiveTask, Send
+from pve_zfsbackup.model import ArchiveStream, ArchiveTask, Begun, PointId, Send, Vmid
 
 Moved = Callable[[ArchiveStream, int, bool], None]  # bytes of a stream so far, and whether that is all of it
 
@@ -95,7 +95,7 @@ class Writer:
             try:
                 return self._attempt(order, moved)
             except StreamDiffersError:
-                pending(self.vault, order.task).remove()
+                pending(self.vault, order.task.vmid).remove()
                 return self._attempt(order, moved)
 
     def _preflight(self, order: Order) -> None:
@@ -107,7 +107,7 @@ class Writer:
             )
 
     def _attempt(self, order: Order, moved: Moved) -> Written:
-        ledger = pending(self.vault, order.task)
+        ledger = pending(self.vault, order.task.vmid)
         place, known = self._resume(order, ledger)
         directory = f"{self.vault.writer}/{place.generation}/{place.point}"
         workers = self.vault.box.connections
@@ -161,7 +161,7 @@ class Writer:
             parent_point=parent.name if parent else "",
         )
         members = {key: getattr(place, key) for key in ("series", "generation", "point", "parent", "parent_point")}
-        ledger.begin([{"identity": wanted, "place": members}])
+        ledger.begin([{"identity": wanted, "guest_point": order.task.point, "place": members}])
         return place, {}
 
     def _identity(self, order: Order) -> str:
@@ -259,9 +259,16 @@ def _started(lines: Sequence[Mapping[str, Any]]) -> tuple[_Place, list[Sealed]] 
         return None
 
 
-def pending(vault: Vault, task: ArchiveTask) -> Log:
+def pending(vault: Vault, vmid: Vmid) -> Log:
     """The ledger of the point of this guest that is under way."""
-    return Log(vault.state / "pending" / f"{task.vmid}.jsonl")
+    return Log(vault.state / "pending" / f"{vmid}.jsonl")
+
+
+def begun(vault: Vault, vmid: Vmid) -> Begun | None:
+    """The point of this guest that is under way, if anything of it arrived."""
+    lines = pending(vault, vmid).read()
+    started = _started(lines) if len(lines) > 1 else None
+    return Begun(point=PointId(str(lines[0].get("guest_point"))), parent=started[0].parent_point) if started else None
 
 
 def unfinished(vault: Vault) -> dict[str, str]:

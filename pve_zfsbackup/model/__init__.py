@@ -7,6 +7,7 @@ from pve_zfsbackup.model.archive import (
     ArchiveStream,
     ArchiveTask,
     ArchiveVerdict,
+    Begun,
 )
 from pve_zfsbackup.model.guests import Agent, Disk, Guest, GuestKind, RawGuest, Storage
 from pve_zfsbackup.model.names import PREFIX, PROPERTY, SNAPSHOT_NAME, SOURCE, Dataset, Guid, PointId, Vmid, printable
@@ -96,6 +97,7 @@ __all__ = [
     "Archived",
     "ArchivedDisk",
     "Aside",
+    "Begun",
     "Bookmark",
     "Candidate",
     "Compress",

@@ -85,3 +85,12 @@ class ArchiveVerdict:
     archived: Archived
     keep: bool
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A point of which an attempt that broke off brought segments into a box. `parent` is the `name` of the archived
+    point it builds on, empty for a full one."""
+
+    point: PointId
+    parent: str

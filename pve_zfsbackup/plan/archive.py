@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import tzinfo
 
 from pve_zfsbackup.model import (
@@ -12,6 +12,7 @@ from pve_zfsbackup.model import (
     ArchiveStream,
     ArchiveTask,
     ArchiveVerdict,
+    Begun,
     Bookmark,
     CreateBookmark,
     DestroyBookmark,
@@ -26,6 +27,7 @@ from pve_zfsbackup.plan.points import bookmark_name, bookmark_target, points_of
 from pve_zfsbackup.plan.retention import marks
 
 DAY = 86_400
+BEGUN_DAYS = 30  # a point that cannot be finished in that time gives way to a newer one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,35 +41,55 @@ class ArchivePolicy:
 
 
 def plan_archive(
-    guest: Guest, source: Listing, there: Sequence[Archived], policy: ArchivePolicy, *, unusable: Set[str] = frozenset()
+    guest: Guest,
+    source: Listing,
+    there: Sequence[Archived],
+    policy: ArchivePolicy,
+    *,
+    unusable: Set[str] = frozenset(),
+    begun: Begun | None = None,
 ) -> ArchivePlan:
-    """Whether the newest complete point of the guest is due, and on what it builds.
+    """Whether the newest complete point of the guest is due, and on what it builds; or the one that was `begun`, while
+    it is there and would build on the same: most of it may be in the box, and of a newer one nothing is.
 
     `there` are the guest's points in the box, `unusable` the generations nothing may be added to any more (damaged).
     Disks the jobs leave out are left out.
     """
-    wanted = _newest(guest, source)
-    if wanted is None:
+    points = [point for point in points_of(source, guest.vmid) if point.complete]
+    if not points:
         return ArchivePlan(task=None, reasons=("the guest has no complete recovery point on the source",))
     newest = max(there, key=lambda archived: archived.sequence, default=None)
-    if reason := _not_due(wanted, newest, policy):
-        return ArchivePlan(task=None, reasons=(reason,))
-    parent, why = newest, full_because(wanted.creation, newest, there, policy, unusable)
-    streams = tuple(_streams(guest, source, wanted, None if why else parent))
+
+    def plan(wanted: Point) -> ArchivePlan:
+        if reason := _not_due(wanted, newest, policy):
+            return ArchivePlan(task=None, reasons=(reason,))
+        return _task(guest, source, wanted, newest, full_because(wanted.creation, newest, there, policy, unusable))
+
+    for point in points[:-1] if begun else ():
+        if begun and point.id == begun.point and points[-1].creation - point.creation < BEGUN_DAYS * DAY:
+            planned = plan(point)
+            if planned.task and (planned.task.parent.name if planned.task.parent else "") == begun.parent:
+                return replace(planned, reasons=(*planned.reasons, "goes on where an attempt before broke off"))
+    return plan(points[-1])
+
+
+def _task(guest: Guest, source: Listing, wanted: Point, newest: Archived | None, why: str) -> ArchivePlan:
+    """The point as an increment to the newest there, or in full for this reason."""
+    streams = tuple(_streams(guest, source, wanted, None if why else newest))
     if not streams:
         return ArchivePlan(task=None, reasons=(f"no protected disk is part of {wanted.id}",))
-    if parent and not why and all(stream.base is None for stream in streams):
+    if newest and not why and all(stream.base is None for stream in streams):
         why = "no disk has what its last archive is based on: neither snapshot nor bookmark is there"
-    warnings = tuple(_warnings(parent, streams)) if not why else ()
+    warnings = tuple(_warnings(newest, streams)) if not why else ()
     task = ArchiveTask(
         point=wanted.id,
         vmid=wanted.vmid,
         creation=wanted.creation,
         consistency=wanted.consistency,
-        parent=None if why else parent,
+        parent=None if why else newest,
         streams=streams,
     )
-    told = f"full: {why}" if why or parent is None else f"increment to {parent.point}"
+    told = f"full: {why}" if why or newest is None else f"increment to {newest.point}"
     return ArchivePlan(task=task, reasons=(told,), warnings=warnings)
 
 
@@ -90,12 +112,6 @@ def plan_bookmarks(
         else:
             stale += [DestroyBookmark(bookmark=mark) for mark in ours if mark.guid != stream.snapshot.guid]
     return tuple(made), tuple(stale)
-
-
-def _newest(guest: Guest, source: Listing) -> Point | None:
-    """The newest point that has every disk it was made of, unless the disk itself is gone."""
-    found = [point for point in points_of(source, guest.vmid) if point.complete]
-    return found[-1] if found else None
 
 
 def _not_due(wanted: Point, newest: Archived | None, policy: ArchivePolicy) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pve_zfsbackup.app import box as box_module
 from pve_zfsbackup.app.archive_verify import Level, verify_box
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health
@@ -24,6 +25,7 @@ from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.report.points import points_json, points_table
 from pve_zfsbackup.report.status import status_json
+from tests.archive.bench import FaultyStore
 from tests.archive.worldly import Boxed
 from tests.fakes.pools import Pools
 from tests.fakes.world import CT, DB, WEB, World
@@ -167,6 +169,89 @@ def test_a_chain_that_was_never_read_back_keeps_the_one_before(boxed: Boxed) -> 
         boxed.world.write()
         boxed.run()
     assert len(boxed.points(CT)) == 4
+
+
+class Died(BaseException):
+    """The process ends here."""
+
+
+def dying(boxed: Boxed, monkeypatch: pytest.MonkeyPatch, ending: str) -> FaultyStore:
+    """The next run dies when a file whose path has this in it came into the box, before it knew of that. Returns what
+    counts from then on."""
+    text = boxed.world.config.read_text()
+    boxed.world.config.write_text(text.replace("spool-dir", "connections: 1\n    spool-dir"))
+    made: list[FaultyStore] = []
+    armed = [ending]
+    make = box_module._store
+
+    def die(verb: str, path: str) -> None:
+        if verb == "after put" and armed and armed[0] in path:
+            armed.clear()
+            raise Died
+
+    def store(*given: object) -> FaultyStore:
+        made.append(FaultyStore(make(*given), die))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(box_module, "_store", store)
+    with pytest.raises(Died):
+        boxed.run(Stage.SNAPSHOT, Stage.ARCHIVE, guests=[str(WEB)])
+    counted = FaultyStore(made[-1].inner)
+    monkeypatch.setattr(box_module, "_store", lambda *given: counted)
+    return counted
+
+
+@pytest.mark.parametrize("increment", [False, True])
+def test_after_a_crash_the_next_run_finishes_the_point_that_was_begun(
+    boxed: Boxed, monkeypatch: pytest.MonkeyPatch, increment: bool
+) -> None:
+    """Though there is a newer one by then: only what is missing is sent, and the newer one follows."""
+    if increment:
+        boxed.run(Stage.SNAPSHOT, Stage.ARCHIVE)
+        for name in DISKS[WEB]:
+            boxed.world.source.write(name, 3 << 20)
+    store = dying(boxed, monkeypatch, "/seg-000002-")
+    (ledger,) = (boxed.vault.state / "pending").glob("*.jsonl")
+    there = len(ledger.read_text().splitlines()) - 1
+    assert there
+    report = boxed.run(Stage.SNAPSHOT, Stage.ARCHIVE, guests=[str(WEB)])
+    ((outcome, _, message),) = archived(report)
+    assert outcome is Outcome.OK
+    segments = int(message.split()[1])
+    assert message.endswith(f"{there} there from an earlier attempt")
+    assert len(store.segments) == segments - there
+    assert not ledger.exists()
+    (content,) = [boxed.choose(WEB).content]
+    assert content.archived
+    before = content.archived.point
+    boxed.run(Stage.SNAPSHOT, Stage.ARCHIVE, guests=[str(WEB)])
+    assert boxed.points(WEB)[-2] == before
+    assert len(boxed.points(WEB)) == 2 + increment
+    assert verify_box(boxed.vault, Level.OPENED, identity=boxed.identity, note=print).good
+
+
+def test_what_was_begun_outlives_pruning_until_it_is_finished(boxed: Boxed, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dying(boxed, monkeypatch, "/seg-000002-")
+    (begun,) = boxed.world.source.datasets[DISKS[WEB][0]].snaps
+    for _ in range(6):
+        boxed.world.write()
+        boxed.run(Stage.SNAPSHOT, Stage.REPLICATE, Stage.PRUNE)
+    assert begun in boxed.world.source.datasets[DISKS[WEB][0]].snaps
+    boxed.run(Stage.ARCHIVE, guests=[str(WEB)])
+    assert [point.rpartition("/")[2] for point in boxed.points(WEB)] == [begun.removeprefix("pzb:")]
+    assert len(store.segments) > 0
+
+
+def test_a_begun_point_that_is_gone_from_the_source_gives_way_to_the_newest(
+    boxed: Boxed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying(boxed, monkeypatch, "/seg-000002-")
+    for name in DISKS[WEB]:
+        boxed.world.source.datasets[name].snaps.clear()
+    report = boxed.run(Stage.SNAPSHOT, Stage.ARCHIVE, guests=[str(WEB)])
+    ((outcome, _, message),) = archived(report)
+    assert (outcome, "earlier attempt" in message) == (Outcome.OK, False)
+    assert len(boxed.points(WEB)) == 1
 
 
 def test_a_guest_restored_from_the_box_alone_is_what_it_was(boxed: Boxed) -> None:

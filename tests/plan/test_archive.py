@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import UTC
 
 import pytest
@@ -12,6 +13,7 @@ from pve_zfsbackup.model import (
     Archived,
     ArchivedDisk,
     ArchivePlan,
+    Begun,
     Bookmark,
     Dataset,
     Disk,
@@ -105,6 +107,30 @@ def test_the_first_one_is_full() -> None:
     assert (plan.task.point, plan.task.parent) == (f"100/{stamp(1)}", None)
     assert bases(plan) == {"scsi0": "", "scsi1": ""}
     assert [stream.raw for stream in plan.task.streams] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("parent", "archived", "days", "point"),
+    [
+        ("", [], (0, 1), 0),
+        ("p1", [there(0)], (0, 1, 2), 1),
+        ("p0", [there(0)], (0, 1, 2), 2),  # its parent is no longer the newest
+        ("", [there(0)], (0, 1, 2), 2),  # it was to be a full one, and an increment will do
+        ("p1", [], (0, 1, 2), 2),
+        ("p1", [there(0)], (0, 2), 2),  # gone from the source
+        ("p1", [there(1)], (0, 1, 2), 2),  # published after all
+        ("p1", [there(0)], (0, 1, 40), 40),  # begun too long ago
+    ],
+)
+def test_what_was_begun_goes_before_what_is_newer_while_it_would_be_the_same(
+    parent: str, archived: list[Archived], days: tuple[int, ...], point: int
+) -> None:
+    begun = Begun(point=PointId(f"100/{stamp(1 if archived or parent else 0)}"), parent=parent)
+    policy = replace(POLICY, full_days=1000)
+    plan = plan_archive(GUEST, world(*days), archived, policy, begun=begun)
+    assert plan.task is not None
+    assert plan.task.point == f"100/{stamp(point)}"
+    assert ("goes on" in plan.reasons[-1]) is (point != days[-1])
 
 
 def test_the_next_one_builds_on_what_is_there() -> None:
