@@ -65,6 +65,7 @@ def test_a_clusters_configuration_that_is_gone_is_no_silence(tmp_path: Path) -> 
     assert ran(tmp_path) == [True, True, True]
 
 
+DAYS = {"0": "Sun"}
 WANTS = "/etc/systemd/system/timers.target.wants"
 
 
@@ -74,6 +75,8 @@ def test_a_line_gives_way_to_its_timer_and_to_no_other(tmp_path: Path) -> None:
     assert ran(tmp_path) == [False, True, True]
     have(tmp_path, f"{WANTS}/pve-zfsbackup-prune.timer")
     assert ran(tmp_path) == [False, False, True]
+    have(tmp_path, f"{WANTS}/pve-zfsbackup-verify.timer")
+    assert ran(tmp_path) == [False, False, False]
 
 
 def test_a_timer_that_was_purged_with_its_link_left_behind_holds_nothing_back(tmp_path: Path) -> None:
@@ -83,16 +86,32 @@ def test_a_timer_that_was_purged_with_its_link_left_behind_holds_nothing_back(tm
     assert ran(tmp_path) == [True, True, True]
 
 
-@pytest.mark.parametrize("name", ["pve-zfsbackup", "pve-zfsbackup.pve-zfsbackup-prune", "pve-zfsbackup-receiver"])
+VERIFY = "pve-zfsbackup.pve-zfsbackup-verify"
+
+
+def started(service: str) -> str:
+    """What systemd starts, as a shell would be told."""
+    (command,) = re.findall(r"(?m)^ExecStart=(.*)$", service)
+    if inner := re.fullmatch("/bin/sh -c '([^'%]*)'", command):
+        assert "$" not in inner[1].replace("$$", ""), "systemd puts its own there (systemd.service, COMMAND LINES)"
+        return inner[1].replace("$$", "$")
+    return command.removeprefix("/usr/bin/")
+
+
+@pytest.mark.parametrize(
+    "name", ["pve-zfsbackup", "pve-zfsbackup.pve-zfsbackup-prune", VERIFY, "pve-zfsbackup-receiver"]
+)
 def test_the_timer_does_what_the_line_does(name: str) -> None:
-    """The same command at the same minute, spread as far."""
+    """The same commands at the same minute, spread as far."""
     debian = CRON.parent
     timer, service = ((debian / f"{name}.{kind}").read_text() for kind in ("timer", "service"))
     cron = (debian / f"{name.partition('.')[0]}.cron.d").read_text()
-    (command,) = re.findall(r"(?m)^ExecStart=/usr/bin/(.*)$", service)
+    proofs = "; ".join(f"pve-zfsbackup verify {what}" for what in ("pools", "points", "drill"))
+    command = proofs if name == VERIFY else started(service)
     (line,) = [line for line in cron.splitlines() if f"; {command}; }}" in line]
-    minute, hour = line.split()[:2]
+    minute, hour, _, _, day = line.split()[:5]
     wanted = f"*:{minute:0>2}" if hour == "*" else f"*-*-* {hour:0>2}:{minute:0>2}"
+    wanted = wanted if day == "*" else f"{DAYS[day]} {wanted}"
     assert re.findall(r"(?m)^OnCalendar=(.*)$", timer) == [wanted]
     assert "RandomizedDelaySec=4min" in timer
     assert "shuf -i 0-240" in line
@@ -100,6 +119,20 @@ def test_the_timer_does_what_the_line_does(name: str) -> None:
     assert sorted(conditions) == sorted(re.findall(r"\[ ! -e (\S+) \]", line))
     unit = name.rpartition(".")[2]
     assert f"{WANTS}/{unit}.timer" in line
+
+
+@pytest.mark.parametrize(("failing", "code"), [("", 0), ("pools", 2), ("points", 2), ("drill", 2)])
+def test_the_proofs_of_the_timer_are_those_of_the_line_and_one_that_fails_stops_no_other(
+    tmp_path: Path, failing: str, code: int
+) -> None:
+    program = tmp_path / "pve-zfsbackup"
+    program.write_text(f'#!/bin/sh\necho "$*"\n[ "$2" != "{failing}" ] || exit 2\n')
+    program.chmod(0o755)
+    command = started((CRON.parent / f"{VERIFY}.service").read_text())
+    path = f"{tmp_path}:/usr/bin:/bin"
+    done = subprocess.run(["dash", "-c", command], env={"PATH": path}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout.splitlines() == ["verify pools", "verify points", "verify drill"]
 
 
 @pytest.mark.parametrize("file", ["pve-zfsbackup.cron.d", "pve-zfsbackup-receiver.cron.d"])

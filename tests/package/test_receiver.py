@@ -79,5 +79,5 @@ def test_purge_leaves_nothing_behind(bare: Root, receiver: Path) -> None:
     bare.run("setpriv", "--reuid", "nobody", "--clear-groups", "--", "mkdir", f"/var/lib/{NAME}/spool/65534")
     bare.put(f"/etc/{NAME}.toml", '[roots."tank/backups/pve1"]\nkeep-last = 1\n')
     said = bare.run("apt-get", "-qy", "purge", NAME)
-    assert "replicas and their holds are left as they are" in said
+    assert "replicas and their holds are left as they are, and so is the account with its keys" in said
     assert listing(bare) == before
