@@ -100,11 +100,11 @@ def bare(prepared: Prepared, tmp_path: Path) -> Iterator[Root]:
         yield made
 
 
-def install(root: Root, deb: Path) -> str:
-    """Install the package in a root in which nothing runs; what apt said."""
+def install(root: Root, deb: Path, *options: str) -> str:
+    """Install the package in a root in which nothing runs; what apt said. `options` are for apt-get."""
     target = root.place / "upper" / "tmp"
     if not target.exists():
         target.mkdir()
         target.chmod(0o1777)
     (target / deb.name).write_bytes(deb.read_bytes())
-    return root.run("apt-get", "-qy", "install", "--no-install-recommends", f"/tmp/{deb.name}")
+    return root.run("apt-get", "-qy", *options, "install", "--no-install-recommends", f"/tmp/{deb.name}")

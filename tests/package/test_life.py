@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.package.conftest import PROJECT, Prepared, install
 from tests.package.roots import Root
 
 SECRET = "01234567-89ab-cdef-0123-456789abcdef"
-UNITS = ("pve-zfsbackup.timer", "pve-zfsbackup-prune.timer")
+UNITS = ("pve-zfsbackup.timer", "pve-zfsbackup-prune.timer", "pve-zfsbackup-verify.timer")
 WANTS = "/etc/systemd/system/timers.target.wants"
 TOKEN = "pve-zfsbackup@pve!backup"
 
@@ -107,9 +108,8 @@ def test_timers_are_there_and_off_and_take_the_lines_place_when_enabled(root: Ro
     for unit in UNITS:
         root.shell(f"mkdir -p {WANTS}; ln -s $(dpkg -L pve-zfsbackup | grep /{unit}$) {WANTS}/{unit}")
     lines = root.shell("sed -n 's/^[0-9].* root //p' /etc/cron.d/pve-zfsbackup").splitlines()
-    replaced = [line for line in lines if WANTS in line]
-    assert len(replaced) == len(UNITS)  # the weekly proofs stay with cron
-    for line in replaced:
+    assert len(lines) == len(UNITS)
+    for line in lines:
         assert root.shell(f"{line} && echo quiet") == "quiet\n"
 
 
@@ -158,9 +158,103 @@ def test_purge_succeeds_when_the_api_fails_and_keeps_keys_of_others(root: Root) 
     used(root)
     root.put("/usr/bin/pvesh", "#!/bin/sh\necho 'cluster not ready - no quorum?' >&2\nexit 2\n", "0755")
     root.put("/etc/pve-zfsbackup/tank.key", "raw key of an encrypted dataset", "0600")
+    root.put("/etc/pve-zfsbackup/archive-signing", "made by `setup box`", "0600")
     said = purge(root)
-    assert "holds files that setup did not make" in said
-    assert root.shell("ls -A /etc/pve-zfsbackup") == "tank.key\n"
+    assert "kept in /etc/pve-zfsbackup, for what is encrypted with it is lost without: archive-signing tank.key" in said
+    assert root.shell("ls -A /etc/pve-zfsbackup") == "archive-signing\ntank.key\n"
+
+
+# -- upgrade and reinstallation
+
+CRON, LOGROTATE = "/etc/cron.d/pve-zfsbackup", "/etc/logrotate.d/pve-zfsbackup"
+OLD = "0.0.9"
+MODULE = "usr/lib/python3/dist-packages/pve_zfsbackup/__init__.py"
+OWN = "/etc/pve-zfsbackup /var/lib/pve-zfsbackup /var/log/pve-zfsbackup /run/pve-zfsbackup"
+KEEP = ("-o", "Dpkg::Options::=--force-confold")
+
+
+@pytest.fixture(scope="session")
+def older(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of before: the present one as 0.0.9, whose two conffiles were others and whose program said so."""
+    place = tmp_path_factory.mktemp("older")
+    tree = shutil.copytree(unpacked, place / "tree", symlinks=True)
+    for path, old, new in (
+        ("DEBIAN/control", r"(?m)^Version: .*$", f"Version: {OLD}"),
+        (MODULE, r"(?m)^__version__ = .*$", f'__version__ = "{OLD}"'),
+        (CRON[1:], r"(?m)^37 3 ", "41 3 "),
+        (LOGROTATE[1:], r"(?m)^(\s*)rotate \d+$", r"\1rotate 3"),
+    ):
+        text = (tree / path).read_text()
+        changed, count = re.subn(old, new, text)
+        assert (count, changed == text) == (1, False), path
+        (tree / path).write_text(changed)
+    deb = place / f"pve-zfsbackup_{OLD}_all.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, deb], check=True, stdout=subprocess.DEVNULL)
+    return deb
+
+
+def lived_in(root: Root) -> str:
+    """A node in use: configuration, keys, state and journal; hourly work moved by half an hour, and a timer enabled."""
+    used(root)
+    root.put("/etc/pve-zfsbackup/archive-signing", "a key\n", "0600")
+    root.put("/etc/pve-zfsbackup/keys/tank", "x" * 32, "0400")
+    root.put("/usr/bin/pvesh", PVESH, "0755")
+    root.shell(f"sed -i 's/^7  \\* /37 * /' {CRON}; mkdir -p {WANTS}; ln -s /usr/lib/systemd/system/{UNITS[1]} {WANTS}")
+    return owned(root)
+
+
+def owned(root: Root) -> str:
+    """Everything that is the node's own: type, mode and owner of each path, time and content of each file."""
+    return root.shell(
+        f"find {OWN} -type f -printf '%p %m %u:%g %T@\n' -o -printf '%p %y %m %u:%g %l\n' | sort; find {OWN} -type f -exec sha256sum {{}} + | sort -k 2; "
+        f"readlink {WANTS}/{UNITS[1]}"
+    )
+
+
+def version(root: Root) -> tuple[str, str]:
+    installed = root.run("dpkg-query", "-W", "-f", "${db:Status-Abbrev}${Version}", "pve-zfsbackup")
+    return installed, root.run("pve-zfsbackup", "--version").split()[-1]
+
+
+def test_an_upgrade_keeps_what_is_the_nodes_own(bare: Root, older: Path, deb: Path) -> None:
+    new = deb.name.split("_")[1]
+    assert new != OLD
+    assert "Traceback" not in install(bare, older)
+    assert version(bare) == (f"ii {OLD}", OLD)
+    before, edited = lived_in(bare), bare.run("cat", CRON)
+    assert ("37 * " in edited, "\n41 3 " in edited) == (True, True)
+    said = install(bare, deb, *KEEP)
+    assert not re.search(r"Traceback|dpkg: (error|warning)", said), said
+    assert version(bare) == (f"ii {new}", new)
+    assert owned(bare) == before
+    assert bare.run("cat", CRON) == edited
+    assert "\n37 3 " in bare.run("cat", f"{CRON}.dpkg-dist"), "what is new lies beside it, and cron reads no such name"
+    assert "rotate 3\n" not in bare.run("cat", LOGROTATE), "nobody had changed it"
+    assert bare.attempt("test", "-e", "/tmp/pvesh.log").returncode == 1, "an upgrade asks Proxmox nothing"
+    assert [line.split()[-1] for line in bare.attempt("dpkg", "-V", "pve-zfsbackup").stdout.splitlines()] == [CRON]
+    assert bare.run("dpkg", "--audit") == ""
+
+
+def test_what_was_removed_comes_back_as_it_was(root: Root, deb: Path) -> None:
+    before, edited = lived_in(root), root.run("cat", CRON)
+    root.run("apt-get", "-qy", "remove", "pve-zfsbackup")
+    install(root, deb)
+    assert version(root)[0].startswith("ii ")
+    assert (owned(root), root.run("cat", CRON)) == (before, edited)
+    assert root.attempt("test", "-e", "/tmp/pvesh.log").returncode == 1, "nor does a removal"
+
+
+def test_what_was_purged_comes_back_as_new(root: Root, deb: Path) -> None:
+    def fresh() -> set[str]:
+        return {line for line in listing(root) if "/__pycache__" not in line}
+
+    before = fresh()
+    used(root)
+    root.shell(f"sed -i 's/^7  /9  /' {CRON}")
+    purge(root)
+    install(root, deb)
+    assert version(root)[0].startswith("ii ")
+    assert fresh() == before
 
 
 MEETING = (  # tests of what meets Python and the libraries and programs of a release, from click to zstd
