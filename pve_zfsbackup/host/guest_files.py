@@ -7,6 +7,7 @@ at all, and for a VM the API drops what only root may set (`args`, `hookscript`,
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -21,6 +22,12 @@ from pve_zfsbackup.host.api import Api
 from pve_zfsbackup.model import GuestKind, Vmid
 
 LOCK_WAIT: Final = 10.0  # seconds, as Proxmox waits
+_HINTS: Final = {  # what pmxcfs means by an error (pve-facts §h)
+    errno.EACCES: "without a quorum nothing in /etc/pve can be changed: see `pvecm status`",
+    errno.EFBIG: "/etc/pve takes files of up to 1 MiB; is there a huge description or rule set?",
+    errno.ENOSPC: "/etc/pve is full: it holds 128 MiB in all",
+    errno.EPERM: "not for the want of a quorum: /etc/pve does not support it; is something else mounted there?",
+}
 _FOLDERS: Final = {GuestKind.VM: "qemu-server", GuestKind.CT: "lxc"}
 
 
@@ -44,6 +51,10 @@ def check_writable(root: Path) -> None:
             f"{root}: can only be read, because the cluster has no quorum",
             hint="see `pvecm status`; run this again when there is a quorum: nothing was changed",
         )
+
+
+def _hint(error: OSError) -> str:
+    return _HINTS.get(error.errno or 0, "is pve-cluster running? See `systemctl status pve-cluster`")
 
 
 def config_path(vmid: Vmid, kind: GuestKind, root: Path) -> Path:
@@ -73,8 +84,7 @@ def remove_config(vmid: Vmid, kind: GuestKind, *, root: Path, locks: Path, ours:
         try:
             path.unlink()
         except OSError as error:
-            hint = "without a quorum nothing in /etc/pve can be changed: see `pvecm status`"
-            raise PveError(f"{path}: cannot be removed: {error.strerror}", hint=hint) from None
+            raise PveError(f"{path}: cannot be removed: {error.strerror}", hint=_hint(error)) from None
 
 
 def write_firewall(vmid: Vmid, text: str, *, root: Path) -> bool:
@@ -116,8 +126,7 @@ def _written(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink()
-        hint = "without a quorum nothing in /etc/pve can be written: see `pvecm status`"
-        raise PveError(f"{path}: cannot be written: {error.strerror}", hint=hint) from None
+        raise PveError(f"{path}: cannot be written: {error.strerror}", hint=_hint(error)) from None
     if found != data:
         raise VerificationError(f"{path}: what was read back is not what was written")
 

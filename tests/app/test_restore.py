@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -392,6 +393,46 @@ def test_a_configuration_changed_meanwhile_is_not_overwritten(old: World) -> Non
     assert config(old, WEB)["memory"] == "512"
     assert "rpool/data/vm-100-disk-0" in old.source.datasets
     restore(old, WEB, replace=WEB)
+    no_work_left(old)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EFBIG, "takes files of up to 1 MiB"),
+        (errno.ENOSPC, "128 MiB in all"),
+        (errno.EPERM, "not for the want of a quorum"),
+        (errno.EACCES, "pvecm status"),
+        (errno.EIO, "pve-cluster"),
+    ],
+)
+@pytest.mark.parametrize("call", ["write", "rename"])
+def test_what_pmxcfs_refuses_is_told_by_its_reason_and_leaves_no_file(
+    old: World, monkeypatch: pytest.MonkeyPatch, number: int, told: str, call: str
+) -> None:
+    """The quorum may go, or the file system fill up, while hours of disks are received (pve-facts §h)."""
+    lost(old, WEB)
+    write, rename = Path.write_bytes, os.replace
+
+    def written(path: Path, data: bytes) -> int:
+        if ".tmp." not in path.name or call == "rename":
+            return write(path, data)
+        write(path, data[:10])
+        raise OSError(number, os.strerror(number))
+
+    def renamed(source: Path, target: Path) -> None:
+        if str(target).startswith(str(old.node.etc)) and call == "rename":
+            raise OSError(number, os.strerror(number))
+        rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", written)
+        patched.setattr(os, "replace", renamed)
+        with pytest.raises(PveError, match=f"100.conf: cannot be written: {os.strerror(number)}") as caught:
+            restore(old, WEB)
+    assert told in caught.value.hint
+    assert [path.name for path in old.node.etc.rglob("*100*")] == [], "neither a half file nor one beside it"
+    restore(old, WEB)
     no_work_left(old)
 
 
