@@ -12,7 +12,6 @@ What a point claims follows what is proven, never the other way round: inside th
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,11 +22,13 @@ from typing import Final, Protocol
 from pve_zfsbackup.errors import BackupError, CommandError, FreezeError, PveError, PveUnreachableError
 from pve_zfsbackup.host import agent as guest_agent
 from pve_zfsbackup.host.agent import Agent
+from pve_zfsbackup.host.marker import BOOT_ID, PIDS, Marker, marker_now, read_marker, write_marker
 from pve_zfsbackup.host.watchdog import Watchdog
 from pve_zfsbackup.model import Consistency, Guest, GuestKind, SnapshotGuest, Vmid, printable
 
 THAW_WITHIN: Final = 60.0  # seconds of trying before it is left to the watchdog
 WATCHDOG_SLACK: Final = 10.0  # seconds the watchdog waits longer than a freeze may take
+OTHERS_FREEZE: Final = 30.0  # seconds that a freeze of somebody else may last
 LABEL_LIMIT: Final = 400  # characters
 UNPROVEN: Final = "the run was cut off before more was proven"
 HIBERNATED: Final = "guest is hibernated: what it had in memory is not part of the point"
@@ -76,6 +77,8 @@ class Quiescer:
     running: Callable[[Guest], bool]
     migration: Callable[[Vmid], AbstractContextManager[None]]
     hook: Hook
+    boot_id: Path = BOOT_ID
+    pids: Path = PIDS
 
     @contextlib.contextmanager
     def window(self, step: SnapshotGuest, rules: FreezeRules) -> Iterator[Window]:
@@ -156,7 +159,7 @@ class Quiescer:
         agent = self.agents[kind]
         marker = self.markers / str(vmid)
         try:
-            self._write(marker, kind)
+            write_marker(marker, self._now(kind, vmid))
         except OSError as error:  # full or read-only: without a marker there is no freeze
             yield self._unfrozen(step, f"its marker cannot be written: {marker}: {error.strerror}")
             return
@@ -228,13 +231,37 @@ class Quiescer:
         """Thaw what an earlier run may have left frozen; returns what was done. Call it under the lock."""
         told = []
         for marker in self._left():
+            vmid = Vmid(int(marker.name))
             try:
-                self.thaw(Vmid(int(marker.name)))
+                if self._outlived(vmid, marker):
+                    marker.unlink(missing_ok=True)
+                    told.append(f"guest {vmid}: was started again since an interrupted run, and is not frozen")
+                    continue
+                self.thaw(vmid)
             except BackupError as error:
                 told.append(f"guest {marker.name}: may still be frozen by an interrupted run: {error}")
                 continue
             told.append(f"guest {marker.name}: thawed after an interrupted run")
         return told
+
+    def _outlived(self, vmid: Vmid, marker: Path) -> bool:
+        """Whether the freeze of the marker ended with the guest's life then. What is frozen now is somebody else's, who
+        is given the time of a freeze; one that lasts is thawed as ours: it may have come back by a migration."""
+        left = read_marker(marker)
+        if not left.outlived_by(self._now(left.kind, vmid)):
+            return False
+        deadline = time.monotonic() + OTHERS_FREEZE
+        try:
+            while guest_agent.status(self.agents[left.kind], vmid) == "frozen":
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(1)
+        except PveError:
+            return False
+        return True
+
+    def _now(self, kind: GuestKind, vmid: Vmid) -> Marker:
+        return marker_now(kind, vmid, boot_id=self.boot_id, pids=self.pids)
 
     def thaw(self, vmid: Vmid, kind: GuestKind | None = None) -> int:
         """Thaw a guest, whoever froze it; returns its file systems that were frozen. Raises the thaw's error.
@@ -242,7 +269,7 @@ class Quiescer:
         Without `kind` its marker tells it.
         """
         marker = self.markers / str(vmid)
-        agent = self.agents[kind or _kind(marker)]
+        agent = self.agents[kind or read_marker(marker).kind]
         thawed = guest_agent.thaw(agent, vmid, within=THAW_WITHIN)
         if marker.exists():
             self._done(vmid, marker)
@@ -258,18 +285,3 @@ class Quiescer:
     def _done(self, vmid: Vmid, marker: Path) -> None:
         self.watchdog.disarm(vmid)
         marker.unlink(missing_ok=True)
-
-    def _write(self, marker: Path, kind: GuestKind) -> None:
-        self.markers.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(marker, "w", encoding="ascii") as file:
-            file.write(f"{kind.value} {int(time.time())}\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _kind(marker: Path) -> GuestKind:
-    """Containers have been frozen only since markers tell the kind."""
-    try:
-        return GuestKind(marker.read_text("ascii").partition(" ")[0])
-    except (OSError, ValueError):
-        return GuestKind.VM

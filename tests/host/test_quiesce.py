@@ -339,6 +339,93 @@ def test_a_token_that_was_revoked_keeps_no_guest_frozen(
     assert not marker(quiescer).exists()
 
 
+def of_a_life(quiescer: Quiescer, tmp_path: Path, boot: str = "b2", pid: str = "22") -> Quiescer:
+    (tmp_path / "boot_id").write_text(f"{boot}\n")
+    (tmp_path / "pids").mkdir(exist_ok=True)
+    (tmp_path / "pids/100.pid").write_text(f"{pid}\n")
+    return replace(quiescer, boot_id=tmp_path / "boot_id", pids=tmp_path / "pids")
+
+
+def test_a_marker_says_in_which_life_of_the_guest_it_was_written(quiescer: Quiescer, tmp_path: Path) -> None:
+    life = of_a_life(quiescer, tmp_path)
+    seen = through_text(life)
+    assert (seen[0], seen[2:]) == ("qemu", ["b2", "22"])
+    (tmp_path / "pids/100.pid").unlink()
+    assert through_text(life)[2:] == ["b2"]
+    (tmp_path / "boot_id").unlink()
+    assert through_text(life)[2:] == ["-"]
+
+
+def through_text(quiescer: Quiescer) -> list[str]:
+    seen: list[str] = []
+    through(quiescer, step(), lambda: seen.extend(marker(quiescer).read_text().split()))
+    return seen
+
+
+@pytest.mark.parametrize("text", ["qemu 1 b1 22\n", "qemu 1 b2 11\n", "qemu 1 b1\n"])
+def test_somebody_elses_freeze_is_not_ended_for_a_marker_of_a_former_life(
+    quiescer: Quiescer,
+    runner: FakeRunner,
+    guest: GuestState,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+) -> None:
+    """After a reboot vzdump freezes the guest, and a sweep that goes by the marker alone would break its backup."""
+    life = of_a_life(quiescer, tmp_path)
+    quiescer.markers.mkdir(parents=True)
+    marker(quiescer).write_text(text)
+    guest.frozen = True
+    sleep = time.sleep
+
+    def meanwhile(seconds: float) -> None:
+        sleep(seconds)
+        guest.frozen = time.monotonic() < 8
+
+    monkeypatch.setattr(time, "sleep", meanwhile)
+    assert life.sweep() == ["guest 100: was started again since an interrupted run, and is not frozen"]
+    assert "thaw" not in words(runner)
+    assert not marker(quiescer).exists()
+
+
+def test_a_freeze_that_lasts_is_ended_also_for_a_marker_of_a_former_life(
+    quiescer: Quiescer, guest: GuestState, tmp_path: Path
+) -> None:
+    """The guest may have migrated away frozen, and back after the reboot: no one else will ever thaw it."""
+    life = of_a_life(quiescer, tmp_path)
+    quiescer.markers.mkdir(parents=True)
+    marker(quiescer).write_text("qemu 1 b1 11\n")
+    guest.frozen = True
+    assert life.sweep() == ["guest 100: thawed after an interrupted run"]
+    assert time.monotonic() >= 30
+    assert not guest.frozen
+
+
+@pytest.mark.parametrize("text", ["qemu 1\n", "", "qemu 1 b2 22\n", "qemu 1 b2\n", "qemu 1 - 22\n", "\xff"])
+def test_a_marker_of_this_life_or_of_old_thaws_at_once(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState, tmp_path: Path, text: str
+) -> None:
+    life = of_a_life(quiescer, tmp_path)
+    quiescer.markers.mkdir(parents=True)
+    marker(quiescer).write_text(text)
+    guest.frozen = True
+    assert life.sweep() == ["guest 100: thawed after an interrupted run"]
+    assert words(runner)[0] == "thaw"
+    assert not guest.frozen
+
+
+def test_a_stopped_guest_of_a_former_life_is_not_waited_for(
+    quiescer: Quiescer, guest: GuestState, tmp_path: Path
+) -> None:
+    life = of_a_life(quiescer, tmp_path)
+    quiescer.markers.mkdir(parents=True)
+    marker(quiescer).write_text("qemu 1 b1 11\n")
+    guest.running = False
+    assert len(life.sweep()) == 1
+    assert time.monotonic() == 0
+    assert not marker(quiescer).exists()
+
+
 def test_the_sweep_says_what_it_could_not_do_and_goes_on(quiescer: Quiescer, node: FakeNode, guest: GuestState) -> None:
     node.define(101, "name: db\n").frozen = True
     quiescer.markers.mkdir(parents=True)
