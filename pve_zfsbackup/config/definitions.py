@@ -88,8 +88,9 @@ class Job:
         default=Quiesce.PREFER,
     )
     freeze_limit: float = option(
-        "How long a guest may stay frozen. Windows gives up after 10 by itself.",
-        kinds.seconds(1, 120),
+        "How long the command that freezes a guest may take before it is given up. 10 s later, after 28 s at most, a "
+        "watchdog thaws the guest whatever happens. Windows gives up after 10 by itself.",
+        kinds.seconds(1, 20),
         default=10.0,
     )
     warn_age: float = option(

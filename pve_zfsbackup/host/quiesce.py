@@ -27,7 +27,8 @@ from pve_zfsbackup.host.watchdog import Watchdog
 from pve_zfsbackup.model import Consistency, Guest, GuestKind, SnapshotGuest, Vmid, printable
 
 THAW_WITHIN: Final = 60.0  # seconds of trying before it is left to the watchdog
-WATCHDOG_SLACK: Final = 10.0  # seconds the watchdog waits longer than a freeze may take
+WATCHDOG_SLACK: Final = 10.0  # seconds the watchdog waits longer than the freeze command may take
+WATCHDOG_LIMIT: Final = 28.0  # and at most: no guest stands still for 30 s (timer and qm take a second each)
 OTHERS_FREEZE: Final = 30.0  # seconds that a freeze of somebody else may last
 LABEL_LIMIT: Final = 400  # characters
 UNPROVEN: Final = "the run was cut off before more was proven"
@@ -36,7 +37,7 @@ HIBERNATED: Final = "guest is hibernated: what it had in memory is not part of t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreezeRules:
-    """How a guest's jobs want it frozen: for how many seconds at most, and what runs on the node around it."""
+    """How a guest's jobs want it frozen: how many seconds the command may take, and what runs on the node around it."""
 
     limit: float = 10.0
     before: tuple[tuple[str, ...], ...] = ()
@@ -164,7 +165,7 @@ class Quiescer:
             yield self._unfrozen(step, f"its marker cannot be written: {marker}: {error.strerror}")
             return
         try:
-            self.watchdog.arm(kind, vmid, step.name.rpartition("-")[2], limit + WATCHDOG_SLACK)
+            self.watchdog.arm(kind, vmid, step.name.rpartition("-")[2], min(limit + WATCHDOG_SLACK, WATCHDOG_LIMIT))
         except CommandError as error:
             marker.unlink()  # nothing was frozen: the sweep must not thaw somebody else's freeze
             yield self._unfrozen(step, f"the watchdog cannot be armed: {error.message}")

@@ -13,7 +13,10 @@ import pytest
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.host import agent as host_agent
+from pve_zfsbackup.host.agent import Agent
 from pve_zfsbackup.host.guests import unpack_config
+from pve_zfsbackup.model import Vmid
 from tests.fakes.pools import no, ok
 from tests.fakes.runner import HERE, Fault, Ran
 from tests.fakes.world import CT, DB, WEB, World
@@ -282,6 +285,28 @@ def test_an_unmounted_cluster_file_system_is_told_as_that(world: World) -> None:
 
 
 # -- what is recorded
+
+
+@pytest.mark.parametrize(("limits", "freeze", "watchdog"), [((7,), 7.0, 17), ((20,), 20.0, 28), ((15, 4), 4.0, 14)])
+def test_the_freeze_limit_of_the_jobs_reaches_the_guest_and_its_watchdog(
+    world: World, monkeypatch: pytest.MonkeyPatch, limits: tuple[int, ...], freeze: float, watchdog: int
+) -> None:
+    text = world.config.read_text()
+    more = "".join(f"  j{n}: {{guests: [100], freeze-limit: {limit}}}\n" for n, limit in enumerate(limits[1:]))
+    text = text.replace("timezone:", f"{more}timezone:").replace(KEEP_JOB, f"{KEEP_JOB}    freeze-limit: {limits[0]}\n")
+    world.config.write_text(text)
+    seen: list[float] = []
+
+    def frozen(agent: Agent, vmid: Vmid, *, timeout: float) -> int:
+        seen.append(timeout)
+        return freezing(agent, vmid, timeout=timeout)
+
+    freezing = host_agent.freeze
+    monkeypatch.setattr(host_agent, "freeze", frozen)
+    world.run(Stage.SNAPSHOT, guests=["100"])
+    assert seen == [freeze]
+    (argv,) = [ran.argv for ran in world.runner.ran if ran.argv[0] == "systemd-run"]
+    assert f"--on-active={watchdog}s" in argv
 
 
 def test_the_freeze_window_is_a_property_of_the_point(world: World) -> None:

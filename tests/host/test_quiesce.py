@@ -117,6 +117,23 @@ def test_the_watchdog_is_a_timer_that_retries(quiescer: Quiescer, runner: FakeRu
     assert stop == ("systemctl", "stop", "pve-zfsbackup-thaw-100-*.timer", "pve-zfsbackup-thaw-100-*.service")
 
 
+@pytest.mark.parametrize(("limit", "thawed"), [(1, 11), (10, 20), (18, 28), (20, 28)])
+def test_no_freeze_lasts_longer_than_30_s(quiescer: Quiescer, runner: FakeRunner, limit: float, thawed: int) -> None:
+    """With the second the timer may be late, and qm's own; also when it is the snapshot that takes so long."""
+    with quiescer.window(step(), FreezeRules(limit=limit)):
+        pass
+    argv = next(ran.argv for ran in runner.ran if ran.argv[0] == "systemd-run")
+    assert f"--on-active={thawed}s" in argv
+
+
+def test_a_snapshot_that_takes_too_long_loses_the_freeze_and_says_so(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState
+) -> None:
+    window = through(quiescer, step(), runner.fire_timers)
+    assert window.label == "crash-consistent: somebody else thawed the guest before the snapshot was done"
+    assert not guest.frozen
+
+
 def test_without_a_freeze_nothing_is_touched(quiescer: Quiescer, runner: FakeRunner) -> None:
     window = through(quiescer, step(freeze=False))
     assert window.label == "crash-consistent: quiesce is off"
