@@ -6,13 +6,14 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 
 import click
 import pytest
 
 from pve_zfsbackup.cli import cli
+from tools.manpage import CONFIGURATION, PROSE, children, context_of, name_of, prose
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,6 +108,60 @@ def test_command_lines_are_found_where_they_stand() -> None:
 def test_what_cannot_be_typed_is_noticed(line: str) -> None:
     with pytest.raises(click.ClickException):
         parse(shlex.split(line))
+
+
+# -- man pages
+
+
+def leaves() -> list[click.Context]:
+    """Every command that is no mere group of others: a group's page names the pages of its commands."""
+
+    def below(context: click.Context) -> Iterator[click.Context]:
+        inner = list(children(context))
+        if not inner or (isinstance(context.command, click.Group) and context.command.invoke_without_command):
+            yield context
+        for child in inner:
+            yield from below(child)
+
+    return list(below(context_of(cli, PROGRAM)))
+
+
+ROFF = (("\\-", "-"), ("\\(dq", '"'), ("\\(ti", "~"))
+
+
+def examples(page: str) -> list[list[str]]:
+    """The command lines of a page's EXAMPLES, without the program's name."""
+    text = prose(page).partition(".SH EXAMPLES\n")[2].partition("\n.SH ")[0]
+    plain = []
+    for line in text.splitlines():
+        assert not (line.startswith(".B ") and '"' in line), f"{page}: roff takes the quotes away, and \\(dq is one"
+        shown = reduce(lambda told, pair: told.replace(*pair), ROFF, line.removeprefix(".B "))
+        if shown.startswith(PROGRAM):
+            assert "\\" not in shown, f"{page}: an escape this test does not know"
+            plain.append(shown)
+    text = "\n".join(plain)
+    return list(command_lines(f"```\n{text}\n```\n"))
+
+
+@pytest.mark.parametrize("context", leaves(), ids=name_of)
+def test_every_man_page_has_an_example_that_can_be_typed(context: click.Context) -> None:
+    page = name_of(context)
+    found = examples(page)
+    assert found, f"packaging/man/{page}.man has none"
+    own = page.removeprefix(f"{PROGRAM}").strip("-")
+    for words in found:
+        typed = shlex.join(words)
+        assert "-".join(words).startswith(own), f"{page}: {typed} is another command"
+        try:
+            parse(words)
+        except click.ClickException as error:
+            pytest.fail(f"{page}: {PROGRAM} {typed}: {error.format_message()}")
+
+
+def test_prose_belongs_to_a_page() -> None:
+    """A command that was renamed would leave its prose behind."""
+    pages = {name_of(context) for context in leaves()} | {PROGRAM, CONFIGURATION}
+    assert sorted({path.stem for path in PROSE.glob("*.man")} - pages) == []
 
 
 # -- links

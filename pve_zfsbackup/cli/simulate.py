@@ -36,8 +36,9 @@ def simulate(
 ) -> int:
     """Show what the policies of the configuration would keep in a year: here, on each target, in each box.
 
-    Points come every hour and are pruned once a day, right before each count. A guest in several jobs keeps what any
-    of them keeps. In boxes, increments count as small, and each chain as read back when it is there.
+    Points come every hour and are pruned once a day, right before each count. Each row is one job alone: a guest in
+    several jobs keeps what the rows of any of them show. In boxes, increments count as small, and each chain as read
+    back when it is there.
     """
     config = load_config(config_path)
     zone = timezone(config)

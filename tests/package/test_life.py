@@ -206,8 +206,8 @@ def lived_in(root: Root) -> str:
 def owned(root: Root) -> str:
     """Everything that is the node's own: type, mode and owner of each path, time and content of each file."""
     return root.shell(
-        f"find {OWN} -type f -printf '%p %m %u:%g %T@\n' -o -printf '%p %y %m %u:%g %l\n' | sort; find {OWN} -type f -exec sha256sum {{}} + | sort -k 2; "
-        f"readlink {WANTS}/{UNITS[1]}"
+        f"find {OWN} -type f -printf '%p %m %u:%g %T@\n' -o -printf '%p %y %m %u:%g %l\n' | sort; "
+        f"find {OWN} -type f -exec sha256sum {{}} + | sort -k 2; readlink {WANTS}/{UNITS[1]}"
     )
 
 
