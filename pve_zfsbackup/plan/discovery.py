@@ -38,6 +38,11 @@ _LAST: Final = {
     "mp": 255,
 }
 _CLOUD_INIT: Final = re.compile(r"[:/](?:vm-[0-9]+-)?cloudinit(?:\.(?:raw|qcow2|vmdk))?\Z")
+_PASSED: Final = re.compile(r"(?:hostpci|usb)[0-9]{1,2}\Z")
+_SPICE: Final = re.compile(r"(?:host=)?spice(?:,|\Z)", re.IGNORECASE)
+_DRIVES: Final = re.compile(  # options of qemu-system(1) that bring a block device
+    r"(?:\A|\s)--?(?:drive|blockdev|hd[a-d]|sd|mtdblock|pflash|device\s+\S*(?:drive=|-blk))"
+)
 _FREEZE_KEYS: Final = ("freeze-fs", "freeze-fs-on-backup", "guest-fsfreeze")
 
 
@@ -175,6 +180,10 @@ def _notes(raw: RawGuest) -> list[str]:
     for key in sorted(raw.config):
         if re.fullmatch(r"virtiofs[0-9]", key):
             notes.append(f"{key} shares a directory of the host, which is not protected")
+        elif raw.kind is GuestKind.VM and _PASSED.match(key) and not _SPICE.match(raw.config[key]):
+            notes.append(f"{key} passes a device of the host through: what is on its disks is not protected")
+        elif raw.kind is GuestKind.VM and key == "args" and _DRIVES.search(raw.config[key]):
+            notes.append("args gives QEMU drives that Proxmox does not know, and which are not protected")
         elif key == "lxc" and "lxc.mount.entry" in raw.config[key]:  # the raw lines come as one list
             notes.append("lxc.mount.entry mounts paths of the host, which are not protected")
     return notes

@@ -135,6 +135,7 @@ def test_golden_json(world: World, request: pytest.FixtureRequest) -> None:
     world.run(Stage.SNAPSHOT)
     edit(world, DB, "scsi1: local:101/vm-101-disk-1.qcow2,size=1G\nide2: none,media=cdrom\nhostpci0: 01:00\n")
     edit(world, DB, "virtiofs0: share\nscsi2: /dev/sdb\nscsi3: crypt:vm-101-disk-3\n")
+    edit(world, DB, "usb0: host=0951:1666\nargs: -drive file=/dev/sdc\n")
     edit(world, CT, "mp0: /srv/data,mp=/data\nmp1: local-zfs:subvol-200-disk-1,mp=/x\n")
     path = next(world.node.etc.glob("*/100.conf"))
     path.write_text(path.read_text().replace("agent: 1\n", ""))

@@ -479,6 +479,43 @@ def test_notes_on_what_no_snapshot_holds() -> None:
     assert found(ct(lxc), listing()).notes == ("lxc.mount.entry mounts paths of the host, which are not protected",)
 
 
+@pytest.mark.parametrize("value", ["0000:01:00.0", "mapping=hba,pcie=1", "host=0000:01:00"])
+def test_a_pci_device_passed_through_may_hold_disks(value: str) -> None:
+    assert found(vm({"hostpci0": value, "hostpci15": value}), listing()).notes == (
+        "hostpci0 passes a device of the host through: what is on its disks is not protected",
+        "hostpci15 passes a device of the host through: what is on its disks is not protected",
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("host=0951:1666", True), ("host=1-1.2,usb3=1", True), ("0951:1666", True), ("mapping=stick", True),
+        ("spice", False), ("host=spice,usb3=1", False), ("SPICE", False),
+    ],
+)  # fmt: skip
+def test_a_usb_device_passed_through_may_be_a_disk(value: str, told: bool) -> None:
+    note = "usb3 passes a device of the host through: what is on its disks is not protected"
+    assert found(vm({"usb3": value}), listing()).notes == ((note,) if told else ())
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("-drive file=/dev/sdb,if=virtio", True), ("-machine q35 -blockdev driver=raw", True), ("-hdb /x.img", True),
+        ("-device nvme,drive=x", True), ("--drive file=/x", True), ("-device vhost-user-blk-pci,chardev=c", True),
+        ("-cpu host,-drive", False), ("-device intel-iommu", False), ("", False),
+    ],
+)  # fmt: skip
+def test_drives_that_args_gives_to_qemu_are_noted(value: str, told: bool) -> None:
+    note = "args gives QEMU drives that Proxmox does not know, and which are not protected"
+    assert found(vm({"args": value}), listing()).notes == ((note,) if told else ())
+
+
+def test_what_containers_have_under_those_names_is_nothing_of_ours() -> None:
+    assert found(ct({"usb0": "host=1:2", "args": "-drive x", "hostpci0": "1"}), listing()).notes == ()
+
+
 def test_name_lock_tags_and_digest_come_from_the_configuration_when_missing() -> None:
     config = {"name": "n", "lock": "backup", "tags": "a;b, c", "digest": "d"}
     guest = found(vm(config, name=""), listing())
