@@ -101,7 +101,8 @@ class Restore:
     """The plan. `work` marks what is unfinished: `<new vmid>:<point>`; `parents` are the datasets of the storages
     that something is done below.
 
-    `config` is empty where the guest's configuration stays as it is. `copy`: the original may still be there.
+    `config` is empty where the guest's configuration stays as it is. `copy`: another vmid, for the
+    original may still be there, or somewhere else.
     """
 
     work: str

@@ -39,7 +39,7 @@ _VOLID: Final = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*[A-Za-z0-9]):(?:[^/]+/)?((v
 
 def plan_restore(wish: Wish, origin: Origin, state: NodeState, seed: bytes) -> Restore:
     """The whole way, or its obstacles. Planned again after an interruption, it takes up what is there already."""
-    copy = wish.new != wish.vmid and wish.vmid in state.owners
+    copy = wish.new != wish.vmid  # the original may run where this node does not see it: on its source
     empty = Restore(work=f"{wish.new}:{origin.point.id}", origin=origin, wish=wish, copy=copy)
     keys = sorted(wish.disks or origin.point.disks)
     conflicts = [*_unknown(wish, origin), *_unplaceable(keys, wish, origin, state)]

@@ -223,6 +223,21 @@ def test_a_firewall_file_the_point_had_no_room_for_is_told(old: World) -> None:
     assert not path.exists()
 
 
+def test_under_another_number_it_is_a_copy_also_where_the_original_is_not_known(old: World) -> None:
+    """A node at a second site, and one that lost its guests: the original may run on at home, with these addresses."""
+    path = old.node.etc / "qemu-server/100.conf"
+    path.write_text(path.read_text() + "net0: virtio=BC:24:11:00:00:01,bridge=vmbr0\nonboot: 1\n")
+    old.run()
+    lost(old, WEB)
+    done = restore(old, WEB, new=300)
+    made = config(old, 300)
+    assert done.plan.copy
+    assert made["net0"] != "virtio=BC:24:11:00:00:01,bridge=vmbr0"
+    assert "onboot" not in made
+    assert all(old.source.datasets[dataset_of(old, made[key])].snaps == {} for key in ("scsi0", "scsi1"))
+    assert here(old, WEB) == [], "no point of a guest that is not here"
+
+
 def test_it_is_put_into_its_pool_and_proxmox_looks_at_its_disks(old: World) -> None:
     old.node.members[CT] = "production"
     old.run(guests=["200"])
