@@ -251,14 +251,14 @@ def _proven(ground: Ground, rules: Rules, turn: Turn) -> tuple[Contents, Judgeme
 
 
 def _note(ground: Ground, turn: Turn, judgement: Judgement, now: int) -> None:
-    """On the snapshots themselves, on the host where it was proven. What was booted stays so while nothing fails."""
+    """On the snapshots themselves, on the host where it was proven. What was booted stays so, and since when it was,
+    while nothing fails. A drill that could not look into anything proves nothing, the chain neither."""
     if judgement.level is Level.POINTS:
         return
     known = turn.point.proof
-    level: Level = judgement.level
-    if known and level is not Level.FAILED and known.level.rank > level.rank:
-        level = known.level
-    value = encode_proof(Proof(level=level, at=now))
+    if known and judgement.level is not Level.FAILED and known.level.rank > judgement.level.rank:
+        return
+    value = encode_proof(Proof(level=judgement.level, at=now))
     names = [snapshot.full_name for snapshot in turn.point.own.values()]
     zfs.set_properties(ground.bench.host, names, {VERIFIED: value})
 

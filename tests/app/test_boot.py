@@ -163,6 +163,22 @@ def test_containers_and_bad_disks_are_not_booted(world: World, disks: Disks, cal
     assert world.node.started == {}
 
 
+def test_what_was_booted_keeps_its_level_and_its_time_until_a_drill_fails(
+    world: World, disks: Disks, call: Call
+) -> None:
+    call()
+    booted = proof(world)
+    assert booted.startswith("booted ")
+    world.clock.now += 40 * 86_400
+    assert one(call(boot=False)).judgement.level is Level.FILES
+    assert proof(world) == booted, "nobody booted it since"
+    assert one(call()).judgement.level is Level.BOOTED
+    assert proof(world) > booted
+    disks.contents["rpool/data/vm-100-disk-0"].fsck = "Inode 2 has illegal blocks."
+    call(boot=False)
+    assert proof(world).startswith("failed ")
+
+
 def test_without_asking_nothing_is_started(world: World, call: Call) -> None:
     assert one(call(boot=False)).judgement.level is Level.FILES
     assert world.node.started == {}
