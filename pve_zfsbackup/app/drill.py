@@ -288,4 +288,7 @@ def as_result(ended: Drilled | Result) -> Result:
 
 def as_told(ended: Drilled | Result) -> dict[str, object]:
     """What the journal has of a drill besides its result."""
-    return {"level": ended.judgement.level.value} if isinstance(ended, Drilled) else {}
+    if isinstance(ended, Result):
+        return {}
+    boot = {"boot_seconds": round(ended.booted.seconds, 3)} if ended.booted else {}
+    return {"level": ended.judgement.level.value, **boot}

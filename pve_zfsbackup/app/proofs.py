@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pve_zfsbackup.app.history import Coverage, History
@@ -12,7 +12,7 @@ from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.model import Vmid
 from pve_zfsbackup.model.health import SKEW, Verification
 from pve_zfsbackup.model.proof import Level, Proven
-from pve_zfsbackup.model.runs import DRILL, PROOFS, RESTORE, PastProof
+from pve_zfsbackup.model.runs import BOOT, DRILL, PROOFS, RESTORE, PastProof
 from pve_zfsbackup.plan.past import arrivals, past_proofs, worst_gaps
 
 DAY: Final = 86_400
@@ -23,7 +23,8 @@ RPO_SECONDS: Final = 7 * DAY
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
     """What the journal knows. `rpo`: seconds of work that would have been lost in the worst moment of the last week, by
-    guest and place. `rto`: the newest drill and the newest restore of each guest that went well."""
+    guest and place. `rto`: the newest drill and the newest restore of each guest that went well, and its newest coming
+    up in a drill (`BOOT`), which is the nearest to having it back."""
 
     rpo: Mapping[tuple[int, str], float] = field(default_factory=dict)
     rto: Mapping[int, tuple[PastProof, ...]] = field(default_factory=dict)
@@ -52,6 +53,8 @@ def _durations(proofs: Sequence[PastProof]) -> dict[int, tuple[PastProof, ...]]:
     for proof in proofs:
         if proof.passed and proof.whole:
             newest[proof.vmid, proof.stage] = proof
+            if proof.boot:
+                newest[proof.vmid, BOOT] = replace(proof, stage=BOOT, seconds=proof.boot)
     found: dict[int, tuple[PastProof, ...]] = {}
     for (vmid, _), proof in sorted(newest.items()):
         found[vmid] = (*found.get(vmid, ()), proof)

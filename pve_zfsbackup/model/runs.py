@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 DRILL: Final = "verify-drill"
+BOOT: Final = "boot"  # no stage: what of a drill was the guest coming up
 CHAIN: Final = "verify-points"
 READ_BACK: Final = "verify-archive"
 RESTORE: Final = "restore"
@@ -64,7 +65,7 @@ class PastRun:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastProof:
     """A drill, a comparison with the source, a look into a box, a restore or a rollback of one guest. `place` is where
-    the point lay."""
+    the point lay; `boot` the seconds from the first clone to the agent's answer, 0 where the guest was not started."""
 
     stage: str
     at: float
@@ -76,6 +77,7 @@ class PastProof:
     seconds: float
     message: str
     whole: bool = True  # all disks of the guest
+    boot: float = 0.0
 
     @property
     def passed(self) -> bool:

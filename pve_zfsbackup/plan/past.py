@@ -125,10 +125,11 @@ def past_proofs(lines: Iterable[Mapping[str, Any]]) -> tuple[PastProof, ...]:
                 seconds=float(line.get("seconds", 0)),
                 message=str(line.get("message", "")),
                 whole=not line.get("disks"),
+                boot=float(line.get("boot_seconds", 0)),
             )
         except (KeyError, TypeError, ValueError, OverflowError):
             continue
-        if math.isfinite(proof.seconds):
+        if math.isfinite(proof.seconds) and math.isfinite(proof.boot):
             found.append(proof)
     return tuple(sorted(found, key=lambda proof: proof.at))
 

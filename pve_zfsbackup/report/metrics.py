@@ -44,7 +44,8 @@ METRICS: Final[dict[str, tuple[tuple[str, ...], str]]] = {  # name -> labels, me
         _PLACE, "how much work would have been lost at the worst moment of the last week, had only that place been left"
     ),
     "measured_rto_seconds": (
-        (*_PLACE, "by"), "how long the last drill or restore of the whole guest took that went well, from that place"
+        (*_PLACE, "by"),
+        "how long the last drill, boot in a drill or restore of the whole guest took that went well, from that place",
     ),
     "verified_timestamp_seconds": (_GUEST, "when a drill of the guest last passed, on any host"),
     "verify_within_seconds": (_GUEST, "time since then above which check warns; none where nobody expects drills"),

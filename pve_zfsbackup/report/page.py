@@ -98,6 +98,7 @@ def overview_json(view: Overview) -> dict[str, Any]:
                 "seconds": round(proof.seconds, 3),
                 "message": proof.message,
                 "whole": proof.whole,
+                **({"boot_seconds": round(proof.boot, 3)} if proof.boot else {}),
             }
             for proof in view.proofs
         ],

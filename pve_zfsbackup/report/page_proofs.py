@@ -64,7 +64,7 @@ def _last(view: Overview, drill: Proof | None, *, late: bool) -> Child:
 def _took(past: Sequence[PastProof]) -> Child:
     """The newest drill or restore of the whole guest that went well."""
     good = [proof for proof in past if proof.stage in (DRILL, RESTORE) and proof.passed and proof.whole]
-    return _seconds(good[-1]) if good else None
+    return _seconds(good[-1].seconds) if good else None
 
 
 def _history(view: Overview, past: Sequence[PastProof]) -> Child:
@@ -79,15 +79,16 @@ def _told(view: Overview, proof: PastProof) -> Child:
     when = tag("small", moment(int(proof.at), view.zone)[:-3])
     if proof.outcome == "failed":
         return tag("span", when, " ", pill("critical", f"{what} failed"), f" {proof.message}")
-    took = f", {_seconds(proof)}" if proof.stage in _TIMED else ""
+    took = f", {_seconds(proof.seconds)}" if proof.stage in _TIMED else ""
+    took += f", up after {_seconds(proof.boot)}" if proof.boot else ""
     said = proof.level or proof.message
     if proof.stage == READ_BACK and said in ("listed", "sampled"):
         what = "looked at"  # not all of it was read
     return tag("span", when, f" {what}{f': {said}' if said else ''}{took}")
 
 
-def _seconds(proof: PastProof) -> str:
-    return f"{proof.seconds:.0f} s" if proof.seconds >= 10 else f"{proof.seconds:.1f} s"
+def _seconds(count: float) -> str:
+    return f"{count:.0f} s" if count >= 10 else f"{count:.1f} s"
 
 
 def _boxes(view: Overview) -> Iterator[tuple[Child, ...]]:

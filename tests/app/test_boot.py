@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.app.alerts import alerted_run, tell_results
-from pve_zfsbackup.app.drill import Ground, Rules, as_result, drill, drilling_alone, on_node
+from pve_zfsbackup.app.drill import Ground, Rules, as_result, as_told, drill, drilling_alone, on_node
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health
 from pve_zfsbackup.app.history import history
 from pve_zfsbackup.app.leavings import STRAY
 from pve_zfsbackup.app.measure import measure
+from pve_zfsbackup.app.proofs import measured, proofs_between
 from pve_zfsbackup.app.proving import prove
 from pve_zfsbackup.app.status import status
 from pve_zfsbackup.errors import BackupError, CommandTimeoutError, ConfigError
@@ -30,6 +31,8 @@ from pve_zfsbackup.model.proof import VERIFIED, Drilled, Level, Reading
 from pve_zfsbackup.model.runs import DRILL, SWEEP
 from pve_zfsbackup.report.health import health_json
 from pve_zfsbackup.report.leavings import leaving_lines
+from pve_zfsbackup.report.metrics import metrics_json
+from pve_zfsbackup.report.status import status_json
 from pve_zfsbackup.report.verify import drill_json, drilled_table
 from tests.fakes.disks import Disks
 from tests.fakes.node import GuestState
@@ -177,6 +180,24 @@ def test_what_was_booted_keeps_its_level_and_its_time_until_a_drill_fails(
     disks.contents["rpool/data/vm-100-disk-0"].fsck = "Inode 2 has illegal blocks."
     call(boot=False)
     assert proof(world).startswith("failed ")
+
+
+def test_the_time_until_it_was_up_is_measured_as_recovery(world: World, disks: Disks) -> None:
+    with world.session() as session:
+        ground = at(disks, on_node(session, Scope(guests=(parse_selector(str(WEB)),))), 8192)
+        now = session.now().timestamp()
+        proved = prove(session, DRILL, drill(ground, RULES, session.config, now), as_result, as_told)
+        (end,) = (end for end in proved.ends if isinstance(end, Drilled))
+        (told,) = proofs_between(session.config, 0, session.now().timestamp())
+        recovery = measured(session.config, session.now().timestamp())
+        (web, *_) = status_json(status(session, Scope()))["guests"]
+        samples = metrics_json(measure(session))["metrics"]
+    assert end.booted
+    assert told.boot == round(end.booted.seconds, 3) > 0
+    assert {proof.stage: proof.seconds for proof in recovery.rto[WEB]} == {DRILL: told.seconds, "boot": told.boot}
+    assert web["rto"]["boot"]["seconds"] == told.boot
+    rto = {s["labels"]["by"]: s["value"] for s in samples if s["name"].endswith("measured_rto_seconds")}
+    assert rto == {"drill": told.seconds, "boot": told.boot}
 
 
 def test_without_asking_nothing_is_started(world: World, call: Call) -> None:
