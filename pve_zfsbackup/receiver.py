@@ -901,11 +901,13 @@ def _proof(point: Point) -> tuple[str, str] | None:
 
 
 def _proven(whole: Sequence[Point]) -> set[str]:
-    """The newest point that passed a drill stays, and the one that the last drill failed on: nothing else remembers."""
+    """The newest point that a drill opened or booted stays (without one, the newest it recognised), and the one that
+    the last drill failed on: nothing else remembers."""
     told = [(point, proof) for point in whole if (proof := _proof(point)) and proof[0] != "points"]
-    passed = [point.id for point, (level, _) in told if level != "failed"][-1:]
+    passed = [point.id for point, (level, _) in told if level != "failed"]
+    opened = [point.id for point, (level, _) in told if level in ("files", "booted")]
     last = max(reversed(told), key=lambda pair: pair[1][1], default=None)
-    return {*passed, *([last[0].id] if last and last[1][0] == "failed" else [])}
+    return {*(opened or passed)[-1:], *([last[0].id] if last and last[1][0] == "failed" else [])}
 
 
 _PERIODS: Final[tuple[tuple[str, Callable[[datetime, int], Hashable]], ...]] = (

@@ -31,6 +31,11 @@ class Level(StrEnum):
         return list(Level).index(self)
 
     @property
+    def opened(self) -> bool:
+        """Whether something of the guest's was there to be opened, and was."""
+        return self.rank >= Level.FILES.rank
+
+    @property
     def drilled(self) -> bool:
         """Whether somebody looked into the disks, and found them good."""
         return self.rank >= Level.RECOGNISED.rank

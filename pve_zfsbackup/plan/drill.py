@@ -30,8 +30,11 @@ def _last_drilled(points: Iterable[Point]) -> Point | None:
 
 
 def newest_proven(points: Sequence[Point]) -> Point | None:
-    """The newest point that passed a drill: it is never pruned."""
-    return next((p for p in reversed(points) if (proof := p.proof) and proof.level.drilled), None)
+    """The newest point whose files a drill opened, or that it booted; where none is, the newest it recognised. It is
+    never pruned: that a newer one is something does not make up for one that is known to be good."""
+    passed = [point for point in reversed(points) if (proof := point.proof) and proof.level.drilled]
+    opened = [point for point in passed if point.proof and point.proof.level.opened]
+    return next(iter(opened or passed), None)
 
 
 def proven_guids(points: Sequence[Point]) -> Mapping[Guid, str]:

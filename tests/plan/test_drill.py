@@ -85,13 +85,16 @@ def test_the_newest_that_passed_is_kept_whatever_failed_since() -> None:
         point(100, 4, proven(Level.POINTS, 1)),
         point(100, 5, ""),
     ]
-    assert newest_proven(points) == points[1]
+    assert newest_proven(points) == points[0], "a newer one that was only recognised is no substitute"
+    assert newest_proven(points[1:]) == points[1], "the best there is"
     failed = {points[2].snapshots["scsi0"].guid: "the last drill failed on it"}
-    assert proven_guids(points) == {points[1].snapshots["scsi0"].guid: "newest point proven by a drill", **failed}
+    assert proven_guids(points) == {points[0].snapshots["scsi0"].guid: "newest point proven by a drill", **failed}
     assert proven_guids(points[2:]) == failed, "that it failed is known by this point alone"
     assert proven_guids(points[3:]) == {}
     later = [*points, point(100, 6, proven(Level.FILES, 1))]
     assert proven_guids(later) == {later[-1].snapshots["scsi0"].guid: "newest point proven by a drill"}
+    booted = point(100, 7, proven(Level.BOOTED, 1))
+    assert newest_proven([*later, booted]) == booted
     assert last_drill(points) == Proof(level=Level.FAILED, at=NOW - 2 * DAY)
 
 
