@@ -18,6 +18,7 @@ from pve_zfsbackup.app.gather import Scope, assign, inventory
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.planting import planted
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.tries import Tries
 from pve_zfsbackup.config import Config, Job
 from pve_zfsbackup.errors import BackupError, ConfigError, LockedError
 from pve_zfsbackup.events import Outcome, Result
@@ -53,8 +54,9 @@ LOCAL = "here"  # what a target calls itself
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """Where guests are drilled, and what is known of them."""
+    """Where guests are drilled, and what is known of them. `place` is "source", or the root of the replicas."""
 
+    place: str
     bench: Bench
     boots: Boots
     listing: Listing
@@ -87,6 +89,7 @@ def on_node(session: Session, scope: Scope) -> Ground:
     own, known = guest_points(found.listing), planted(session.config)
     place = bench(session.hosts[SOURCE], session.config)
     return Ground(
+        place=SOURCE,
         bench=place,
         boots=boots(place, _yard(session)),
         listing=found.listing,
@@ -114,6 +117,7 @@ def on_target(config: Config, runner: Runner, root: Dataset, selectors: Sequence
         raise ConfigError([f"{text}: no such guest has points below {root}" for text in missing])
     place = bench(host, config)
     return Ground(
+        place=root,
         bench=place,
         boots=boots(place, Yard(runner=runner)),
         listing=listing,
@@ -151,12 +155,16 @@ def drill(
     if rules.boot and not ground.boots.yard.there:
         raise ConfigError([f"no guest can be started here: {ground.boots.yard.root} is not mounted: is this Proxmox?"])
     yield from _swept(ground.bench, ground.boots, config, ground.pools)
-    waiting = [turn for turn in turns(ground.guests, now=int(now), every=rules.every) if rules.named or turn.due]
+    tries = Tries(config, ground.place)
+    order = turns(ground.guests, now=int(now), every=rules.every, tried=tries.known)
+    waiting = [turn for turn in order if rules.named or turn.due]
     for number, turn in enumerate(waiting):
         if not rules.named and time.monotonic() - started >= rules.budget:
             yield _left(waiting[number:])
             return
-        yield from _turn(ground, rules, turn, int(now + time.monotonic() - started))
+        begun = int(now + time.monotonic() - started)
+        yield from tries.note(turn.vmid, begun)
+        yield from _turn(ground, rules, turn, begun)
 
 
 def _swept(place: Bench, own: Boots, config: Config, pools: Sequence[str]) -> Iterator[Result]:

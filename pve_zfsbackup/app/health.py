@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.history import Coverage, History, history
 from pve_zfsbackup.app.leavings import STRAY
-from pve_zfsbackup.app.proofs import DAY, verification_of
+from pve_zfsbackup.app.proofs import DAY, drills_begun, verification_of
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Config
 from pve_zfsbackup.errors import BackupError
@@ -71,8 +71,9 @@ def judge(
         findings += _of_coverage(entry)
         findings += _of_takeover(found, entry)
         findings += _of_drills(found, entry)
+    begun = drills_begun(found)
     verified = tuple(
-        verification_of(found, entry, config)
+        verification_of(found, entry, config, begun=begun)
         for entry in found.coverage
         if entry.jobs and entry.guest.protected_disks and not entry.guest.template
     )

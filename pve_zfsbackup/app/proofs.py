@@ -61,22 +61,40 @@ def _durations(proofs: Sequence[PastProof]) -> dict[int, tuple[PastProof, ...]]:
     return found
 
 
-def verification_of(found: History, entry: Coverage, config: Config) -> Verification:
-    """When a guest's drill passed last, on any host, and when that is too long ago."""
+def drills_begun(found: History) -> bool:
+    """Whether anybody drills here: any guest was."""
+    return any(True for entry in found.coverage for _ in _drills(found, entry.guest.vmid))
+
+
+def verification_of(found: History, entry: Coverage, config: Config, *, begun: bool) -> Verification:
+    """When a guest's drill passed last, on any host, and when that is too long ago. `begun`: `drills_begun`."""
     vmid = entry.guest.vmid
     last = last_passed(found, vmid)
-    drilled = any(True for _ in _drills(found, vmid))
+    drilled = any(True for _ in _drills(found, vmid)) or (begun and _since(found, vmid) < found.now - _period(config))
     if any(host in found.errors for host in found.targets.get(vmid, ())):  # it may have been drilled there
         return Verification(vmid=vmid, guest=entry.guest.name, last=last, limit=None)
     return Verification(vmid=vmid, guest=entry.guest.name, last=last, limit=_limit(entry, config, drilled=drilled))
 
 
 def _limit(entry: Coverage, config: Config, *, drilled: bool) -> float | None:
-    """The strictest of a guest's jobs that say something; where none does, drills that were once begun go on."""
+    """The strictest of a guest's jobs that say something; where none does, drills that were once begun go on,
+    and leave nobody out."""
     said = [within for name in entry.jobs if (within := config.jobs[name].verify_within) is not None]
     if said:
         return min((within * DAY for within in said if within), default=None)
-    return (config.verify.every + GRACE) * DAY if drilled else None
+    return _period(config) if drilled else None
+
+
+def _period(config: Config) -> float:
+    """Seconds in which each guest has its turn."""
+    return (config.verify.every + GRACE) * DAY
+
+
+def _since(found: History, vmid: Vmid) -> float:
+    """When the oldest point was made that there is of a guest anywhere: it is as old at least."""
+    points = (point.creation for host in found.hosts for point in found.points[host].get(vmid, ()))
+    boxes = (kept.archived.creation for box in found.archived.values() for kept in box.points.get(vmid, ()))
+    return min((*points, *boxes), default=found.now)
 
 
 def newest_proof(found: History, vmid: Vmid) -> Proven | None:

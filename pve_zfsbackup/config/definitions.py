@@ -155,7 +155,7 @@ class Job:
     )
     verify_within: float | None = option(
         "`check` warns when the newest drill of a guest that passed, on any host, is older, or there is none; 0 never "
-        "warns. Without it: of guests that were drilled before, when that is older than `verify: every` and two weeks "
+        "warns. Without it: as soon as any guest was drilled, when that is older than `verify: every` and two weeks "
         "more.",
         kinds.days(0, 3650),
         default=None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from pve_zfsbackup.model import Dataset, Guid, Point, Vmid, Volume
@@ -56,10 +57,14 @@ class Turn:
     due: bool
 
 
-def turns(guests: Mapping[Vmid, Sequence[Point]], *, now: int, every: float) -> tuple[Turn, ...]:
+def turns(
+    guests: Mapping[Vmid, Sequence[Point]], *, now: int, every: float, tried: Mapping[Vmid, int] = MappingProxyType({})
+) -> tuple[Turn, ...]:
     """In which order: never drilled first, then the longest ago. Due is who was not drilled for `every` seconds; the
-    others come last, for whoever names them. A time in the future (a clock that was wrong) counts as never."""
+    others come last, for whoever names them. `tried` is when a drill was begun last: one that broke off proved nothing
+    and is due again, behind those that wait longer. A time in the future (a clock that was wrong) counts as never."""
     found = []
+    begun = {vmid: at for vmid, at in tried.items() if at <= now}
     for vmid, points in sorted(guests.items()):
         complete = [point for point in points if point.complete]
         if not complete:
@@ -67,7 +72,7 @@ def turns(guests: Mapping[Vmid, Sequence[Point]], *, now: int, every: float) -> 
         proof = last_drill(points)
         last = proof.at if proof and proof.at <= now else None
         found.append(Turn(vmid=vmid, point=complete[-1], last=last, due=last is None or now - last >= every))
-    return tuple(sorted(found, key=lambda turn: (turn.last is not None, turn.last or 0, turn.vmid)))
+    return tuple(sorted(found, key=lambda turn: (max(turn.last or 0, begun.get(turn.vmid, 0)), turn.vmid)))
 
 
 def closed(point: Point, volumes: Mapping[Dataset, Volume]) -> tuple[str, ...]:

@@ -209,6 +209,23 @@ def test_a_guest_that_cannot_be_drilled_is_told_and_the_others_are(world: World,
     nothing_is_left(world, disks)
 
 
+def test_a_guest_that_breaks_its_drill_does_not_take_the_turn_of_the_others(world: World, call: Call) -> None:
+    world.runner.faults.append(Fault(words=("clone",), answer=(1, "out of space"), again=True))
+    assert [end.vmid for end in call(str(WEB)) if isinstance(end, Result)] == [WEB]
+    world.runner.faults.clear()
+    world.clock.now += 3600
+    assert [end.vmid for end in call()] == [DB, CT, WEB]
+
+
+def test_where_it_cannot_be_noted_who_was_tried_it_is_told_once_and_all_are_drilled(world: World, call: Call) -> None:
+    (world.place / "state/drills.json").mkdir(parents=True)
+    ends = call()
+    (told,) = (end for end in ends if isinstance(end, Result))
+    assert told.outcome is Outcome.WARNING
+    assert "drills.json" in told.message
+    assert len(ends) == 4
+
+
 def test_a_link_that_never_comes_ends(disks: Disks, call: Call, world: World) -> None:
     disks.slow = True
     (end,) = call(str(WEB))

@@ -268,6 +268,9 @@ def job(world: World, option: str) -> None:
     world.config.write_text(text.replace("    guests: [all]\n", f"    guests: [all]\n    {option}\n"))
 
 
+OTHERS = ((101, "db"), (200, "files"))
+
+
 def test_nobody_who_never_drilled_is_bothered(world: World) -> None:
     world.run()
     here = found(world)
@@ -284,7 +287,9 @@ def test_drills_that_were_begun_go_on(world: World, days: int, late: bool) -> No
     world.clock.now += days * 86_400
     world.run()
     told = texts(found(world))
-    assert told == ([f"WARNING guest 100 web: no drill passed for {days} days: `verify drill 100`"] if late else [])
+    never = [f"WARNING guest {vmid} {name}: no drill ever passed: `verify drill {vmid}`" for vmid, name in OTHERS]
+    web = f"WARNING guest 100 web: no drill passed for {days} days: `verify drill 100`"
+    assert told == ([web, *never] if late else []), "who drills one guest leaves no other out"
     assert f"verified_age={days * 86_400 + 3600}s;3801600;;0 never_verified=2;;;0" in check_lines(found(world))[0]
 
 

@@ -115,6 +115,18 @@ def test_who_waits_longest_comes_first_and_who_was_just_drilled_is_not_due() -> 
     assert found[4].point.id.endswith("000002Z-ab12")
 
 
+def test_who_broke_its_drill_is_due_again_behind_those_that_wait_longer() -> None:
+    guests = {
+        Vmid(100): [point(100, 1, "")],
+        Vmid(101): [point(101, 1, proven(Level.FILES, 40))],
+        Vmid(102): [point(102, 1, "")],
+        Vmid(103): [point(103, 1, "")],
+    }
+    tried = {Vmid(100): NOW - 7 * DAY, Vmid(102): NOW + DAY, Vmid(101): NOW - 50 * DAY}
+    found = turns(guests, now=NOW, every=30 * DAY, tried=tried)
+    assert [(turn.vmid, turn.due) for turn in found] == [(102, True), (103, True), (101, True), (100, True)]
+
+
 def test_every_guest_has_its_turn_within_the_period() -> None:
     """Forty guests, five a week: none waits for more than eight weeks, and each is drilled as often as the others."""
     last: dict[int, float] = {}
