@@ -276,12 +276,10 @@ def as_result(ended: Drilled | Result) -> Result:
     if isinstance(ended, Result):
         return ended
     judgement = ended.judgement
-    outcome = Outcome.FAILED if judgement.problems else Outcome.OK
-    if judgement.level is Level.POINTS:
-        outcome = Outcome.SKIPPED
+    good = Outcome.SKIPPED if judgement.level is Level.POINTS else Outcome.OK
     return Result(
         stage=STAGE,
-        outcome=outcome,
+        outcome=Outcome.FAILED if judgement.problems else good,
         vmid=ended.vmid,
         guest=ended.guest,
         host=ended.host,
@@ -296,7 +294,5 @@ def as_result(ended: Drilled | Result) -> Result:
 
 def as_told(ended: Drilled | Result) -> dict[str, object]:
     """What the journal has of a drill besides its result."""
-    if isinstance(ended, Result):
-        return {}
-    boot = {"boot_seconds": round(ended.booted.seconds, 3)} if ended.booted else {}
-    return {"level": ended.judgement.level.value, **boot}
+    boot = {"boot_seconds": round(ended.booted.seconds, 3)} if isinstance(ended, Drilled) and ended.booted else {}
+    return {"level": ended.judgement.level.value, **boot} if isinstance(ended, Drilled) else {}
