@@ -13,10 +13,9 @@ import click
 import pytest
 
 from pve_zfsbackup.cli import cli
+from tests.documented import PAGES, ROOT, WORDS, Block, blocks, blocks_of
 from tools.manpage import CONFIGURATION, PROSE, children, context_of, name_of, prose
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAM = "pve-zfsbackup"
 SAMPLES = {"VMID": "100", "N": "1", "GUEST": "100", "GUESTS": "100"}  # words that stand for a number
 
@@ -162,6 +161,35 @@ def test_prose_belongs_to_a_page() -> None:
     """A command that was renamed would leave its prose behind."""
     pages = {name_of(context) for context in leaves()} | {PROGRAM, CONFIGURATION}
     assert sorted({path.stem for path in PROSE.glob("*.man")} - pages) == []
+
+
+# -- blocks that the lab executes
+
+
+def test_marked_blocks_are_found_and_made_of_lines_that_can_be_executed() -> None:
+    found = blocks()
+    lines = [line for block in found for line in block.lines]
+    assert len(found) >= 16
+    assert {block.host for block in found} == {"pve1"}
+    assert all(set(block.words) <= WORDS for block in found)
+    filled_in = [line for line in lines if re.search(r"[A-Z]{3,}|…|<", line.partition("#")[0])]
+    assert filled_in == [], "that takes a reader"
+    for line in lines:
+        shlex.split(line, comments=True)
+
+
+def test_a_marker_needs_its_block_and_answers_are_not_typed() -> None:
+    text = (
+        "a\n<!-- lab: pve1 target -->\n```sh\npve-zfsbackup run \\\n  -v   # all\n\n# nothing\n```\nb\n"
+        "   <!-- lab: pve1 -->\n   ```\n   $ pve-zfsbackup check\n   WARNING - x\n   ```\n"
+    )
+    one, two = blocks_of("page.md", text)
+    assert one == Block(
+        where="page.md:2", host="pve1", words=("target",), lines=("pve-zfsbackup run    -v   # all",)
+    )
+    assert (two.where, two.lines) == ("page.md:10", ("pve-zfsbackup check",))
+    with pytest.raises(ValueError, match=r"page\.md:1: no block"):
+        list(blocks_of("page.md", "<!-- lab: pve1 -->\ntext\n```\nx\n```\n"))
 
 
 # -- links
