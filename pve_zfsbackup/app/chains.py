@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pve_zfsbackup.app.gather import Scope, assign, inventory, target_listings
 from pve_zfsbackup.app.outcome import failed
+from pve_zfsbackup.app.restore_point import unreadable
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
@@ -30,9 +31,17 @@ def verify_points(session: Session, scope: Scope) -> Generator[Chain | Result, N
     for name, listing in listings.items():
         there = guest_points(listing)
         own = {item.guest.vmid: item.names for item in items if name in item.targets}
-        compared = (chain(vmid, found.listing, listing, here.of(vmid), there.of(vmid)) for vmid in own)
-        chains = [replace(verdict, jobs=own[verdict.vmid]) for verdict in compared]
-        yield from chains
+        chains: list[Chain] = []
+        for vmid, jobs in own.items():
+            points = there.of(vmid)
+            try:
+                refused = unreadable(session.hosts[name], points)
+            except BackupError as error:
+                yield replace(failed(STAGE, error, host=name), vmid=vmid, jobs=jobs)
+                continue
+            verdict = chain(vmid, found.listing, listing, here.of(vmid), points, refused)
+            chains.append(replace(verdict, jobs=jobs))
+            yield chains[-1]
         if not session.config.targets[name].append_only:
             yield from _note(session, name, chains)
     yield from (failed(STAGE, error, host=name) for name, error in errors.items())

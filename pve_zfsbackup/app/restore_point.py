@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pve_zfsbackup.app.gather import Inventory, visible_listing
@@ -22,6 +22,7 @@ from pve_zfsbackup.model import (
     Listing,
     Origin,
     Point,
+    PointId,
     Vmid,
     decode_props,
 )
@@ -103,6 +104,32 @@ def origin_of(host: Host, listing: Listing, point: Point) -> Origin:
         raw=frozenset(key for key, s in snapshots.items() if _sealed(host.name, listing, s.dataset)),
         own=own,
     )
+
+
+def unreadable(host: Host, points: Iterable[Point]) -> dict[PointId, str]:
+    """Those of a guest's complete points that a restore would refuse for what they say of the guest, and why: read as
+    a restore reads it. Raises what keeps it from asking."""
+    complete = [point for point in points if point.complete]
+    snapshots = {s.full_name: s for point in complete for key, s in point.own.items() if key in point.disks}
+    by_name = own_properties(host, tuple(snapshots.values())) if snapshots else {}
+    found = {}
+    for point in complete:
+        telling = [by_name[snapshot.full_name] for key, snapshot in point.own.items() if key in point.disks]
+        try:
+            if fault := _fault(point, telling):
+                found[point.id] = fault
+        except VerificationError as error:
+            found[point.id] = error.message.removeprefix(f"point {point.id} ")
+    return found
+
+
+def _fault(point: Point, telling: Sequence[Mapping[str, str]]) -> str:
+    """Raises `VerificationError` as `origin_of`."""
+    if not telling or not _texts(point, telling).get("conf"):
+        return "does not carry the guest's configuration"
+    _kind(point, telling[0])
+    lost = any(own.get("props") and not decode_props(own["props"]) for own in telling)
+    return "what a restore must set on its disks (props) cannot be read" if lost else ""
 
 
 def _kind(point: Point, own: Mapping[str, str]) -> GuestKind:

@@ -21,7 +21,7 @@ class Level(StrEnum):
     """What was proven. Each says more than the one before; `FAILED` says that the last drill found something wrong."""
 
     FAILED = "failed"
-    POINTS = "points"  # complete, the chain of guids whole, held, marked
+    POINTS = "points"  # complete, the chain of guids whole, held, marked; what it says of the guest can be read
     RECOGNISED = "recognised"  # its disks could be read and are what they should be, but nothing there can be opened
     FILES = "files"  # file systems without errors, mounted, the expected files there
     BOOTED = "booted"  # started as a guest, its agent answered

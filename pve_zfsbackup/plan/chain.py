@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from pve_zfsbackup.model import Guid, Listing, Point, Snapshot, Vmid, Volume, decode_disks
+from pve_zfsbackup.model import Guid, Listing, Point, PointId, Snapshot, Vmid, Volume, decode_disks
 from pve_zfsbackup.plan.pairing import common_base, owner, same_ivset
 
 
@@ -22,9 +23,13 @@ class Chain:
     jobs: tuple[str, ...] = ()
 
 
-def chain(vmid: Vmid, source: Listing, target: Listing, here: Sequence[Point], there: Sequence[Point]) -> Chain:
+def chain(
+    vmid: Vmid, source: Listing, target: Listing, here: Sequence[Point], there: Sequence[Point],
+    refused: Mapping[PointId, str] = MappingProxyType({}),
+) -> Chain:  # fmt: skip
     """Compare the points of one guest on both sides, oldest first on each. What only the target still has cannot be
-    compared: it was, when it was received, and ZFS keeps it since."""
+    compared: it was, when it was received, and ZFS keeps it since. `refused` are points that a restore would refuse,
+    and why."""
     made = {point.id: point for point in here}
     problems: list[str] = []
     whole = []
@@ -32,6 +37,7 @@ def chain(vmid: Vmid, source: Listing, target: Listing, here: Sequence[Point], t
     complete = [point for point in there if point.complete]
     for point in there:
         found = list(_point(point, made.get(point.id)))
+        found += [f"{point.stamp}: {refused[point.id]}: it cannot be restored"] if point.id in refused else []
         problems += found
         if not point.complete:
             missing = ", ".join(sorted(point.disks.keys() - point.snapshots.keys()))

@@ -71,6 +71,11 @@ def other_consistency(replica: Ds) -> None:
     replica.newest.props["pve-zfsbackup:consistency"] = "quiesced!"
 
 
+def damaged_conf(replica: Ds) -> None:
+    assert replica.newest
+    replica.newest.props["pve-zfsbackup:conf"] = replica.newest.props["pve-zfsbackup:conf"][:-8]
+
+
 def gone_bases(replica: Ds) -> None:
     for snap in replica.snaps.values():
         snap.guid += 1
@@ -84,6 +89,7 @@ def gone_bases(replica: Ds) -> None:
         (no_mark, "not marked with the disk it came from"),
         (other_consistency, "is called quiesced! there, and quiesced here"),
         (gone_bases, "the chain is broken"),
+        (damaged_conf, "its disks do not say the same of the guest's configuration: it cannot be restored"),
     ],
 )
 def test_what_is_wrong_with_a_replica_is_found(old: World, wreck: Callable[[Ds], None], told: str) -> None:
@@ -92,6 +98,40 @@ def test_what_is_wrong_with_a_replica_is_found(old: World, wreck: Callable[[Ds],
     web = of(found, WEB)
     assert any(told in problem for problem in web.problems), web.problems
     assert as_result(web).outcome is Outcome.FAILED
+    assert of(found, DB).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("conf", "eNqrVkr", "the guest's configuration in the point is damaged: it cannot be restored"),
+        ("conf", "", "does not carry the guest's configuration: it cannot be restored"),
+        ("guest", "", "does not say what kind of guest it is of: '': it cannot be restored"),
+        ("props", "no JSON", "what a restore must set on its disks (props) cannot be read: it cannot be restored"),
+    ],
+)
+def test_a_point_a_restore_would_refuse_is_not_whole(old: World, name: str, value: str, told: str) -> None:
+    for dataset in (WEB_DISK, REPLICAS["fast/vm-100-disk-0"]):
+        newest = old.target.datasets[dataset].newest
+        assert newest
+        newest.props[f"pve-zfsbackup:{name}"] = value
+    newest_point = old.complete(TARGET, WEB)[-1].partition("/")[2]
+    found = chains(old)
+    web = of(found, WEB)
+    assert web.problems == (f"{newest_point}: {told}",)
+    assert len(web.whole) == 2
+    newest = old.target.datasets[WEB_DISK].newest
+    assert newest
+    assert VERIFIED not in newest.props
+    assert of(found, DB).problems == ()
+
+
+def test_one_guests_datasets_that_vanish_meanwhile_fail_that_guest_alone(old: World) -> None:
+    gone = (1, f"cannot open '{WEB_DISK}': dataset does not exist")
+    old.runner.faults.append(Fault(words=("list", "-d", WEB_DISK), answer=gone))
+    found = chains(old)
+    (lost,) = (end for end in found if isinstance(end, Result))
+    assert (lost.vmid, lost.host, lost.outcome) == (WEB, TARGET, Outcome.FAILED)
     assert of(found, DB).problems == ()
 
 
