@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -203,6 +206,126 @@ def test_another_run_is_no_failure_of_the_backup(world: World) -> None:
 def test_nothing_happens_in_the_other_phases(world: World, phase: str) -> None:
     assert vzdump(world, phase, WEB) == Answer()
     assert not world.runner.ran
+
+
+SCRIPT = Path(__file__).parents[2] / "hooks/vzdump-hook"
+GIVEN = {"LC_ALL": "C", "STOREID": "backups"}  # what is left of the environment; job-init comes before the directory
+IN_JOB = {**GIVEN, "DUMPDIR": "/mnt/backups/dump"}
+
+
+@dataclass
+class Job:
+    """vzdump's side of a job, by the table of pve-facts §e, with our script in its place; only the program it calls is
+    another one. That hands over argv and environment to this process, and ends as the answer says."""
+
+    world: World
+    broken: int = 0  # the guest whose archive fails
+    calls: list[tuple[tuple[str, ...], dict[str, str]]] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        place = self.world.place / "bin"
+        place.mkdir()
+        (program := place / "pve-zfsbackup").write_text(
+            f"#!/bin/sh\nprintf '%s\\0' \"$@\" >{place}/argv\n/usr/bin/env -0 >{place}/environment\n"
+            'echo called\nread -r code\nexit "$code"\n'
+        )
+        (script := place / "vzdump-hook").write_text(SCRIPT.read_text().replace("/usr/bin/pve-zfsbackup", str(program)))
+        for file in (program, script):
+            file.chmod(0o755)
+
+    def run(self, guests: dict[int, tuple[str, str]]) -> None:
+        assert self.hook(("job-init",), GIVEN) == 0
+        assert self.hook(("job-start",), IN_JOB) == 0
+        for vmid, (kind, mode) in guests.items():
+            archive = f"/mnt/backups/dump/vzdump-{kind}-{vmid}-2026_11_18-11_10_00"
+            suffix = "vma.zst" if kind == "qemu" else "tar.zst"
+            own = {"VMTYPE": kind, "HOSTNAME": f"guest{vmid}", "TARGET": f"{archive}.{suffix}",
+                   "LOGFILE": f"{archive}.log"}  # fmt: skip
+            with self._locked(vmid):
+                if not self._guest(vmid, mode, {**IN_JOB, **own}):
+                    self.failed.append(vmid)
+                    self.hook(("backup-abort", mode, str(vmid)), {**IN_JOB, **own})
+            self.hook(("log-end", mode, str(vmid)), {**IN_JOB, **own})
+        assert self.hook(("job-end",), IN_JOB) == 0
+
+    def _guest(self, vmid: int, mode: str, environment: dict[str, str]) -> bool:
+        """Whether vzdump calls it saved: a hook that fails fails the guest, at `backup-end` too."""
+        for phase in ("backup-start", "pre-stop", "pre-restart", "post-restart"):
+            if self.hook((phase, mode, str(vmid)), environment):
+                return False
+        return vmid != self.broken and not self.hook(("backup-end", mode, str(vmid)), environment)
+
+    @contextmanager
+    def _locked(self, vmid: int) -> Iterator[None]:
+        path = next(self.world.node.etc.glob(f"*/{vmid}.conf"))
+        text = path.read_text()
+        path.write_text(f"{text}lock: backup\n")
+        yield
+        path.write_text(text)
+
+    def hook(self, argv: tuple[str, ...], environment: dict[str, str]) -> int:
+        with subprocess.Popen(
+            [self.world.place / "bin/vzdump-hook", *argv], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            assert process.stdin
+            assert process.stdout
+            assert process.stdout.readline() == "called\n"
+            called = (self.world.place / "bin/argv").read_text().split("\0")[:-1]
+            words = (self.world.place / "bin/environment").read_text().split("\0")[:-1]
+            self.calls.append((tuple(called), dict(word.split("=", 1) for word in words)))
+            assert called[:2] == ["hook", "vzdump"]
+            answer = vzdump(self.world, called[2], int(called[4]) if len(called) > 4 else None)
+            self.log += answer.lines
+            process.stdin.write(f"{answer.code}\n")
+        return process.returncode
+
+
+def of_sh() -> set[str]:
+    """What sh itself puts into an empty environment."""
+    told = subprocess.run(["/bin/sh", "-c", "/usr/bin/env -0"], env={}, check=True, capture_output=True, text=True)
+    return {word.partition("=")[0] for word in told.stdout.split("\0") if word}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("fails", ["its archive", "its point"])
+def test_a_job_of_two_guests_whose_first_fails_gives_the_second_its_point(world: World, fails: str) -> None:
+    """Through the script that is shipped, with argv and environment as vzdump has them, in every phase."""
+    job = Job(world, broken=WEB if fails == "its archive" else 0)
+    if fails == "its point":
+        world.config.write_text(f"{world.config.read_text()}vzdump: {{fail-backup: true}}\n")
+        world.runner.faults.append(Fault(words=("snapshot", "--"), answer=(1, "out of space")))
+    job.run({WEB: ("qemu", "snapshot"), CT: ("lxc", "suspend")})
+    assert job.failed == [WEB]
+    assert not world.points(HERE, WEB)
+    (point,) = world.complete(TARGET, CT)
+    assert world.complete(HERE, CT) == [point]
+    told = "guest 100: snapshot failed: zfs snapshot: out of space"
+    assert any(line.startswith(told) for line in job.log) is (fails == "its point")
+    assert any(line.startswith("guest 200: snapshot ok") for line in job.log)
+
+    failing = ["backup-end"] if fails == "its point" else []
+    phases = ["backup-start", "pre-stop", "pre-restart", "post-restart"]
+    assert [argv[2:] for argv, _ in job.calls] == [
+        ("job-init",),
+        ("job-start",),
+        *((phase, "snapshot", "100") for phase in [*phases, *failing, "backup-abort", "log-end"]),
+        *((phase, "suspend", "200") for phase in [*phases, "backup-end", "log-end"]),
+        ("job-end",),
+    ]
+    dump = "/mnt/backups/dump/vzdump"
+    guests = {
+        "100": {"VMTYPE": "qemu", "HOSTNAME": "guest100", "TARGET": f"{dump}-qemu-100-2026_11_18-11_10_00.vma.zst",
+                "LOGFILE": f"{dump}-qemu-100-2026_11_18-11_10_00.log"},
+        "200": {"VMTYPE": "lxc", "HOSTNAME": "guest200", "TARGET": f"{dump}-lxc-200-2026_11_18-11_10_00.tar.zst",
+                "LOGFILE": f"{dump}-lxc-200-2026_11_18-11_10_00.log"},
+    }  # fmt: skip
+    added = of_sh()
+    for argv, environment in job.calls:
+        wanted = GIVEN if argv[2] == "job-init" else {**IN_JOB, **guests.get(argv[-1], {})}
+        assert {key: value for key, value in environment.items() if key not in added} == wanted, argv
 
 
 # -- a guest's own hook script
