@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from pve_zfsbackup.app.restore import Request, carry_out, prepare, restoring_alone
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Target
 from pve_zfsbackup.errors import ExitCode
+from pve_zfsbackup.model import Vmid
 from tests.fakes.runner import HERE
 from tests.fakes.world import CT, REPLICAS, TARGET, WEB, World
 
@@ -65,7 +67,15 @@ FACTS: dict[str, tuple[str, ...]] = {
         "test_pve_facts.py::test_after_an_offline_migration_the_new_owner_goes_on",
         "test_pve_facts.py::test_after_a_live_migration_a_new_generation_begins",
     ),
-    "0.10 a received subvol lacks acltype, xattr and refquota": ("test_pve_facts.py::test_a_point_knows_them",),
+    "0.9 a NIC without bridge is not isolated: what a drill starts has none": (
+        "plan/test_boot.py::test_nothing_of_it_reaches_beyond_the_guest",
+        "app/test_boot.py::test_a_guest_that_comes_up_is_booted_and_gone",
+    ),
+    "0.10 a received subvol lacks acltype, xattr and refquota": (
+        "test_pve_facts.py::test_a_point_knows_them",
+        "app/test_restore.py::test_a_container_gets_back_what_a_stream_does_not_carry",
+        "app/test_rollback.py::test_a_containers_properties_stay",
+    ),
     # the checklist of the simulator
     "errors are reason phrases, message is optional": (
         "host/pve/test_pve.py::test_old_server_tells_the_message_by_the_reason_alone",
@@ -84,7 +94,11 @@ FACTS: dict[str, tuple[str, ...]] = {
     "strings and numbers are mixed": ("host/pve/test_guests.py::test_recorded_guests",),
     "a UPID has a token user and nine digits": ("host/pve/test_pve.py::test_upids",),
     "WARNINGS: n is success": ("host/pve/test_pve.py::test_warnings_are_success",),
-    "pmxcfs: no quorum, EFBIG, EPERM, standalone: nothing of ours is written there": (
+    "pmxcfs: no quorum, EFBIG, EPERM, standalone: no run writes there, a restore tells the reason": (
+        "app/test_restore.py::test_what_pmxcfs_refuses_is_told_by_its_reason_and_leaves_no_file",
+        "app/test_restore.py::test_without_quorum_nothing_is_received_in_vain",
+        "host/pve/test_setup.py::test_first_run_makes_everything",
+        "host/pve/test_setup.py::test_each_node_of_a_cluster_has_its_own_token",
         "test_cli.py::test_the_clusters_configuration_serves_where_the_node_has_none",
         "host/pve/test_pvesh.py::test_cluster_file_system_down",
         "app/test_snapshot.py::test_an_unmounted_cluster_file_system_is_told_as_that",
@@ -147,6 +161,18 @@ FACTS: dict[str, tuple[str, ...]] = {
     "observed: rollback asks for the newest snapshot, other hands' too": (
         "app/test_unblock.py::test_a_named_snapshot_and_what_else_stands_in_the_way",
     ),
+    "observed: dependent clones keep Proxmox from removing a volume": (
+        "app/test_drill.py::test_healthy_guests_pass_and_nothing_stays",
+        "app/test_drill.py::test_a_killed_drill_is_swept_by_the_next",
+        "app/test_files.py::test_a_killed_call_is_swept_by_the_next",
+        "app/test_unblock.py::test_a_snapshot_of_ours_in_use_is_a_conflict_and_nothing_goes",
+        "plan/test_prune.py::test_holds_and_clones_protect",
+        "host/test_zfs_errors.py::test_captured_messages",
+    ),
+    "observed: names that look like Proxmox's are Proxmox's": (
+        "test_pve_facts.py::test_no_name_of_ours_counts_as_proxmoxs",
+        "app/test_drill.py::test_no_guest_and_no_dataset_of_the_source_is_touched",
+    ),
     "§d: PVE 8 thaws other people's freezes": (
         "host/test_quiesce.py::test_a_guest_thawed_by_somebody_else_is_not_called_quiesced",
     ),
@@ -173,7 +199,37 @@ FACTS: dict[str, tuple[str, ...]] = {
         "app/test_unblock.py::test_discover_and_status_tell_what_we_block_and_who_else_replicates",
     ),
 }
-NOT_OURS = {"0.9 a NIC without bridge is not isolated": "this program starts no guest"}
+# The simulator checklist of pve-facts, word for word, and the lines above that hold each item.
+CHECKLIST = (
+    "Reason-phrase errors + optional `message`; 3 s on 401; close on ≥400; 500 (not 404) for missing guests; "
+    "200-with-error agent replies; freeze that outlives a 596; ping-gated thaw; stale /cluster/resources; "
+    "pending-vs-current config; auditor's empty content list; string/number mix; UPID with token user and 9-digit "
+    "pstart; `WARNINGS: n`; pvesh exit 0 on failed task; pmxcfs EACCES/EFBIG/EPERM and standalone mode; rollback "
+    "blocked by newer snapshot (clean) vs newer bookmark (lock left); migration moving the conf between calls"
+)
+HELD = {
+    "Reason-phrase errors + optional `message`": "errors are reason phrases, message is optional",
+    "3 s on 401": "401 comes 3 s late and without a body",
+    "close on ≥400": "a connection is closed after an error",
+    "500 (not 404) for missing guests": "a missing guest is 500",
+    "200-with-error agent replies": "0.2 agent errors come as HTTP 200",
+    "freeze that outlives a 596": "0.3 the API's freeze is cut at 30 s and goes on; root uses qm",
+    "ping-gated thaw": "0.4 thaw fails while a freeze is pending",
+    "stale /cluster/resources": "cluster/resources is stale",
+    "pending-vs-current config": "pending against current configuration",
+    "auditor's empty content list": "0.5 storage content is empty for an auditor",
+    "string/number mix": "strings and numbers are mixed",
+    "UPID with token user and 9-digit pstart": "a UPID has a token user and nine digits",
+    "`WARNINGS: n`": "WARNINGS: n is success",
+    "pvesh exit 0 on failed task": "0.6 pvesh exits 0 when its task failed",
+    "pmxcfs EACCES/EFBIG/EPERM and standalone mode": (
+        "pmxcfs: no quorum, EFBIG, EPERM, standalone: no run writes there, a restore tells the reason"
+    ),
+    "rollback blocked by newer snapshot (clean) vs newer bookmark (lock left)": (
+        "0.1 newer bookmarks and snapshots block a rollback"
+    ),
+    "migration moving the conf between calls": "a migration moves the configuration between calls",
+}
 
 
 @pytest.mark.parametrize("line", FACTS, ids=lambda line: re.sub(r"\W+", "-", line)[:60])
@@ -186,16 +242,22 @@ def test_each_line_has_its_tests(line: str) -> None:
 
 
 def test_every_finding_of_the_fact_sheet_is_named() -> None:
-    named = {line.split()[0] for line in (*FACTS, *NOT_OURS)}
+    named = {line.split()[0] for line in FACTS}
     assert {f"0.{number}" for number in range(1, 11)} <= named
     observed = {match[1] for line in FACTS if (match := re.match(r"observed (\d+):", line))}
     assert observed == {str(number) for number in range(1, 12)}
+
+
+def test_every_item_of_the_simulator_checklist_is_held() -> None:
+    assert set(HELD) == set(CHECKLIST.split("; "))
+    assert set(HELD.values()) <= set(FACTS)
 
 
 # -- what no other test holds
 
 
 ZVOL = "rpool/data/vm-100-disk-0"
+PROXMOXS = re.compile(r"(vm|base|subvol|basevol)-[0-9]+-\S+\Z")
 
 
 @pytest.fixture
@@ -255,6 +317,24 @@ def test_after_a_live_migration_a_new_generation_begins(world: World) -> None:
     assert any("new generation" in result.message for result in report.results)
     assert dict(world.target.datasets[REPLICAS[ZVOL]].snaps) == old
     assert world.complete(TARGET, WEB)[-1] == world.complete(HERE, WEB)[-1]
+
+
+def test_no_name_of_ours_counts_as_proxmoxs(world: World) -> None:
+    """Right below a storage's dataset `vm-100-anything` is guest 100's: a rescan attaches it, a removal destroys it."""
+    storages = {str(entry["pool"]) for entry in world.node.storages if entry["type"] == "zfspool"}
+    world.run()
+    world.guest(WEB).running = False
+    world.runner.ran.clear()
+    with world.session() as session, restoring_alone(session):
+        for request in (Request(vmid=Vmid(WEB), new=300), Request(vmid=Vmid(WEB), replace=WEB)):
+            carry_out(session, prepare(session, request))
+    made = {ran.argv[-1] for ran in world.runner.ran if ran.host == HERE and ran.argv[:1] == ("zfs",)
+            and ran.argv[1] in ("create", "clone", "receive", "rename")}  # fmt: skip
+    seen = {name for name in made if name.rpartition("/")[0] in storages and PROXMOXS.match(name.rpartition("/")[2])}
+    placed = {f"{pool}/vm-{vmid}-disk-{number}" for pool in storages for vmid, number in ((300, 0), (WEB, 1))}
+    assert seen == {name for name in placed if "crypt" not in name}, "only what the guests have now"
+    assert {name for name in made - seen if "/pzb-restore/" in name}
+    assert {name for name in made - seen if "/pzb-aside/" in name}
 
 
 def test_a_replicas_name_has_no_node_in_it(world: World) -> None:
