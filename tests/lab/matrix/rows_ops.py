@@ -345,6 +345,11 @@ pvcreate -q "$d-part2"; vgcreate -q matrixvg "$d-part2"; lvcreate -q -Wn -y -l 1
 mkfs.ext4 -q /dev/matrixvg/root; mount /dev/matrixvg/root "$at"; mkdir "$at/srv"; date > "$at/srv/date"; umount "$at"
 vgchange -q -an matrixvg; rmdir "$at"; zpool sync
 """
+# As Proxmox has it: else the host takes each clone's volume group for one of its own, and holds the clone.
+_NOT_OURS = r"""
+cp /etc/lvm/lvmlocal.conf /run/matrix/lvmlocal.conf
+echo 'devices { global_filter=["r|/dev/zd.*|"] }' >> /etc/lvm/lvmlocal.conf
+"""
 _LEFT = r"""
 grep -E 'pve-zfsbackup(-drill|/drill)|matrix-66/drill' /proc/mounts | cut -d" " -f1,2 || :
 dmsetup ls | grep -E 'pve-zfsbackup|matrixvg' || :
@@ -367,6 +372,8 @@ exit 1
 def drill_killed(ctx: Context) -> str:
     guest = ctx.guest(mib=64)
     ctx.pve1.script(_FILL, guest.disk, timeout=600)
+    ctx.stack.callback(ctx.pve1.run, ("cp", "/run/matrix/lvmlocal.conf", "/etc/lvm/lvmlocal.conf"))
+    ctx.pve1.script(_NOT_OURS)
     ctx.baseline()
     drill = ("verify", "drill", str(guest.vmid))
     seen = []
