@@ -141,8 +141,13 @@ def quick(product: Product) -> Product:
 def forget(product: Product) -> None:
     """Set both sides back to before the first run, whatever the tests before left: modules share the hosts."""
     product.pve1.script(_FORGET_SOURCE, timeout=900)
-    product.backup1.script(_FORGET_TARGET, ROOT, timeout=900)
+    forget_root(product.backup1, ROOT)
     restore(product)
+
+
+def forget_root(host: Host, root: str) -> None:
+    """Take a root of replicas away, with all that is held there; none is well as well."""
+    host.script(_FORGET_TARGET, root, timeout=900)
 
 
 def restore(product: Product) -> None:

@@ -10,7 +10,7 @@ from tests.lab.pve.provision import guest_root, start_guest
 
 STALLS = Path(__file__).with_name("stalls.py")
 
-_STORAGES = {"local-zfs": "rpool/data", "fast": "fast", "crypt": "rpool/crypt"}
+_STORAGES = {"local-zfs": "rpool/data", "fast": "fast", "crypt": "rpool/crypt", "keys": "rpool/keys-lab"}
 _ZVOL = r"""
 size=$1; dataset=$2; shift 2
 zfs create -s -V "${size}M" "$@" "$dataset"
