@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pve_zfsbackup.errors import CommandTimeoutError, HostKeyError, HostUnreachableError, StoreError
+from pve_zfsbackup.errors import (
+    AccessDeniedError,
+    CommandTimeoutError,
+    HostKeyError,
+    HostUnreachableError,
+    StoreError,
+)
 from pve_zfsbackup.host.programs import Chain, Programs, write_all
 from pve_zfsbackup.host.runner import Completed
 
@@ -62,7 +68,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a batch left behind. `output` by command, as echoed, in order."""
+    """What a batch left behind. `output` by command, in order."""
 
     returncode: int
     output: tuple[tuple[str, tuple[str, ...]], ...]
@@ -88,6 +94,10 @@ class _Connection:
     rest: contextlib.ExitStack
     known: int = 0
     used: float = 0.0
+
+    @property
+    def fresh(self) -> bool:
+        return time.monotonic() - self.used <= IDLE and not self.chain.ended()
 
     def ask(self, lines: Sequence[str]) -> tuple[str, bool]:
         """What it answers to these commands, and whether it did them all: batch mode ends at the first that fails."""
@@ -137,12 +147,13 @@ class _Idle:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, argv: tuple[str, ...]) -> _Connection | None:
-        """One with this command line that was used just now; those that are too old are ended."""
+        """One with this command line that was used just now. Others, and those that are too old, are ended first: a
+        box takes only so many."""
         with self.lock:
-            old = [one for one in self.connections if time.monotonic() - one.used > IDLE or one.chain.ended()]
-            fit = [one for one in self.connections if one.argv == argv and one not in old]
-            taken = fit[-1] if fit else None
-            self.connections = [one for one in self.connections if one is not taken and one not in old]
+            fit = [one for one in self.connections if one.argv == argv and one.fresh]
+            old = [one for one in self.connections if one not in fit]
+            taken = fit.pop() if fit else None
+            self.connections = fit
         for one in old:
             one.ended()
         return taken
@@ -208,16 +219,22 @@ class Sftp:
             connection.chain.kill()
             connection.ended()
             raise
-        output = tuple(_by_command(answer))
-        if whole and not late:
+        answers = tuple(_by_command(answer))
+        asked = lines if whole else lines[: len(answers)]
+        strange = [_echo(line) for line in asked] != [echo for echo, _ in answers]
+        output = tuple((line, told) for line, (_, told) in zip(asked, answers, strict=False))
+        if whole and not late and not strange:
             session = Session(0, output, connection.heard())
             self.idle.give(connection)
             return session
         done, text = connection.ended()
         if late:
             raise CommandTimeoutError(f"{self.name}: sftp did not come to an end", hint="is the server overloaded?")
-        if done.returncode == SFTP_FAILED or done.returncode <= 0:
+        if done.returncode == SFTP_FAILED or done.returncode < 0 or not (done.returncode or whole):
             raise self._unreachable(text)
+        if strange:
+            hint = "has a file in the box a name with a line break? Look at it and remove it"
+            raise StoreError(f"{self.name}: sftp answered to what it was not asked", hint=hint)
         return Session(done.returncode, output, text)
 
     def _connected(self, argv: tuple[str, ...]) -> _Connection:
@@ -235,10 +252,11 @@ class Sftp:
                 stderr=stderr,
                 returncode=SFTP_FAILED,
             )
-        hint = "check that the server is up and takes our key"
-        if "Permission denied" in stderr:
-            hint = f"add {self.server.identity}.pub to the account's keys on the box"
         told = f"box {self.name}: sftp to {where} failed: {text}"
+        if "Permission denied (" in stderr:
+            hint = f"add {self.server.identity}.pub to the account's keys on the box"
+            return AccessDeniedError(told, hint=hint, stderr=stderr, returncode=SFTP_FAILED)
+        hint = "check that the server is up and takes our key"
         return HostUnreachableError(told, hint=hint, stderr=stderr, returncode=SFTP_FAILED)
 
 
@@ -247,6 +265,11 @@ def _by_command(output: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     for block in f"\n{output}".split(f"\n{ECHO}")[1:]:
         command, *lines = block.split("\n")
         yield command, tuple(line for line in lines if line)
+
+
+def _echo(line: str) -> str:
+    """What sftp shows of a command in the locale that programs of ours have, C."""
+    return "".join(chr(byte) if byte < 0x80 else f"\\{byte:03o}" for byte in line.encode("utf-8"))
 
 
 def _portions(lines: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -102,7 +102,7 @@ def test_a_connection_that_waited_too_long_is_not_used_again(case: Case, monkeyp
     with case.store.kept():
         case.put("d/file")
         case.put("d/file-2")
-        assert (case.connections, case.running) == (2, 1)
+        assert (case.connections, case.running) == (4, 1), "bytes, then the name"
 
 
 def test_a_connection_that_broke_while_it_waited_is_replaced(case: Case) -> None:
@@ -152,6 +152,27 @@ def test_many_commands_are_given_in_portions_and_their_answers_read_meanwhile(ca
         directories = [f"d/{'x' * 180}-{number}" for number in range(1200)]
         assert case.store.list([*directories, "d"]).keys() == {"d"}
         assert case.connections == 1
+
+
+def test_connections_at_another_rate_are_ended_before_a_new_one_is_made(case: Case) -> None:
+    rates = [0, 0, 4_000_000, 4_000_000, 0]
+    client = replace(case.store.client, rate=lambda: rates.pop(0))
+    with client.kept():
+        for connections in (1, 1, 2, 2, 3):
+            client.batch(["-df"])
+            assert (case.connections, case.running) == (connections, 1)
+
+
+def test_a_name_that_looks_like_an_answer_is_none(case: Case) -> None:
+    """A hostile server, or another writer there, may give files any name."""
+    case.put("d/file")
+    evil = case.sshd.files / "box/d/x\nsftp> -ls -ln box"
+    evil.write_bytes(b"")
+    with case.store.kept():
+        with pytest.raises(StoreError, match="not asked"):
+            case.store.list(["d", "."])
+        evil.unlink()
+        assert case.store.list(["d"])["d"].keys() == {"file"}
 
 
 def test_scopes_within_scopes_end_with_the_outermost(case: Case) -> None:
