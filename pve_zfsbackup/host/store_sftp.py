@@ -23,7 +23,28 @@ from pve_zfsbackup.host.sftp import SLOWEST, Session, Sftp, word
 from pve_zfsbackup.host.store import Entry, Upload, checked
 
 TEMPORARY = "tmp-"
+_UNSUPPORTED = re.compile("unsupported", re.IGNORECASE)
+_LISTED = re.compile(r"([-d])\S* .*? (\d+) +[A-Z][a-z]{2} +\d{1,2} +(?:\d\d:\d\d|\d{4}) (\S.*)")
 _GONE = re.compile(r"not found|No such file or directory", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Put:
+    """One upload: where it lies until it has all its bytes, its place, and how many bytes those are."""
+
+    upload: Upload
+    temporary: str
+    goal: str
+    size: int
+
+    @property
+    def bring(self) -> tuple[str, str]:
+        return f"put -f {word(self.upload.file)} {self.temporary}", f"ls -ln {self.temporary}"
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """`rename -l` is the rename that replaces nothing."""
+        return f"rename -l {self.temporary} {self.goal}", f"ls -ln {self.goal}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,70 +70,88 @@ class SftpStore:
         found = {}
         for directory, place, (_, lines) in zip(directories, places, done.output, strict=True):
             if not any(f'/{place}" not found' in line or f'"{place}" not found' in line for line in gone):
-                found[directory] = dict(_entries(lines))
+                found[directory] = dict(listed(lines))
         return found
 
     def put(self, uploads: Sequence[Upload]) -> None:
-        if len(uploads) > 1 and self._renames and self._put_together(uploads):
-            return
-        for upload in uploads:
-            if self._renames:
-                self._put(upload)
-            else:
-                self._put_in_place(upload)
+        with self.kept():
+            if len(uploads) > 1 and self._renames and self._put_together([self._named(upload) for upload in uploads]):
+                return
+            for upload in uploads:
+                if self._renames:
+                    self._put(self._named(upload))
+                else:
+                    self._put_in_place(upload)
 
-    def _put_together(self, uploads: Sequence[Upload]) -> bool:
-        """All in one batch, in their order, to the first that is refused; one by one it is told what ails it."""
-        sizes = {self._place(upload.path): upload.file.stat().st_size for upload in uploads}
-        commands = [self._named(upload) for upload in uploads]
-        done = self.client.batch([line for lines in commands for line in lines], sum(sizes.values()))
-        if done.returncode:
-            self.client.batch([f"-rm {_temporary(lines)}" for lines in commands])
-            return False
-        for lines, (goal, size) in zip(commands, sizes.items(), strict=True):
-            self._sized([entry for entry in done.output if entry[0] in lines], goal, size)
-            self._remember(goal)
-        return True
-
-    def _named(self, upload: Upload) -> Sequence[str]:
-        """The commands for one file: under a name of its own first; `rename -l` is the rename that replaces nothing."""
+    def _named(self, upload: Upload) -> _Put:
+        """Under a name of its own first."""
         goal = self._place(upload.path)
         temporary = f"{goal.rpartition('/')[0]}/{TEMPORARY}{secrets.token_hex(8)}"
-        return [
-            *self._directories(goal),
-            f"put -f {word(upload.file)} {temporary}",
-            f"ls -ln {temporary}",
-            f"rename -l {temporary} {goal}",
-            f"ls -ln {goal}",
-        ]
+        return _Put(upload=upload, temporary=temporary, goal=goal, size=upload.file.stat().st_size)
 
-    def _put(self, upload: Upload) -> None:
-        goal = self._place(upload.path)
-        size = upload.file.stat().st_size
-        lines = self._named(upload)
-        temporary = _temporary(lines)
-        done = self.client.batch(lines, size)
-        if done.returncode == 0:
-            self._sized(done.output, goal, size)
-            self._remember(goal)
-        elif done.last.startswith("rename"):
-            self._unnamed(upload, temporary)
-        else:
-            with contextlib.suppress(StoreError, HostUnreachableError, CommandTimeoutError):
-                self.client.batch([f"-rm {temporary}"])
-            raise self._refused(done, upload, size)
+    def _put_together(self, puts: Sequence[_Put]) -> bool:
+        """All in one batch, then their names in their order; one by one it is told what ails them."""
+        with self._tidied(puts):
+            done = self._brought(puts)
+            if not done.returncode:
+                done = self.client.batch([line for put in puts for line in put.name])
+                self._sized(done, puts)
+        if done.returncode:
+            self._forget(puts)
+        return not done.returncode
 
-    def _unnamed(self, upload: Upload, temporary: str) -> None:
-        """The name is taken, perhaps by ourselves before an answer was lost; or the server renames nothing."""
-        taken = self._same(upload)
-        self.client.batch([f"-rm {temporary}"])
-        if taken is None:
+    def _put(self, put: _Put) -> None:
+        with self._tidied([put]):
+            done = self._brought([put])
+            if done.returncode:
+                raise self._refused(done, put.upload, put.size)
+            named = self._name(put)
+        if not named:
             self._renames = False
-            self._put_in_place(upload)
-        elif not taken:
+            self._put_in_place(put.upload)
+
+    def _brought(self, puts: Sequence[_Put]) -> Session:
+        """Every byte is there before anything gets its name."""
+        directories = dict.fromkeys(line for put in puts for line in self._directories(put.goal))
+        lines = [*directories, *(line for put in puts for line in put.bring)]
+        done = self.client.batch(lines, sum(put.size for put in puts))
+        self._sized(done, puts)
+        if not done.returncode:
+            for put in puts:
+                self._remember(put.goal)
+        return done
+
+    def _name(self, put: _Put) -> bool:
+        """Give it its name. False where the server renames nothing; the name may be taken, perhaps by ourselves before
+        an answer was lost."""
+        done = self.client.batch(put.name)
+        taken = self._same(put.upload) if done.returncode else None
+        if taken is False:
             raise StoreConflictError(
-                f"{self.name}: another file lies at {upload.path}", hint="look at it; nothing was changed"
+                f"{self.name}: another file lies at {put.upload.path}", hint="look at it; nothing was changed"
             )
+        if done.returncode and taken is None and not _UNSUPPORTED.search(done.stderr):
+            first, done = done, self.client.batch(put.name)  # what was in its way may have passed
+            if done.returncode and done.told != first.told:
+                raise self._refused(done, put.upload, put.size)
+        if done.returncode:
+            self._forget([put])
+            return bool(taken)
+        self._sized(done, [put])
+        return True
+
+    @contextlib.contextmanager
+    def _tidied(self, puts: Sequence[_Put]) -> Iterator[None]:
+        """What is refused leaves nothing behind."""
+        try:
+            yield
+        except StoreError:
+            self._forget(puts)
+            raise
+
+    def _forget(self, puts: Sequence[_Put]) -> None:
+        with contextlib.suppress(StoreError, HostUnreachableError, CommandTimeoutError):
+            self.client.batch([f"-rm {put.temporary}" for put in puts])
 
     def _put_in_place(self, upload: Upload) -> None:
         """For servers that refuse to rename: names are unique, so one that is too short is a cut upload of ours."""
@@ -124,13 +163,10 @@ class SftpStore:
             if not self._same(upload):
                 raise StoreConflictError(f"{self.name}: another file lies at {upload.path}", hint="look at it")
             return
-        done = self.client.batch(
-            [*self._directories(goal), f"put -f {word(upload.file)} {goal}", f"ls -ln {goal}"], size
-        )
+        put = _Put(upload=upload, temporary=goal, goal=goal, size=size)
+        done = self._brought([put])
         if done.returncode:
             raise self._refused(done, upload, size)
-        self._sized(done.output, goal, size)
-        self._remember(goal)
 
     def _same(self, upload: Upload) -> bool | None:
         """Whether the bytes that lie there are those of the upload; None when there is nothing."""
@@ -142,13 +178,14 @@ class SftpStore:
             with open(copy, "rb") as file:
                 return digest_file(file).sha256 == upload.sha256
 
-    def _sized(self, output: Sequence[tuple[str, tuple[str, ...]]], goal: str, size: int) -> None:
+    def _sized(self, done: Session, puts: Sequence[_Put]) -> None:
         """Every listing of the session must show all bytes."""
-        for command, lines in output:
+        sizes = {path: put.size for put in puts for path in (put.temporary, put.goal)}
+        for command, lines in done.output[: len(done.output) - bool(done.returncode)]:  # the last may be what failed
             if command.startswith("ls "):
-                entries = dict(_entries(lines))
-                if [entry.bytes for entry in entries.values()] != [size]:
-                    raise StoreError(f"{self.name}: {goal} arrived with another size than it was sent with")
+                path = command.rpartition(" ")[2]
+                if [entry.bytes for _, entry in listed(lines)] != [sizes[path]]:
+                    raise StoreError(f"{self.name}: {path} arrived with another size than it was sent with")
 
     def _refused(self, done: Session, upload: Upload, size: int) -> StoreError:
         text = done.told
@@ -215,14 +252,9 @@ class SftpStore:
             raise StoreError(f"{self.name}: {what}: {'; '.join(others[:3]) or done.told}", stderr=done.stderr)
 
 
-def _temporary(commands: Sequence[str]) -> str:
-    """The name under which a file is put first."""
-    return commands[-2].split(" ")[2]
-
-
-def _entries(lines: Sequence[str]) -> Iterator[tuple[str, Entry]]:
-    """`-rw-r--r-- 1 0 0 6 Nov 23 22:24 path`: what has another shape or a name that is not ours is passed over."""
+def listed(lines: Sequence[str]) -> Iterator[tuple[str, Entry]]:
+    """`-rw-r--r-- 1 0 0 6 Nov 23 22:24 path`, with owners' names on some servers, which may have spaces: only the size
+    stands before the date. What has another shape is passed over."""
     for line in lines:
-        cells = line.split(None, 8)
-        if len(cells) == 9 and cells[4].isdecimal() and cells[0][:1] in "-d":
-            yield cells[8].rpartition("/")[2], Entry(bytes=int(cells[4]), directory=cells[0].startswith("d"))
+        if found := _LISTED.fullmatch(line):
+            yield found[3].rpartition("/")[2], Entry(bytes=int(found[2]), directory=found[1] == "d")

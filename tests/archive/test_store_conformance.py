@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from pve_zfsbackup.errors import (
+    AccessDeniedError,
     BackupError,
     HostKeyError,
     HostUnreachableError,
@@ -20,9 +22,11 @@ from pve_zfsbackup.errors import (
     StoreFullError,
 )
 from pve_zfsbackup.host.programs import ProcessPrograms
+from pve_zfsbackup.host.sftp import Session, Sftp
 from pve_zfsbackup.host.store import Entry, Store, Upload
 from pve_zfsbackup.host.store_dir import DirectoryStore
 from pve_zfsbackup.host.store_rclone import RcloneStore
+from pve_zfsbackup.host.store_sftp import SftpStore, listed
 from tests.archive.sshd import Sshd, serving
 
 pytestmark = [pytest.mark.processes, pytest.mark.loopback]
@@ -66,7 +70,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
 @pytest.fixture(params=["directory", "rclone", *SERVERS])
 def case(request: pytest.FixtureRequest, tmp_path: Path, servers: Callable[[str], Sshd]) -> Case:
-    local = tmp_path / 'my "spool" *[x]'
+    local = tmp_path / 'my "spöol" *[x]'
     local.mkdir()
     if request.param == "directory":
         mount = tmp_path / "mnt"
@@ -234,3 +238,97 @@ def test_a_full_box_is_told_as_such_and_not_tried_again(
     with pytest.raises(StoreFullError, match="no room") as caught:
         store.put([upload(tmp_path, size=1000)])
     assert not caught.value.transient
+
+
+def test_a_key_that_is_not_taken_is_not_tried_for_hours(sshd: Sshd, tmp_path: Path) -> None:
+    (sshd.place / "id.pub").write_text("")
+    with pytest.raises(AccessDeniedError) as caught:
+        sshd.store().list(["w"])
+    assert not caught.value.transient
+    assert "id.pub to the account's keys" in caught.value.hint
+
+
+@pytest.mark.parametrize(("line", "found"), [
+    ("-rw-r--r--    1 1000     100             6 Nov 23 22:24 deep/root/w/a", {"a": Entry(bytes=6)}),
+    ("drwx------    ? box      domain users 4096 Jan  5  2024 deep/root/w", {"w": Entry(bytes=4096, directory=True)}),
+    ("-rw-r--r--    1 a b c    domain users    6 Nov 23 22:24 w/a", {"a": Entry(bytes=6)}),
+    ("-rw-r--r--    1 7 users  100  77 Feb 29 00:00 w/my notes", {"my notes": Entry(bytes=77)}),
+    ("lrwxrwxrwx    1 0        0               6 Nov 23 22:24 w/link", {}),
+    ("total 5", {}),
+    ("-rw-r--r--    1 0        0               6", {}),
+])  # fmt: skip
+def test_a_listing_is_understood_whatever_owners_are_called(line: str, found: dict[str, Entry]) -> None:
+    assert dict(listed([line])) == found
+
+
+class Altered(Sftp):
+    """The client, each command for itself, and what a bad server makes of it: `after` each that was good, and
+    `instead` of some an answer on stderr."""
+
+    def batch(self, lines: Sequence[str], size: int = 0) -> Session:
+        output: list[tuple[str, tuple[str, ...]]] = []
+        errors = ""
+        for line in lines:
+            told = self.instead(line)
+            done = Session(1, ((line, ()),), told) if told else super().batch([line], size)
+            output += done.output
+            errors += done.stderr
+            if done.returncode:
+                return Session(done.returncode, tuple(output), errors)
+            self.after(line)
+        return Session(0, tuple(output), errors)
+
+    def after(self, line: str) -> None: ...
+
+    def instead(self, line: str) -> str:
+        return ""
+
+
+def altered(sshd: Sshd, kind: type[Altered]) -> tuple[SftpStore, Altered]:
+    made = sshd.store()
+    client = kind(name="box1", programs=made.client.programs, server=made.client.server)
+    return SftpStore(client=client), client
+
+
+def test_what_arrived_short_never_gets_its_name(sshd: Sshd, tmp_path: Path) -> None:
+    class Shortening(Altered):
+        def after(self, line: str) -> None:
+            if line.startswith("put "):
+                path = sshd.files / line.rpartition(" ")[2]
+                path.write_bytes(path.read_bytes()[:-1])
+
+    store, _ = altered(sshd, Shortening)
+    two = [upload(tmp_path), replace(upload(tmp_path), path="w/b")]
+    for uploads in (two[:1], two):
+        with pytest.raises(StoreError, match="another size") as caught:
+            store.put(uploads)
+        assert caught.value.transient
+        assert [path for path in sshd.files.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_rename_that_fails_once_does_not_take_renaming_away(sshd: Sshd, tmp_path: Path, count: int) -> None:
+    class Busy(Altered):
+        answers = itertools.chain(['remote rename "a" to "b": Failure\n'], itertools.repeat(""))
+
+        def instead(self, line: str) -> str:
+            return next(self.answers) if line.startswith("rename ") else ""
+
+    store, _ = altered(sshd, Busy)
+    store.put([upload(tmp_path), replace(upload(tmp_path), path="w/b")][:count])
+    assert store._renames
+    assert len([path for path in sshd.files.rglob("*") if path.is_file()]) == count
+
+
+def test_a_rename_that_fails_for_another_reason_each_time_is_an_error(sshd: Sshd, tmp_path: Path) -> None:
+    class Busy(Altered):
+        answers = itertools.count(1)
+
+        def instead(self, line: str) -> str:
+            return f"remote rename: {next(self.answers)}\n" if line.startswith("rename ") else ""
+
+    store, _ = altered(sshd, Busy)
+    with pytest.raises(StoreError, match="w/a: remote rename: 2") as caught:
+        store.put([upload(tmp_path)])
+    assert (caught.value.transient, store._renames) == (True, True)
+    assert [path for path in sshd.files.rglob("*") if path.is_file()] == []
