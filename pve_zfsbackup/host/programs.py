@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import IO, Protocol
 
 from pve_zfsbackup.errors import InterruptedRunError
-from pve_zfsbackup.host.runner import Completed, completed, failure, spawn, tail
+from pve_zfsbackup.host.runner import GRACE, STDERR_LIMIT, Completed, completed, failure, spawn, tail
 
 PIPE_SIZE = 1 << 20  # the most an unprivileged pipe may have; fewer wake-ups per MiB
 
@@ -29,15 +29,16 @@ class Chain(Protocol):
         ...
 
     def kill(self) -> None:
-        """End all of it at once."""
+        """End all of it at once: told to, and killed if it does not heed; sftp takes its ssh along only when told."""
         ...
 
     def ended(self) -> bool:
         """Whether one of them is gone."""
         ...
 
-    def said(self, start: int = 0) -> bytes:
-        """What the last one has written to standard error so far, from this byte on."""
+    def said(self, start: int = 0) -> tuple[bytes, int]:
+        """What the last one has written to standard error so far, from this byte on, at most the last `STDERR_LIMIT`
+        bytes of it; and where that ends."""
         ...
 
 
@@ -63,6 +64,8 @@ class _Process(Protocol):
 
     def poll(self) -> int | None: ...
 
+    def terminate(self) -> None: ...
+
     def kill(self) -> None: ...
 
 
@@ -76,16 +79,17 @@ class _Chain:
         self.processes: list[_Process] = []
 
     def kill(self) -> None:
-        for process in self.processes:
-            process.kill()
+        _end(self.processes)
 
     def ended(self) -> bool:
         return any(process.poll() is not None for process in self.processes)
 
-    def said(self, start: int = 0) -> bytes:
+    def said(self, start: int = 0) -> tuple[bytes, int]:
         errors = self.waits[-1].fileno()
+        end = os.fstat(errors).st_size
+        start = max(start, end - STDERR_LIMIT)
         # pread: the program writes at the place in the file that we share with it
-        return os.pread(errors, max(0, os.fstat(errors).st_size - start), start)
+        return os.pread(errors, max(0, end - start), start), end
 
     def finish(self) -> tuple[Completed, ...]:
         with contextlib.suppress(BrokenPipeError):
@@ -110,8 +114,7 @@ class ProcessPrograms:
     def cancel(self) -> None:
         with self._lock:
             self._cancelled = True
-            for process in self._alive:
-                process.kill()
+            _end(list(self._alive))
 
     @contextlib.contextmanager
     def opened(
@@ -153,6 +156,18 @@ class ProcessPrograms:
     def _forget(self, process: _Process) -> None:
         with self._lock:
             self._alive.discard(process)
+
+
+def _end(processes: Sequence[_Process]) -> None:
+    def kill() -> None:
+        for process in processes:
+            process.kill()
+
+    for process in processes:
+        process.terminate()
+    later = threading.Timer(GRACE, kill)
+    later.daemon = True
+    later.start()
 
 
 def _pipe(stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:

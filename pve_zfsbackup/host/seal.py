@@ -73,7 +73,12 @@ class Seal:
         begun: Future[Chain] = Future()
         fed = threading.Event()
         sealed = beside.submit(self._collect, argvs, out, begun, fed)
-        sealing = Sealing(chain=begun.result(), fed=fed, sealed=sealed)
+        try:
+            sealing = Sealing(chain=begun.result(), fed=fed, sealed=sealed)
+        except BaseException:  # interrupted here: nobody will feed what may begin yet
+            fed.set()
+            begun.add_done_callback(_unwanted)
+            raise
         try:
             yield sealing
         except BaseException:
@@ -184,6 +189,11 @@ def _written(chain: Chain, target: IO[bytes]) -> Digested:
         write_all(target, data)
         total += len(data)
     return Digested(bytes=total, sha256=hashed.hexdigest())
+
+
+def _unwanted(begun: Future[Chain]) -> None:
+    if begun.exception() is None:
+        begun.result().kill()
 
 
 def _raise(ends: tuple[Completed, ...]) -> None:

@@ -123,8 +123,7 @@ class _Connection:
 
     def heard(self) -> str:
         """What it wrote to stderr since this was last asked."""
-        data = self.chain.said(self.known)
-        self.known += len(data)
+        data, self.known = self.chain.said(self.known)
         return data.decode("utf-8", "replace")
 
     def ended(self) -> tuple[Completed, str]:
