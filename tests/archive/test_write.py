@@ -306,8 +306,9 @@ def test_a_ledger_cut_in_its_last_line_counts_up_to_there(bench: Bench) -> None:
     bench.boxed(connections=1)
     interrupted(bench, "put", "seg-000005")
     path = bench.vault.state / "pending/100.jsonl"
+    known = len(path.read_text().splitlines()) - 1
     path.write_text(path.read_text()[:-20])
-    assert bench.write(1, FULL).skipped == 3
+    assert bench.write(1, FULL).skipped == known - 1 >= 3
     assert read_back(bench) == {key: [data] for key, data in FULL.items()}
 
 
