@@ -43,7 +43,7 @@ class Reader:
             stored = Stored(number=stored.number, bytes=stored.stored_bytes, sha256=stored.stored_sha256)
         name = segment_name(stored.number, stored.sha256)
         file = fresh(self.spool)
-        self.stamina.keep_trying(lambda: self._get(f"{content.path}/{name}", file), threading.Event())
+        self.stamina.keep_trying(lambda: self._get(f"{content.path}/{name}", file, stored.bytes), threading.Event())
         with open(file, "rb") as opened:
             found = digest_file(opened)
         if (found.bytes, found.sha256) != (stored.bytes, stored.sha256):
@@ -54,9 +54,9 @@ class Reader:
             )
         return file
 
-    def _get(self, path: str, file: Path) -> None:
+    def _get(self, path: str, file: Path, size: int) -> None:
         file.unlink(missing_ok=True)  # of an attempt that broke
-        self.vault.store.get(path, file)
+        self.vault.store.get(path, file, size)
 
     def open(self, content: Content, segment: Sealed, identity: Path) -> Path:
         """One slice of plaintext, checked. Raises `VerificationError`, `SealError`."""

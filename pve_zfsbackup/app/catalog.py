@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pve_zfsbackup.app.box import Vault, fresh
-from pve_zfsbackup.app.catalog_memory import MANIFESTS, Memory
+from pve_zfsbackup.app.catalog_memory import Memory, manifest_sizes
 from pve_zfsbackup.archive.chain import Head, Series, Signed, assemble
 from pve_zfsbackup.archive.inner import Inner
 from pve_zfsbackup.archive.names import INNER, INNER_SIGNATURE, OPAQUE, OUTER, OUTER_SIGNATURE, WRITER, segment_name
 from pve_zfsbackup.archive.outer import POINT, Outer, digest
+from pve_zfsbackup.archive.text import LIMIT
 from pve_zfsbackup.errors import BackupError, SealError, VerificationError
 from pve_zfsbackup.host.store import Entry
 from pve_zfsbackup.model import Archived
@@ -95,11 +96,15 @@ def _read(vault: Vault, identity: Path | None, own: bool, unfinished: Collection
     signed: dict[str, list[Signed]] = defaultdict(list)
     heads = vault.heads()
     wanted = [path for path, files in places.items() if OUTER in files]
+    for path in [path for path in wanted if any(size > LIMIT for size in manifest_sizes(places[path]).values())]:
+        catalog.problems.append(f"{path}: its manifests are larger than any of ours: more than {LIMIT >> 20} MiB")
+        wanted.remove(path)
     catalog.strays = {path: files for path, files in places.items() if OUTER not in files}
     known = {path: found for path in wanted if memory and (found := memory.recall(path, places[path]))}
     with vault.scratch() as scratch:
-        unknown = [path for path in wanted if path not in known]
-        fetched = _fetch(vault, [f"{path}/{name}" for path in unknown for name in MANIFESTS], scratch)
+        unknown = {path: manifest_sizes(places[path]) for path in wanted if path not in known}
+        sizes = {f"{path}/{name}": size for path, found in unknown.items() for name, size in found.items()}
+        fetched = _fetch(vault, sizes, scratch)
         for path in wanted:
             try:
                 genuine = known[path][0] if path in known else _genuine(vault, path, fetched)
@@ -149,10 +154,12 @@ def _directories(found: Mapping[str, Entry], match: object) -> list[str]:
     return sorted(name for name, entry in found.items() if entry.directory and match(name))
 
 
-def _fetch(vault: Vault, paths: Sequence[str], scratch: Path) -> dict[str, Path]:
-    files = {path: fresh(scratch) for path in paths}
-    for start in range(0, len(paths), BATCH):
-        vault.store.get_many([(path, files[path]) for path in paths[start : start + BATCH]])
+def _fetch(vault: Vault, sizes: Mapping[str, int], scratch: Path) -> dict[str, Path]:
+    """Small files of these sizes, as listed."""
+    files = {path: fresh(scratch) for path in sizes}
+    paths = list(files)
+    for some in (paths[start : start + BATCH] for start in range(0, len(paths), BATCH)):
+        vault.store.get_many([(path, files[path]) for path in some], sum(sizes[path] for path in some))
     return {path: file for path, file in files.items() if file.exists()}
 
 

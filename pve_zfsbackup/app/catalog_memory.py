@@ -31,7 +31,7 @@ class Memory:
         """The manifests of the point at this path, if the box shows files of the same sizes."""
         try:
             found = read_json(self._file(path))
-            if found is None or found["path"] != path or found["sizes"] != _sizes(files):
+            if found is None or found["path"] != path or found["sizes"] != manifest_sizes(files):
                 return None
             data = str(found["outer"]).encode("ascii")
             inner = Inner.decode(str(found["inner"]).encode("ascii"), path) if found["inner"] else None
@@ -41,8 +41,9 @@ class Memory:
 
     def note(self, path: str, files: Mapping[str, Entry], signed: Signed, inner: Inner | None) -> None:
         """Remember manifests that were found genuine."""
-        members: dict[str, Any] = {"path": path, "sizes": _sizes(files), "outer": signed.outer.encode().decode("ascii")}
-        write_json(self._file(path), {**members, "inner": inner.encode().decode("ascii") if inner else ""})
+        members: dict[str, Any] = {"path": path, "sizes": manifest_sizes(files)}
+        texts = {"outer": signed.outer.encode(), "inner": inner.encode() if inner else b""}
+        write_json(self._file(path), {**members, **{name: text.decode("ascii") for name, text in texts.items()}})
 
     def any(self) -> bool:
         return next(self.directory.glob("*.json"), None) is not None
@@ -58,5 +59,6 @@ class Memory:
         return self.directory / f"{path.rpartition('/')[2]}.json"
 
 
-def _sizes(files: Mapping[str, Entry]) -> dict[str, int]:
+def manifest_sizes(files: Mapping[str, Entry]) -> dict[str, int]:
+    """Of the manifests that are listed among these files."""
     return {name: files[name].bytes for name in MANIFESTS if name in files}

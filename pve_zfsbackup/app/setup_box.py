@@ -115,7 +115,7 @@ def try_out(vault: Vault) -> Action:
         sent.write_bytes(data)
         vault.store.put([Upload(file=sent, path=path, sha256=digest(data))])
         try:
-            vault.store.get(path, back)
+            vault.store.get(path, back, len(data))
             if back.read_bytes() != data:
                 raise VerificationError(f"box {vault.box.name}: gave back other bytes than it took")
         finally:

@@ -51,12 +51,12 @@ class Store(Protocol):
         with these bytes is fine; another raises `StoreConflictError`. Makes the directories."""
         ...
 
-    def get(self, path: str, file: Path) -> None:
-        """Fetch one file into a new one."""
+    def get(self, path: str, file: Path, size: int) -> None:
+        """Fetch one file of so many bytes into a new one. One that goes on is given up: `VerificationError`."""
         ...
 
-    def get_many(self, pairs: Sequence[tuple[str, Path]]) -> None:
-        """Fetch small files; those that do not exist are left out."""
+    def get_many(self, pairs: Sequence[tuple[str, Path]], size: int) -> None:
+        """Fetch small files, of so many bytes together; those that do not exist are left out."""
         ...
 
     def remove(self, paths: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pve_zfsbackup.errors import StoreConflictError, StoreError, StoreFullError
+from pve_zfsbackup.errors import StoreConflictError, StoreError, StoreFullError, VerificationError
 from pve_zfsbackup.host.seal import digest_file
 from pve_zfsbackup.host.store import Entry, Upload, checked
 
@@ -79,15 +79,21 @@ class DirectoryStore:
                 raise
             temporary.rename(goal)
 
-    def get(self, path: str, file: Path) -> None:
+    def get(self, path: str, file: Path, size: int) -> None:
         self._mounted()
         with self._told(path), open(self._place(path), "rb") as source, open(file, "xb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+            left = size
+            while data := source.read(1 << 20):
+                left -= len(data)
+                if left < 0:
+                    raise VerificationError(f"{self.name}: {path} has more than the {size} bytes that should lie there")
+                target.write(data)
 
-    def get_many(self, pairs: Sequence[tuple[str, Path]]) -> None:
+    def get_many(self, pairs: Sequence[tuple[str, Path]], size: int) -> None:
         for path, file in pairs:
             if self._place(path).exists():
-                self.get(path, file)
+                self.get(path, file, size)
+                size -= file.stat().st_size
 
     def remove(self, paths: Sequence[str]) -> None:
         self._mounted()

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pve_zfsbackup.errors import HostUnreachableError, StoreConflictError, StoreError, StoreFullError
+from pve_zfsbackup.errors import HostUnreachableError, StoreConflictError, StoreError, StoreFullError, VerificationError
 from pve_zfsbackup.host.programs import Programs
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.seal import digest_file
 from pve_zfsbackup.host.store import Entry, Upload, checked
 
-NO_DIRECTORY, NO_FILE, TRY_AGAIN = 3, 4, 5  # exit statuses: rclone.org/docs, "List of exit codes"
+NO_DIRECTORY, NO_FILE, TRY_AGAIN, TOO_MUCH = 3, 4, 5, 8  # exit statuses: rclone.org/docs, "List of exit codes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +49,8 @@ class RcloneStore:
     def put(self, uploads: Sequence[Upload]) -> None:
         for upload in uploads:
             size = upload.file.stat().st_size
-            if self._stat(upload.path) is not None:
-                self._require_same(upload)
+            if there := self._stat(upload.path):
+                self._require_same(upload, there)
                 continue
             done, _ = self._run("copyto", "--immutable", "--", str(upload.file), self._place(upload.path))
             self._good(done, upload.path)
@@ -58,10 +58,10 @@ class RcloneStore:
             if arrived is None or arrived.bytes != size:
                 raise StoreError(f"{self.name}: {upload.path} arrived with another size than it was sent with")
 
-    def _require_same(self, upload: Upload) -> None:
+    def _require_same(self, upload: Upload, entry: Entry) -> None:
         with tempfile.TemporaryDirectory(dir=upload.file.parent) as scratch:
             copy = Path(scratch) / "copy"
-            self.get(upload.path, copy)
+            self.get(upload.path, copy, entry.bytes)
             with open(copy, "rb") as file:
                 if digest_file(file).sha256 != upload.sha256:
                     raise StoreConflictError(
@@ -76,17 +76,17 @@ class RcloneStore:
         found = self._json(text, path)
         return _entry(found) if found else None
 
-    def get(self, path: str, file: Path) -> None:
-        done, _ = self._run("copyto", "--", self._place(path), str(file))
+    def get(self, path: str, file: Path, size: int) -> None:
+        done, _ = self._run("copyto", *_most(size), "--", self._place(path), str(file))
         self._good(done, path)
         if not file.is_file():  # a store without directories finds nothing to copy there, and calls it done
             raise StoreError(f"{self.name}: {path} is not there")
 
-    def get_many(self, pairs: Sequence[tuple[str, Path]]) -> None:
+    def get_many(self, pairs: Sequence[tuple[str, Path]], size: int) -> None:
         if not pairs:
             return
         with tempfile.TemporaryDirectory(dir=pairs[0][1].parent) as scratch:
-            done = self._named("copy", [path for path, _ in pairs], scratch)
+            done = self._named("copy", [path for path, _ in pairs], scratch, *_most(size))
             for path, file in pairs:
                 copy = Path(scratch) / path
                 if copy.is_file():
@@ -113,12 +113,13 @@ class RcloneStore:
         free = self._json(text, "about").get("free")
         return int(free) if isinstance(free, int) else None
 
-    def _named(self, verb: str, paths: Sequence[str], *target: str) -> Completed:
+    def _named(self, verb: str, paths: Sequence[str], target: str = "", *options: str) -> Completed:
         """A command for files that are named in a list; those that do not exist are passed over by rclone."""
         with tempfile.NamedTemporaryFile("w", encoding="ascii") as names:
             names.write("".join(f"{checked(path)}\n" for path in paths))
             names.flush()
-            return self._run(verb, "--files-from-raw", names.name, "--no-traverse", "--", self.remote, *target)[0]
+            places = (self.remote, target) if target else (self.remote,)
+            return self._run(verb, "--files-from-raw", names.name, "--no-traverse", *options, "--", *places)[0]
 
     def _run(self, *words: str) -> tuple[Completed, str]:
         """One command; it tries again a little by itself, and is given up by us after that."""
@@ -141,6 +142,8 @@ class RcloneStore:
             raise StoreFullError(
                 told, hint="free space in the box, or keep less there; nothing is deleted to make room"
             )
+        if done.returncode == TOO_MUCH:
+            raise VerificationError(f"{told}: more than should lie there")
         if done.returncode == TRY_AGAIN or "connect" in text:
             raise HostUnreachableError(told, hint="check that the store is up and takes our credentials")
         raise StoreError(told, stderr=done.stderr, returncode=done.returncode)
@@ -154,6 +157,11 @@ class RcloneStore:
     def _place(self, path: str) -> str:
         slash = "" if self.remote.endswith((":", "/")) else "/"
         return self.remote if path == "." else f"{self.remote}{slash}{checked(path)}"
+
+
+def _most(size: int) -> tuple[str, str, str]:
+    """No more than that is fetched; it counts by what it has in hand, so that the file itself must not reach it."""
+    return "--max-transfer", f"{size + (1 << 20)}B", "--cutoff-mode=hard"
 
 
 def _entry(members: Mapping[str, Any]) -> Entry:

@@ -19,7 +19,7 @@ from pve_zfsbackup.errors import (
     StoreFullError,
 )
 from pve_zfsbackup.host.seal import digest_file
-from pve_zfsbackup.host.sftp import SLOWEST, Session, Sftp, word
+from pve_zfsbackup.host.sftp import Session, Sftp, word
 from pve_zfsbackup.host.store import Entry, Upload, checked
 
 TEMPORARY = "tmp-"
@@ -170,11 +170,14 @@ class SftpStore:
 
     def _same(self, upload: Upload) -> bool | None:
         """Whether the bytes that lie there are those of the upload; None when there is nothing."""
+        directory, _, name = upload.path.rpartition("/")
+        there = self.list([directory]).get(directory, {}).get(name)
+        size = upload.file.stat().st_size
+        if there is None or there.bytes != size:
+            return None if there is None else False
         with tempfile.TemporaryDirectory(dir=upload.file.parent) as scratch:
             copy = Path(scratch) / "copy"
-            self.get_many([(upload.path, copy)])
-            if not copy.exists():
-                return None
+            self.get(upload.path, copy, size)
             with open(copy, "rb") as file:
                 return digest_file(file).sha256 == upload.sha256
 
@@ -203,13 +206,14 @@ class SftpStore:
             return False
         return free is not None and free < size
 
-    def get(self, path: str, file: Path) -> None:
-        done = self.client.batch([f"get {self._place(path)} {word(file)}"], SLOWEST * 86_400)
+    def get(self, path: str, file: Path, size: int) -> None:
+        done = self.client.batch([f"get {self._place(path)} {word(file)}"], size, [file])
         if done.returncode:
             raise StoreError(f"{self.name}: {path}: {done.told}", stderr=done.stderr)
 
-    def get_many(self, pairs: Sequence[tuple[str, Path]]) -> None:
-        done = self.client.batch([f"-get {self._place(path)} {word(file)}" for path, file in pairs], SLOWEST * 86_400)
+    def get_many(self, pairs: Sequence[tuple[str, Path]], size: int) -> None:
+        lines = [f"-get {self._place(path)} {word(file)}" for path, file in pairs]
+        done = self.client.batch(lines, size, [file for _, file in pairs])
         self._nothing_else(done, "get")
 
     def remove(self, paths: Sequence[str]) -> None:

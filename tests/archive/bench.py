@@ -126,13 +126,14 @@ class FaultyStore:
                 self.puts.append(upload.path)
             self.before("after put", upload.path)
 
-    def get(self, path: str, file: Path) -> None:
+    def get(self, path: str, file: Path, size: int) -> None:
         self.before("get", path)
         self.gets.append(path)
-        self.inner.get(path, file)
+        self.inner.get(path, file, size)
 
-    def get_many(self, pairs):  # type: ignore[no-untyped-def]
-        self.inner.get_many(pairs)
+    def get_many(self, pairs, size):  # type: ignore[no-untyped-def]
+        self.gets += [path for path, _ in pairs]
+        self.inner.get_many(pairs, size)
 
     def remove(self, paths: Sequence[str]) -> None:
         for path in paths:

@@ -12,7 +12,7 @@ import pytest
 
 from pve_zfsbackup.archive.outer import digest
 from pve_zfsbackup.errors import HostUnreachableError, StoreError
-from pve_zfsbackup.host import sftp
+from pve_zfsbackup.host import sftp, sftp_connection
 from pve_zfsbackup.host.programs import Chain, ProcessPrograms
 from pve_zfsbackup.host.store import Upload
 from pve_zfsbackup.host.store_sftp import SftpStore
@@ -73,7 +73,7 @@ def test_one_connection_serves_all_that_is_asked_while_it_is_kept(case: Case) ->
         for number in range(3):
             case.put(f"d/file-{number}")
         assert sorted(case.store.list(["d"])["d"]) == ["file-0", "file-1", "file-2"]
-        case.store.get("d/file-1", case.place / "back")
+        case.store.get("d/file-1", case.place / "back", 8)
         assert (case.connections, case.running) == (1, 1)
     assert (case.place / "back").read_bytes() == b"d/file-1"
     assert (case.connections, case.running) == (1, 0)
@@ -89,16 +89,16 @@ def test_a_command_that_fails_costs_one_connection_and_its_words_are_its_own(cas
     with case.store.kept():
         case.put("d/file")
         with pytest.raises(StoreError, match="d/gone"):
-            case.store.get("d/gone", case.place / "back")
+            case.store.get("d/gone", case.place / "back", 8)
         assert case.store.list(["d", "nowhere"]).keys() == {"d"}, "what is not there is told, too, and ends nothing"
         case.store.remove(["d/file", "d/file"])
-        case.store.get_many([("d/file", case.place / "none")])
+        case.store.get_many([("d/file", case.place / "none")], 8)
         assert case.store.list(["d"]) == {"d": {}}
         assert (case.connections, case.running) == (2, 1)
 
 
 def test_a_connection_that_waited_too_long_is_not_used_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sftp, "IDLE", -1.0)
+    monkeypatch.setattr(sftp_connection, "IDLE", -1.0)
     with case.store.kept():
         case.put("d/file")
         case.put("d/file-2")
@@ -113,7 +113,7 @@ def test_a_connection_that_broke_while_it_waited_is_replaced(case: Case) -> None
                 lambda: case.put("d/file"),
                 lambda: case.put("d/other"),
                 lambda: case.store.list(["d"]),
-                lambda: case.store.get("d/file", case.place / "back"),
+                lambda: case.store.get("d/file", case.place / "back", 6),
                 lambda: case.store.remove(["d/file", "d/other"]),
                 lambda: case.store.remove_directory("d"),
                 case.store.free,
@@ -173,6 +173,17 @@ def test_a_name_that_looks_like_an_answer_is_none(case: Case) -> None:
             case.store.list(["d", "."])
         evil.unlink()
         assert case.store.list(["d"])["d"].keys() == {"file"}
+
+
+def test_an_answer_without_end_is_given_up(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sftp_connection, "ANSWER", 10_000)
+    with case.store.kept():
+        for number in range(3):
+            case.put(f"d/{number}{'f' * 200}")
+        assert len(case.store.list(["d"])["d"]) == 3
+        with pytest.raises(StoreError, match="answers with more"):
+            case.store.list(["d"] * 40)
+        assert case.running == 0
 
 
 def test_scopes_within_scopes_end_with_the_outermost(case: Case) -> None:

@@ -20,7 +20,9 @@ from pve_zfsbackup.errors import (
     StoreConflictError,
     StoreError,
     StoreFullError,
+    VerificationError,
 )
+from pve_zfsbackup.host import sftp_connection
 from pve_zfsbackup.host.programs import ProcessPrograms
 from pve_zfsbackup.host.sftp import Session, Sftp
 from pve_zfsbackup.host.store import Entry, Store, Upload
@@ -128,18 +130,31 @@ def test_another_file_under_the_name_is_never_replaced(case: Case) -> None:
 def test_what_is_fetched_is_what_was_put(case: Case, tmp_path: Path) -> None:
     data = bytes(range(256)) * 5000
     case.store.put([case.upload("w/a", data)])
-    case.store.get("w/a", case.local / "fetched")
+    case.store.get("w/a", case.local / "fetched", len(data))
     assert (case.local / "fetched").read_bytes() == data
+
+
+def test_what_goes_on_beyond_its_size_is_given_up(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sftp_connection, "WATCH", 0.0)
+    data = bytes(5 << 20)
+    case.store.put([case.upload("w/a", data), case.upload("w/b", b"one")])
+    with pytest.raises(VerificationError) as caught:
+        case.store.get("w/a", case.local / "a", 1000)
+    assert not caught.value.transient
+    with pytest.raises(VerificationError):
+        case.store.get_many([("w/b", case.local / "b"), ("w/a", case.local / "c")], 1000)
+    case.store.get("w/a", case.local / "d", len(data))
+    assert (case.local / "d").read_bytes() == data
 
 
 def test_fetching_what_is_not_there_is_an_error_that_names_it(case: Case) -> None:
     with pytest.raises(StoreError, match="w/a"):
-        case.store.get("w/a", case.local / "fetched")
+        case.store.get("w/a", case.local / "fetched", 3)
 
 
 def test_many_are_fetched_without_those_that_are_gone(case: Case) -> None:
     case.store.put([case.upload("w/a", b"one")])
-    case.store.get_many([("w/a", case.local / "a"), ("w/b", case.local / "b"), ("v/c", case.local / "c")])
+    case.store.get_many([("w/a", case.local / "a"), ("w/b", case.local / "b"), ("v/c", case.local / "c")], 3)
     assert (case.local / "a").read_bytes() == b"one"
     assert not (case.local / "b").exists()
     assert not (case.local / "c").exists()
@@ -216,7 +231,7 @@ def test_a_key_the_server_does_not_take_is_told(sshd: Sshd, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("call", [
     lambda store, place: store.put([upload(place)]),
-    lambda store, place: store.get("w/a", place / "got"),
+    lambda store, place: store.get("w/a", place / "got", 9),
     lambda store, place: store.list(["w"]),
     lambda store, place: store.remove(["w/a"]),
 ])  # fmt: skip
@@ -265,12 +280,12 @@ class Altered(Sftp):
     """The client, each command for itself, and what a bad server makes of it: `after` each that was good, and
     `instead` of some an answer on stderr."""
 
-    def batch(self, lines: Sequence[str], size: int = 0) -> Session:
+    def batch(self, lines: Sequence[str], size: int = 0, into: Sequence[Path] = ()) -> Session:
         output: list[tuple[str, tuple[str, ...]]] = []
         errors = ""
         for line in lines:
             told = self.instead(line)
-            done = Session(1, ((line, ()),), told) if told else super().batch([line], size)
+            done = Session(1, ((line, ()),), told) if told else super().batch([line], size, into)
             output += done.output
             errors += done.stderr
             if done.returncode:

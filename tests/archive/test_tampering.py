@@ -17,6 +17,7 @@ from pve_zfsbackup.app.archive_verify import Level, drill, verify_box
 from pve_zfsbackup.app.catalog import Catalog
 from pve_zfsbackup.app.catalog_memory import MANIFESTS
 from pve_zfsbackup.archive.names import NAMESPACE, writer_name
+from pve_zfsbackup.archive.text import LIMIT
 from pve_zfsbackup.errors import BackupError, SealError, VerificationError
 from pve_zfsbackup.model import Vmid
 from tests.archive.bench import Bench, noise, text
@@ -52,6 +53,18 @@ def refused(bench: Bench, catalog: Catalog | None = None) -> str:
 
 def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_that_is_larger_than_any_is_told_and_not_fetched(filled: Bench, name: str) -> None:
+    path = points(filled)[2] / name
+    with open(path, "r+b") as file:
+        file.truncate(LIMIT + 1)
+    filled.store.gets.clear()
+    assert f"{path.parent.name}: its manifests are larger" in problems(filled)
+    assert filled.store.gets
+    assert not [got for got in filled.store.gets if path.parent.name in got]
+    assert "20270115T080300Z-0001" in refused(filled)
 
 
 def test_every_flipped_byte_of_a_segment_is_named(filled: Bench) -> None:

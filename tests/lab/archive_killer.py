@@ -120,12 +120,12 @@ def arm(kill_at: int, pipe: int) -> None:
 
     asked = sftp.Sftp.batch
 
-    def batch(self: sftp.Sftp, lines: Sequence[str], size: int = 0) -> sftp.Session:
+    def batch(self: sftp.Sftp, lines: Sequence[str], *args: Any) -> sftp.Session:
         if lines:
             before(("sftp", next((line for line in lines if line.startswith("put ")), lines[0])))
-        return asked(self, lines, size)
+        return asked(self, lines, *args)
 
-    sftp.Sftp.batch = batch  # type: ignore[method-assign]
+    sftp.Sftp.batch = batch  # type: ignore[method-assign, assignment]
     runner.ProcessRunner.run = watched(runner.ProcessRunner.run, 0)  # type: ignore[method-assign]
     programs.ProcessPrograms._start = watched(programs.ProcessPrograms._start, 2)  # type: ignore[method-assign]
 
