@@ -9,7 +9,9 @@ from typing import Any
 from pve_zfsbackup.app.restore import Restored
 from pve_zfsbackup.app.rollback import RolledBack
 from pve_zfsbackup.model import Conflict, DiskRestore
-from pve_zfsbackup.report.format import FORMAT, size
+from pve_zfsbackup.model.proof import Level
+from pve_zfsbackup.report.format import FORMAT, moment, size
+from pve_zfsbackup.report.points import proof_json
 
 
 def restore_lines(shown: Restored) -> tuple[str, ...]:
@@ -30,6 +32,9 @@ def _lines(shown: Restored) -> Iterator[str]:
     would = "" if shown.done else "would "
     when = datetime.fromtimestamp(point.creation, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     yield f"point {point.id} of {when}, {point.consistency}, from {plan.origin.host}"
+    if point.proof and point.proof.level is Level.FAILED:
+        told = moment(point.proof.at, UTC)
+        yield f"ITS LAST DRILL FAILED ({told}Z): `pve-zfsbackup list {point.vmid}` shows others, --at takes one"
     yield from (f"{would}{_disk_line(disk)}" for disk in plan.disks)
     if plan.config:
         what = f"replace guest {plan.wish.new}" if plan.wish.replace else f"make guest {plan.wish.new}"
@@ -102,6 +107,7 @@ def restore_json(shown: Restored) -> dict[str, Any]:
         "format": FORMAT,
         "done": shown.done,
         "point": plan.origin.point.id,
+        "verified": proof_json(plan.origin.point.proof),
         "from": plan.origin.host,
         "vmid": plan.wish.new,
         "kind": plan.origin.kind.value,

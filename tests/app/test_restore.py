@@ -19,7 +19,9 @@ from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, PveError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.model.proof import VERIFIED
 from pve_zfsbackup.plan.points import points_of
+from pve_zfsbackup.report.restore import restore_json, restore_lines
 from tests.fakes.pools import Clock, Keys, Pools
 from tests.fakes.runner import HERE, Fault, Killed
 from tests.fakes.world import CT, DB, TARGET, WEB, World
@@ -236,6 +238,18 @@ def test_under_another_number_it_is_a_copy_also_where_the_original_is_not_known(
     assert "onboot" not in made
     assert all(old.source.datasets[dataset_of(old, made[key])].snaps == {} for key in ("scsi0", "scsi1"))
     assert here(old, WEB) == [], "no point of a guest that is not here"
+
+
+def test_that_the_last_drill_of_the_point_failed_is_said_first(old: World) -> None:
+    assert not [line for line in restore_lines(Restored(plan=prepared(old, WEB, new=300).plan)) if "DRILL" in line]
+    for name in WEB_DISKS:
+        newest = old.source.datasets[name].newest
+        assert newest
+        newest.props[VERIFIED] = "failed 20261118T110640Z"
+    shown = Restored(plan=prepared(old, WEB, new=300).plan)
+    told = restore_lines(shown)
+    assert told[1].startswith("ITS LAST DRILL FAILED (2026-11-18 11:06:40Z): `pve-zfsbackup list 100` shows others")
+    assert restore_json(shown)["verified"] == {"level": "failed", "at": 1795000000}
 
 
 def test_it_is_put_into_its_pool_and_proxmox_looks_at_its_disks(old: World) -> None:
