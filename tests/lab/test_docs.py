@@ -37,7 +37,8 @@ ANSWERS = {
 }
 # A sanoid.conf as somebody has who comes from there, and where node exporter's package would put its directory.
 _PREPARE = r"""
-rm -rf "$1"; mkdir -p "$1" /etc/sanoid /var/lib/prometheus/node-exporter
+! zfs list "$2" > /dev/null 2>&1 || zfs destroy "$2"  # of a session that was cut off
+rm -rf "/etc/pve-zfsbackup/keys/$2" "$1"; mkdir -p "$1" /etc/sanoid /var/lib/prometheus/node-exporter
 rm -f /root/backup.html
 [ ! -e /etc/sanoid/sanoid.conf ] || mv /etc/sanoid/sanoid.conf /etc/sanoid/sanoid.conf.before
 cat > /etc/sanoid/sanoid.conf <<'CONF'
@@ -66,7 +67,7 @@ def reader(product: Product) -> Iterator[Product]:
     """A node with `setup` done and a target configured, before its first point; nothing else was typed yet."""
     forget(product)
     pve1 = product.pve1
-    pve1.script(_PREPARE, PLACE)
+    pve1.script(_PREPARE, PLACE, DATASET)
     pve1.write("/usr/sbin/sendmail", SENDMAIL, mode=0o755)
     try:
         yield product
