@@ -41,7 +41,7 @@ class Course:
 def attempt(session: Session, course: Course, works: Sequence[Work]) -> Iterator[Work]:
     """Do what is planned. Each guest comes out as soon as all its disks have arrived or failed and it was finished.
 
-    Raises what is the fault of the whole target.
+    Raises what is the fault of the whole target: its streams under way are given up then, and no other target's.
     """
     parents = [step for work in works for plan in work.plans.values() for step in phases(plan)[0]]
     session.executor.execute(list(dict.fromkeys(parents)))
@@ -49,14 +49,18 @@ def attempt(session: Session, course: Course, works: Sequence[Work]) -> Iterator
     lanes = session.config.targets[course.target].parallel
     vigil = session.vigil([work.guest for work in works])
     with vigil, ThreadPoolExecutor(lanes) as carriers, ThreadPoolExecutor(lanes) as finishers:
+        under_way = _Attempt(session, (course, vigil), works, carriers, finishers)
         try:
-            yield from _Attempt(session, (course, vigil), works, carriers, finishers).run()
+            yield from under_way.run()
+        except Exception:
+            under_way.over.set()  # leaving the block waits for the threads, and a stream may take hours
+            raise
         except BaseException:
             course.stop.set()
-            session.runner.cancel()  # leaving the block waits for the threads, and a stream may take hours
+            session.runner.cancel()
             raise
         finally:
-            if course.stop.is_set():
+            if course.stop.is_set() or under_way.over.is_set():
                 for threads in (carriers, finishers):
                     threads.shutdown(wait=False, cancel_futures=True)
 
@@ -77,6 +81,7 @@ class _Attempt:
         self._lanes = session.config.targets[self._course.target].parallel
         self._works = {work.guest.vmid: work for work in works}
         self._carriers, self._finishers = carriers, finishers
+        self.over = threading.Event()  # this attempt failed: what it sends is given up
         self._sealed: PoolReadOnlyError | None = None  # what one stream was told holds for all
         self._carried: dict[Future[None], list[tuple[Load, Chain]]] = {}
         self._finished: dict[Future[None], list[Work]] = {}
@@ -120,12 +125,15 @@ class _Attempt:
                     [step for step in load.steps if not _is_made(step, made)],
                     load.size,
                     compress=load.compress,
-                    unwanted=partial(self._vigil.gone, load.dataset),
+                    unwanted=partial(self._unwanted, load.dataset),
                 )
                 for load in session
             ]
             future = self._carriers.submit(executor.carry, self._course.target, chains)
             self._carried[future] = list(zip(session, chains, strict=True))
+
+    def _unwanted(self, dataset: Dataset) -> str:
+        return "the attempt it belongs to failed" if self.over.is_set() else self._vigil.gone(dataset)
 
     def _collect(self, futures: Sequence[Future[None]]) -> None:
         """Note what became of these sessions: some go again, and guests that are complete are finished together."""

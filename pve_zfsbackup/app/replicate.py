@@ -15,7 +15,7 @@ from pve_zfsbackup.app.patience import Patience
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.targets import remarks
 from pve_zfsbackup.app.works import STAGE, Work, plan_target, plan_works, works_to
-from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.errors import BackupError, InterruptedRunError
 from pve_zfsbackup.events import Result
 from pve_zfsbackup.model import Dataset, Guid, Listing, ResumeToken, Vmid
 
@@ -90,13 +90,14 @@ def _to_target(session: Session, found: Inventory, works: Sequence[Work], course
             break
         if refused == len(course.refused) and not patience.again(course.stop):
             break
-    if course.stop.is_set():
+    if course.stop.is_set():  # whoever interrupts a run reads no more; anybody else is told
+        yield failed(STAGE, InterruptedRunError("ended before all was sent"), host=course.target)
         return
-    if fault and not any(work.again for work in waiting):
+    broken = [work for work in waiting if work.again]
+    if fault and (not waiting or len(broken) < len(waiting)):  # of the others nothing is known
         yield failed(STAGE, fault, host=course.target)
-    else:
-        for work in waiting:
-            yield from work.results()
+    for work in broken if fault else waiting:
+        yield from work.results()
 
 
 def without(listing: Listing, refused: Iterable[Dataset]) -> Listing:

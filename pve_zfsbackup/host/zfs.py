@@ -6,6 +6,7 @@ looked up by guid first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import defaultdict
@@ -119,10 +120,13 @@ def estimate(host: Host, step: Send | Resume) -> int:
 
 
 def compress_ratios(host: Host, datasets: Sequence[Dataset]) -> dict[Dataset, float]:
-    """How much smaller ZFS made their blocks; those that do not say are left out."""
+    """How much smaller ZFS made their blocks; those that do not say are left out. Raises nothing."""
     found: dict[Dataset, float] = {}
     for batch in _batches(datasets):
-        done = host.run(("zfs", "get", "-Hp", "-o", "name,value", "compressratio", "--", *batch), check=False)
+        try:
+            done = host.run(("zfs", "get", "-Hp", "-o", "name,value", "compressratio", "--", *batch), check=False)
+        except BackupError:
+            continue  # it costs or saves time on the wire, nothing else
         pairs = (line.split("\t") for line in done.stdout.splitlines() if line.count("\t") == 1)
         found |= {Dataset(name): float(value) for name, value in pairs if value.replace(".", "", 1).isdigit()}
     return found
@@ -184,8 +188,9 @@ def create_bookmarks(host: Host, wanted: Sequence[tuple[Snapshot, str]]) -> froz
         own = [(s.full_name, f"{s.dataset}#{name}") for s, name in wanted if s.dataset.partition("/")[0] == pool]
         for batch in _batches(own) if len(own) > 1 and host.destination is None else ():
             argv = ("zfs", "program", "-j", pool, "-", *(name for pair in batch for name in pair))
-            done = host.run(argv, check=False, input=_BOOKMARKS)
-            made |= _made(done, [bookmark for _, bookmark in batch])
+            with contextlib.suppress(BackupError):  # whether they were made is seen at their disk's turn
+                done = host.run(argv, check=False, input=_BOOKMARKS)
+                made |= _made(done, [bookmark for _, bookmark in batch])
     return frozenset(made)
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 
+from pve_zfsbackup.app import lanes
 from pve_zfsbackup.app.gather import Scope, assign, inventory
+from pve_zfsbackup.app.lanes import Course
 from pve_zfsbackup.app.patience import LONGEST, Patience
-from pve_zfsbackup.app.replicate import replicate
+from pve_zfsbackup.app.replicate import _to_target, replicate
 from pve_zfsbackup.app.run import Report, Stage
+from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.works import Work, works_to
 from pve_zfsbackup.errors import CommandTimeoutError, ExitCode
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid
@@ -405,6 +410,66 @@ def test_whoever_interrupts_a_run_does_not_wait_for_its_patience(world: World) -
         results.close()
         assert time.monotonic() - started < 10
     assert world.runner.cancelled
+
+
+# -- one target's trouble is its own
+
+
+def test_a_channel_program_without_end_costs_nothing_but_its_time(world: World) -> None:
+    add_target(world)
+    world.runner.faults.append(Fault(words=("program",), error=CommandTimeoutError("zfs program: no end"), again=True))
+    assert ok(world.run())
+    assert world.runner.zfs(HERE, "program"), "it was tried"
+    assert not world.runner.cancelled
+    assert world.complete("backup2", WEB)
+    assert_replicated(world)
+
+
+def test_disks_that_do_not_say_how_they_are_compressed_are_sent_all_the_same(world: World) -> None:
+    option(world, "compress: auto")
+    silence = CommandTimeoutError("zfs get: no end")
+    world.runner.faults.append(Fault(words=("compressratio",), error=silence, again=True))
+    assert ok(world.run())
+    assert world.waits == []
+    assert_replicated(world)
+
+
+def test_a_bug_at_one_target_is_told_and_does_not_end_the_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It strikes while a stream to this target is under way: that one is given up, those to the other go on."""
+    add_target(world)
+    world.source.write(FAST, 65 << 20)  # so that it goes alone, and last
+    real, struck = lanes.finish, threading.Event()
+
+    def finish(session: Session, target: str, works: Sequence[Work]) -> None:
+        if target == TARGET and works:
+            struck.set()
+            raise RuntimeError("a bug")
+        real(session, target, works)
+
+    def under_way() -> None:
+        assert struck.wait(30)
+        threading.Event().wait(0.5)
+
+    monkeypatch.setattr(lanes, "finish", finish)
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[FAST]), host=TARGET, slow=under_way))
+    report = world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    assert [(r.host, r.message) for r in world.results(report, Outcome.FAILED)] == [
+        (TARGET, "internal error: RuntimeError: a bug")
+    ]
+    assert not world.runner.cancelled
+    assert world.target.datasets[REPLICAS[FAST]].partial, "given up"
+    assert all(world.complete("backup2", vmid) for vmid in (WEB, DB, CT))
+
+
+def test_a_target_that_was_stopped_says_so(world: World) -> None:
+    world.run(Stage.SNAPSHOT)
+    with world.session() as session:
+        found = inventory(session)
+        items, _ = assign(session, found, Scope())
+        stopped = Course(target=TARGET, stop=threading.Event())
+        stopped.stop.set()
+        (told,) = _to_target(session, found, works_to(TARGET, items), stopped)
+    assert (told.outcome, told.host) == (Outcome.FAILED, TARGET)
 
 
 # -- tokens
