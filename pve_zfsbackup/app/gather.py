@@ -14,7 +14,7 @@ from pve_zfsbackup.host import guests as pve_guests
 from pve_zfsbackup.host.api import Api
 from pve_zfsbackup.host.health import KSTAT, pool_of, told
 from pve_zfsbackup.host.identity import owner_id
-from pve_zfsbackup.host.listing import list_source, list_target, with_tokens
+from pve_zfsbackup.host.listing import list_source, list_target
 from pve_zfsbackup.host.quiesce import FreezeRules
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, SUSPENDED, Dataset, Disk, Guest, Listing, Quiesce, Selector, Storage, Vmid
@@ -113,12 +113,12 @@ def visible_listing(session: Session, name: str) -> Listing:
 
 
 def target_listing(session: Session, name: str) -> Listing:
-    """One listing of the target's root, resume tokens decoded. Raises when the target cannot be asked, and
-    `ForeignRootError` when the root belongs to somebody else."""
+    """One listing of the target's root. Raises when the target cannot be asked, and `ForeignRootError` when the root
+    belongs to somebody else."""
     listing = visible_listing(session, name)
     if conflict := foreign_root(listing, session.config.targets[name].root, owner_id(session.pve_root)):
         raise ForeignRootError(f"{conflict.message}: {'; '.join(conflict.evidence)}", hint=conflict.resolve)
-    return with_tokens(listing, session.hosts[SOURCE])
+    return listing
 
 
 def show_rooms(session: Session, listing: Listing) -> None:

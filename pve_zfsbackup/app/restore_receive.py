@@ -15,7 +15,7 @@ from pve_zfsbackup.app.meter import Meter
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, VerificationError, ZfsError
 from pve_zfsbackup.host import zfs
-from pve_zfsbackup.host.listing import decode_token, list_host
+from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.pipeline import Chain, carry
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
 from pve_zfsbackup.model import SOURCE, Dataset, DiskRestore, Resume, Send, Volume
@@ -64,7 +64,7 @@ class Pull:
                     hint=f"look at it, then: zfs destroy -r {disk.staging}",
                 )
             return None
-        token = decode_token(self.session.hosts[SOURCE], volume.resume.token)
+        token = volume.resume
         if token.to_guid == disk.snapshot.guid and token.raw == disk.raw:
             return Resume(host=SOURCE, token=token.token, snapshot=disk.snapshot, dataset=disk.staging, raw=disk.raw)
         zfs.abort_receive(self.session.hosts[SOURCE], disk.staging)

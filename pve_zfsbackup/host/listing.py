@@ -14,7 +14,7 @@ from pve_zfsbackup.host.rows import SOURCE_COLUMNS, TARGET_COLUMNS, volumes
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
-from pve_zfsbackup.model import PROPERTY, SUSPENDED, Dataset, Guid, Listing, ResumeToken, Snapshot
+from pve_zfsbackup.model import PROPERTY, SUSPENDED, Dataset, Guid, Listing, Snapshot
 from pve_zfsbackup.model.proof import VERIFIED
 
 LIST_TIMEOUT = 900.0
@@ -79,31 +79,6 @@ def _listing(
     return Listing(host=host.name, volumes=found, roots=frozenset(r for r in roots if r not in missing))
 
 
-def with_tokens(listing: Listing, source: Host) -> Listing:
-    """The listing with its resume tokens decoded by the sending side; unreadable ones stay undecoded."""
-    decoded = {
-        name: replace(volume, resume=decode_token(source, volume.resume.token))
-        for name, volume in listing.volumes.items()
-        if volume.resume
-    }
-    return replace(listing, volumes={**listing.volumes, **decoded}) if decoded else listing
-
-
-def decode_token(source: Host, token: str) -> ResumeToken:
-    """What a token would send: guids and raw mode (`zfs send -nvP -t`)."""
-    done = source.run(("zfs", "send", "-nvP", "-t", token), check=False)
-    # Seen on 2.3.9: the contents are printed even when the snapshot to send is gone and the command fails.
-    text = done.stdout + done.stderr
-    fields = dict(re.findall(r"^\s*(\w+) = (\S+)$", text, re.MULTILINE))
-    return ResumeToken(
-        token=token,
-        to_guid=_hex(fields.get("toguid")),
-        from_guid=_hex(fields.get("fromguid")),
-        raw=fields.get("rawok") == "1",
-        received=int(fields.get("bytes", "0"), 16),
-    )
-
-
 def guids_argv(datasets: Iterable[Dataset]) -> tuple[str, ...]:
     """Asks for the guids of all snapshots of these datasets."""
     return ("zfs", "list", "-Hp", "-d", "1", "-t", "snapshot", "-o", "name,guid", "--", *sorted(set(datasets)))
@@ -166,10 +141,6 @@ def _readable(host: Host) -> Iterator[None]:
         yield
     except (ValueError, KeyError) as error:
         raise ZfsError(f"{host.name}: the answer of zfs is not understood: {str(error)[:200]}") from None
-
-
-def _hex(text: str | None) -> Guid:
-    return Guid(str(int(text, 16))) if text else Guid("")
 
 
 def require(listing: Listing, root: Dataset) -> None:

@@ -10,6 +10,7 @@ from sys import intern
 from typing import Final, Literal
 
 from pve_zfsbackup.errors import ZfsError
+from pve_zfsbackup.host.tokens import read_token
 from pve_zfsbackup.model import (
     PROPERTY,
     RESTORE_PROPS,
@@ -18,7 +19,6 @@ from pve_zfsbackup.model import (
     Dataset,
     Guid,
     PointId,
-    ResumeToken,
     Snapshot,
     Volume,
 )
@@ -107,7 +107,7 @@ def _volume(row: Mapping[str, str]) -> Volume:
         encrypted=row["encryption"] not in ("", "off"),
         keystatus=row["keystatus"],
         origin=row["origin"],
-        resume=ResumeToken(token=token) if token else None,
+        resume=read_token(token) if token else None,
         available=int(available) if available else None,
         owner=row[PROPERTY + "owner"],
         failover=row.get(PROPERTY + "failover", ""),

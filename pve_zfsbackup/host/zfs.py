@@ -24,7 +24,7 @@ from pve_zfsbackup.errors import (
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
-from pve_zfsbackup.model import PROPERTY, Bookmark, Dataset, Guid, Resume, Send, Snapshot
+from pve_zfsbackup.model import PROPERTY, SOURCE, Bookmark, Dataset, Guid, Resume, Send, Snapshot
 
 _Item = TypeVar("_Item")
 # Nothing else may count as it: a failure to mark would pass for a point.
@@ -102,10 +102,11 @@ def create_parent(host: Host, dataset: Dataset, owner: str = "") -> None:
 
 
 def send_argv(step: Send | Resume, *, estimate: bool = False) -> tuple[str, ...]:
-    """The sending command. Encrypted data leaves only raw; plain data as it lies on disk (`-L -c`)."""
+    """The sending command. Encrypted data leaves only raw; plain data as it lies on disk (`-L -c`).
+    What leaves this node is raw whatever a token says: flags are joined (libzfs_sendrecv.c, OpenZFS 2.0 to 2.4)."""
     head = ("zfs", "send", *(("-nvP",) if estimate else ()))
     if isinstance(step, Resume):
-        return (*head, "-t", step.token)
+        return (*head, *(("-w",) if step.raw and step.host != SOURCE else ()), "-t", step.token)
     flags = ("-w",) if step.raw else ("-L", "-c")
     if step.base is None:
         return (*head, *flags, "--", step.snapshot.full_name)
@@ -126,7 +127,7 @@ def compress_ratios(host: Host, datasets: Sequence[Dataset]) -> dict[Dataset, fl
         try:
             done = host.run(("zfs", "get", "-Hp", "-o", "name,value", "compressratio", "--", *batch), check=False)
         except BackupError:
-            continue  # it costs or saves time on the wire, nothing else
+            continue
         pairs = (line.split("\t") for line in done.stdout.splitlines() if line.count("\t") == 1)
         found |= {Dataset(name): float(value) for name, value in pairs if value.replace(".", "", 1).isdigit()}
     return found

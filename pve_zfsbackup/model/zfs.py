@@ -61,7 +61,7 @@ class Bookmark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeToken:
-    """State of an interrupted receive. The guids are empty when the source could not decode the token."""
+    """State of an interrupted receive. The guids are empty when the token is none of a stream of ours."""
 
     token: str
     to_guid: Guid = UNKNOWN

@@ -191,7 +191,7 @@ def _recrypted(source: Volume, volumes: list[Volume]) -> bool:
 def _unusable(token: ResumeToken, source: Volume, replica: Volume) -> str:
     """Why an interrupted receive cannot go on; empty when it can."""
     if not token.to_guid:
-        return "the source cannot decode its token"
+        return "its token is not understood"
     if token.raw != source.encrypted:
         return f"it is {_mode(token.raw)}, the source is sent {_mode(source.encrypted)}"
     goal = next((s for s in source.snapshots if s.guid == token.to_guid and s.point), None)

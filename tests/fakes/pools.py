@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pve_zfsbackup.host.runner import Completed
+from tests.fakes.tokens import Item, token
 
 KIB = 1024
 FEATURES = {
@@ -85,18 +86,18 @@ class Partial:
 
     @property
     def token(self) -> str:
-        seed = f"{self.package.guid} {self.package.base} {self.done}".encode()
-        return f"1-{hashlib.md5(seed).hexdigest()[:9]}-e8-{hashlib.sha256(seed).hexdigest()}"
+        return token(self._items())
 
     def contents(self) -> str:
+        told = ((name, hex(value) if type(value) is int else value) for name, value in self._items())
         lines = ["resume token contents:", "nvlist version: 0"]
-        if self.package.base:
-            lines.append(f"\tfromguid = {hex(self.package.base)}")
-        lines += ["\tobject = 0x2", f"\toffset = {hex(self.done)}", f"\tbytes = {hex(self.done)}"]
-        lines += [f"\ttoguid = {hex(self.package.guid)}", f"\ttoname = {self.package.origin}", "\tcompressok = 1"]
-        if self.package.raw:
-            lines.append("\trawok = 1")
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, *(f"\t{name} = {1 if value is True else value}" for name, value in told)]) + "\n"
+
+    def _items(self) -> list[Item]:
+        base: list[Item] = [("fromguid", self.package.base)] if self.package.base else []
+        where: list[Item] = [("object", 2), ("offset", self.done), ("bytes", self.done)]
+        what: list[Item] = [("toguid", self.package.guid), ("toname", self.package.origin), ("compressok", True)]
+        return [*base, *where, *what, *([("rawok", True)] if self.package.raw else [])]
 
 
 @dataclass(slots=True, kw_only=True)

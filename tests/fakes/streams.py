@@ -113,6 +113,7 @@ class Sender:
         if found is None:
             return no(argv, "cannot resume send: resume token is corrupt (invalid format)", status=255), None
         package = found.package
+        assert package.raw or "-w" not in argv, f"the flags are joined: {argv}"
         dataset, _, _ = package.origin.partition("@")
         goal = self.pools.find(package.origin)
         head = found.contents() if dry else ""

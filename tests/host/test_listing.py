@@ -8,7 +8,7 @@ import pytest
 
 from pve_zfsbackup.errors import DatasetNotFoundError, ZfsError
 from pve_zfsbackup.host import listing
-from pve_zfsbackup.host.listing import list_host, with_tokens
+from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import Dataset, Guid
 from tests.fakes.node import FakeNode
@@ -165,20 +165,10 @@ def half(pools: Pools, base: int, *, raw: bool = False) -> Partial:
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_token_tells_what_it_is_for_even_when_that_is_gone(host: Host, pools: Pools, base: int, raw: bool) -> None:
     token = half(pools, base, raw=raw).token
-    found = with_tokens(list_host(host, [Dataset("rpool")]), host).volumes[Dataset("rpool/half")].resume
+    found = list_host(host, [Dataset("rpool")]).volumes[Dataset("rpool/half")].resume
     assert found is not None
     assert (found.token, found.to_guid, found.raw) == (token, str(2**63 + 5), raw)
     assert found.from_guid == (str(base) if base else "")
-
-
-def test_a_token_that_cannot_be_read_stays_unread(host: Host) -> None:
-    found = listing.decode_token(host, "1-nonsense")
-    assert (found.to_guid, found.from_guid, found.raw) == ("", "", False)
-
-
-def test_without_tokens_nothing_is_decoded(host: Host, runner: FakeRunner) -> None:
-    with_tokens(list_host(host, [ROOT]), host)
-    assert len(runner.ran) == 1
 
 
 # -- reading back
