@@ -565,14 +565,17 @@ def _set(site: Site, words: tuple[str, ...], stdin: int) -> int:
 
 
 def _resume(site: Site, words: tuple[str, ...], stdin: int) -> int:
-    """Go on with a stream that broke. The token is the client's, and names a snapshot: it must be one of this root's.
-
-    Its contents are printed whether or not the send would succeed (seen on OpenZFS 2.3.9).
-    """
+    """Go on with a stream that broke. The token is the client's, and names a snapshot: it must be one of this root's,
+    and have the guid that the token says, which `zfs` looks for in the whole pool where that name has another. Its
+    contents are printed whether or not the send would succeed (seen on OpenZFS 2.3.9)."""
     told = ask(site, "send", "-nvP", "-t", words[-1], hear=True)
     names = re.findall(r"^\s*toname = (.*)$", told.out + told.err, re.MULTILINE)
     if len(names) != 1 or not _is_snapshot(names[0], site.root):
         raise DeniedError(f"the token is of {shown(names[0], 300) if names else 'nothing that is understood'}")
+    guids = re.findall(r"^\s*toguid = (.*)$", told.out + told.err, re.MULTILINE)
+    guid = answer(site, "get", "-Hp", "-o", "value", "guid", "--", names[0]).strip()
+    if not guid.isdecimal() or guids != [f"{int(guid):#x}"]:
+        raise DeniedError(f"the token is of another snapshot than {shown(names[0], 300)} is now")
     return _run(site, words, stdin)
 
 

@@ -36,12 +36,14 @@ from tests.receiver.lines import (
 pytestmark = pytest.mark.processes
 GOOD_PARENT = "readonly\ton\nmountpoint\tnone\nvolmode\tnone\nsnapdir\thidden\n"
 TOKEN = ("zfs", "get", "-Hp", "-o", "value", "receive_resume_token")
+GUID = ("zfs", "get", "-Hp", "-o", "value", "guid")
 
 
 def test_every_line_of_the_contract_is_done(target: Target) -> None:
     target.says("zfs", "get", "-Hp", "-o", "property,value", out=GOOD_PARENT)
     target.says(*TOKEN, out="1-abc\n")
-    target.says("zfs", "send", "-nvP", out=f"resume token contents:\n\ttoname = {SNAPSHOT}\n")
+    target.says("zfs", "send", "-nvP", out=f"resume token contents:\n\ttoguid = 0x1f\n\ttoname = {SNAPSHOT}\n")
+    target.says(*GUID, out="31\n")
     for line in ALLOWED:
         done = target.asked(line, b"stream")
         # No kstat of a pool on this machine: `grep` ends with 2, and nothing follows it.
@@ -78,9 +80,20 @@ def test_a_token_of_something_else_is_denied(target: Target, told: str) -> None:
 
 
 def test_a_token_of_ours_goes_on_though_asking_ends_with_an_error(target: Target) -> None:
-    target.says("zfs", "send", "-nvP", out=f"\ttoname = {SNAPSHOT}\n", status=255)
+    target.says("zfs", "send", "-nvP", out=f"\ttoguid = 0x1f\n\ttoname = {SNAPSHOT}\n", status=255)
+    target.says(*GUID, out="31\n")
     assert target.asked(RESUME).returncode == 0
-    assert target.argvs[-1] == RESUME.split(" ")
+    assert target.argvs[-2:] == [[*GUID, "--", SNAPSHOT], RESUME.split(" ")]
+
+
+@pytest.mark.parametrize("guids", ["", "\ttoguid = 0x1f\n", "\ttoguid = 0x20\n\ttoguid = 0x1f\n", "\ttoguid = x\n"])
+def test_a_token_with_a_name_of_ours_and_another_guid_is_denied(target: Target, guids: str) -> None:
+    """`zfs send -t` looks for the guid in the whole pool where the snapshot of that name has another."""
+    target.says("zfs", "send", "-nvP", out=f"{guids}\ttoname = {SNAPSHOT}\n", status=255)
+    target.says(*GUID, out="32\n")
+    done = target.asked(RESUME)
+    assert (done.returncode, done.stdout) == (DENIED, b"")
+    assert RESUME.split(" ") not in target.argvs
 
 
 def test_programs_get_a_clean_environment_and_our_stdin(target: Target) -> None:
