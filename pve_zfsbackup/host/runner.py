@@ -27,6 +27,7 @@ from pve_zfsbackup.host.pump import Flow, Pump
 
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 STDERR_LIMIT = 64 << 10
+OUTPUT_LIMIT = 16 << 20  # of what streams were poured into: it lists what arrived
 DEFAULT_TIMEOUT = 300.0
 GRACE = 5.0  # seconds for a program that was told to end
 
@@ -132,7 +133,7 @@ class ProcessRunner:
                     chain[0].stdin.close()
                 for process in chain:
                     process.wait()
-            output, *errors = (tail(file) for file in files)
+            output, *errors = (_whole(files[0]), *(tail(file) for file in files[1:]))
             ends = [
                 completed(argv, process.returncode, output if process is chain[-1] else b"", text)
                 for argv, process, text in zip(consumers, chain, errors, strict=True)
@@ -263,6 +264,13 @@ def completed(argv: Sequence[str], returncode: int, out: bytes, err: bytes) -> C
         stdout=out.decode("utf-8", "replace"),
         stderr=err[-STDERR_LIMIT:].decode("utf-8", "replace"),
     )
+
+
+def _whole(file: IO[bytes]) -> bytes:
+    """What a program wrote to a file; nothing where that is too much: the end of a list says what is not true."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return file.read() if size <= OUTPUT_LIMIT else b""
 
 
 def tail(file: IO[bytes]) -> bytes:

@@ -125,6 +125,17 @@ def test_200_mib_arrive_whole_and_are_counted(tmp_path: Path) -> None:
     assert seen[-1] == 200 * MIB
 
 
+def test_what_the_last_consumer_says_comes_back_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what arrived: the end of it alone would say of the first datasets that they have nothing."""
+    line = "tank/backups/pve1/local-zfs/vm-100-disk-0@pzb:20261101T000000Z-0001\t1234567890123456789\n"
+    talking = sh(f"cat >/dev/null; yes '{line.strip()}' | head -n 5000")
+    _, received, _ = pipe(("true",), talking)
+    assert received.stdout == line * 5000
+    monkeypatch.setattr(runner, "OUTPUT_LIMIT", 5000 * len(line) - 1)
+    _, received, _ = pipe(("true",), talking)
+    assert (received.returncode, received.stdout) == (0, "")
+
+
 def test_content_is_not_touched() -> None:
     source = sh("seq 1 300000")
     _, received, _ = pipe(source, ("md5sum",))
