@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pve_zfsbackup.model import Dataset, Resume, Send, Snapshot, Step, Vmid
@@ -12,6 +12,8 @@ from pve_zfsbackup.model import Dataset, Resume, Send, Snapshot, Step, Vmid
 BIG = 64 << 20  # a stream of that size gains nothing from company
 FULL = 256 << 20  # of small streams in one session: guests shall be finished along the way
 MANY = 64
+LINE = 96 << 10  # bytes of the command line of a session: Linux takes 128 KiB in one argument
+STREAMS = 200  # of one disk beside others: more are cut into several sessions, which can be done with a disk alone
 COST = 1 << 20  # what any stream costs besides its bytes
 
 
@@ -36,7 +38,18 @@ class Load:
 
     @property
     def weight(self) -> int:
-        return self.size + COST * sum(isinstance(step, Send | Resume) for step in self.steps)
+        return self.size + COST * len(self.streams)
+
+    @property
+    def streams(self) -> list[Send | Resume]:
+        return [step for step in self.steps if isinstance(step, Send | Resume)]
+
+    @property
+    def line(self) -> int:
+        """Bytes its part of a command line may have: `zfs receive` for each stream, and what reads back."""
+        names = [step.dataset for step in self.streams]
+        names += [Dataset(step.origin) for step in self.streams if isinstance(step, Send)]
+        return sum(len(name) + 24 for name in (*names, *names[:1]))
 
 
 def expected(steps: Iterable[Step]) -> int:
@@ -88,4 +101,20 @@ def _packed(small: Sequence[Load], lanes: int) -> list[tuple[Load, ...]]:
         weight, number = heapq.heappop(free)
         sessions[number] += unit
         heapq.heappush(free, (weight + sum(load.weight for load in unit), number))
-    return [tuple(session) for session in sessions]
+    return [part for session in sessions for part in _cut(session)]
+
+
+def _cut(session: Sequence[Load]) -> Iterator[tuple[Load, ...]]:
+    """Parts whose command lines are not too long. A disk that was not sent for long has many streams."""
+    part: list[Load] = []
+    for load in session:
+        alone = len(load.streams) > STREAMS
+        if part and (alone or sum(other.line for other in (*part, load)) > LINE):
+            yield tuple(part)
+            part = []
+        part.append(load)
+        if alone:
+            yield tuple(part)
+            part = []
+    if part:
+        yield tuple(part)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
+from pve_zfsbackup.host.pipeline import MOST, Chain, _consumers
+from pve_zfsbackup.host.runner import ProcessRunner
+from pve_zfsbackup.host.ssh import Destination, Host
 from pve_zfsbackup.model import Bookmark, CreateBookmark, Dataset, Guid, Resume, Send, Snapshot, Vmid
 from pve_zfsbackup.plan.lanes import BIG, FULL, MANY, Load, expected, pack
 
 MIB = 1 << 20
+PLACE = Path("/x")
+TARGET = Host(
+    name="t",
+    runner=ProcessRunner(),
+    destination=Destination(host="b", user="u", port=22, identity=PLACE, known_hosts=PLACE, control=PLACE),
+)
 
 
 def snap(name: str, *, refer: int = 0, used: int = 0, txg: int = 1) -> Snapshot:
@@ -84,6 +96,25 @@ def test_much_data_in_small_streams_is_finished_along_the_way() -> None:
     sessions = pack(loads, 2)
     assert len(sessions) >= 40 * (BIG - 1) // FULL
     assert max(sum(one.size for one in session) for session in sessions) <= FULL + BIG
+
+
+@pytest.mark.parametrize(
+    ("disks", "steps", "length"), [(100, 24, 60), (100, 80, 60), (256, 31, 250), (40, 500, 60), (1000, 1, 250)]
+)
+def test_no_command_line_is_longer_than_the_kernel_takes(disks: int, steps: int, length: int) -> None:
+    """A target that was away for weeks gets many streams of each disk; one string of 128 KiB ends every try."""
+    goal = send(snap("x"))
+    loads = []
+    for number in range(disks):
+        name = Dataset(f"tank/{number}/".ljust(length, "a"))
+        one = dataclasses.replace(load(number + 100, MIB), steps=(dataclasses.replace(goal, dataset=name),) * steps)
+        loads.append(one)
+    sessions = pack(loads, 4)
+    assert sorted(one.vmid for session in sessions for one in session) == sorted(one.vmid for one in loads)
+    for session in sessions:
+        chains = [Chain(streams=tuple(s for s in one.steps if isinstance(s, Send))[:MOST]) for one in session]
+        assert len(_consumers(TARGET, chains)[-1][-1]) < 128 << 10
+        assert len(session) == 1 or all(len(one.steps) <= MOST for one in session), "only alone it is cut"
 
 
 def test_a_suspect_breaks_nobody_elses_session() -> None:
