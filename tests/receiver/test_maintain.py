@@ -139,6 +139,35 @@ def test_more_than_a_share_in_one_run_destroys_nothing_and_says_so(world: World)
     assert world.maintain(keep_last=7, max_share=30).destroyed == ids[:3]
 
 
+@pytest.mark.parametrize("creation", [10**11, 10**15, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("newest", [True, False])
+def test_a_time_that_no_clock_has_destroys_nothing_and_says_so(world: World, creation: int, newest: bool) -> None:
+    """`creation` comes with a stream: whoever can send can write there what no calendar has."""
+    world.days(100, 5, 4, 3, 2, 1)
+    (world.snaps(100)[-1 if newest else 0]).creation = creation
+    report = world.keeper().root(root(keep_daily=1))
+    assert any("a clock is wrong" in problem for problem in report.problems), report.problems
+    assert report.destroyed == []
+    assert report.held == 5, "and the rest is done"
+    assert len(world.points()) == 5
+
+
+def test_whatever_befalls_a_root_the_next_is_looked_after(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.days(100, 5, 4, 3, 2, 1)
+    real = receiver.seen
+
+    def broken(site: receiver.Site, one: receiver.Root, timeout: float) -> receiver.Seen:
+        if one.name != ROOT:
+            raise OverflowError("timestamp out of range")
+        return real(site, one, timeout)
+
+    monkeypatch.setattr(receiver, "seen", broken)
+    roots = [receiver.Root(name="tank/other", account=ACCOUNT), root(keep_daily=1)]
+    reports = receiver._all(world.site, roots, dry=False)
+    assert [report.problems for report in reports] == [["OverflowError('timestamp out of range')"], []]
+    assert reports[1].destroyed
+
+
 def test_a_clock_before_the_newest_point_destroys_nothing(world: World) -> None:
     ids = world.days(100, 5, 4, 3, 2)
     world.point(101, -2 * HOUR)
