@@ -14,7 +14,7 @@ from pve_zfsbackup.app.archive_read import Reader, require_inner
 from pve_zfsbackup.app.archive_received import Receiver
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.box import LEVELS, Damage, Proof, Vault
-from pve_zfsbackup.app.catalog import Catalog, Content, Shelf, read_catalog
+from pve_zfsbackup.app.catalog import Content, Shelf, read_catalog
 from pve_zfsbackup.archive.outer import Stored
 from pve_zfsbackup.errors import BackupError, ConfigError, SealError, VerificationError
 from pve_zfsbackup.events import Outcome, Result
@@ -127,12 +127,11 @@ def look_at(vault: Vault, look: Look, *, note: Callable[[str], None]) -> Verific
     over = damaged.keys() & good.keys() | damaged.keys() - there
     if found or over:
         vault.note_damage(found, over)
-    if level is Level.SAMPLED:
+    if level is Level.SAMPLED and not look.guests:  # one guest's turn is not everybody's
         write_json(vault.state / CYCLE, {"turn": turn, "parts": parts})
-    series = [f"series {shelf.series.id}: {told}" for shelf in catalog.shelves for told in shelf.series.problems]
     return Verification(
         points=tuple(points),
-        problems=(*catalog.problems, *series),
+        problems=catalog.box_problems,
         part=f"{turn + 1} of {parts}" if level is Level.SAMPLED else "",
     )
 
@@ -255,45 +254,3 @@ def _point(
 def _missing(content: Content, segment: Stored) -> bool:
     """Whether the listing already said that it is not there."""
     return any(f"seg-{segment.number:06d}-" in problem for problem in content.problems)
-
-
-def drill(vault: Vault, identity: Path, *, note: Callable[[str], None]) -> Iterator[Verified]:
-    """Prove that this identity opens the newest archived point of each guest: its manifest, and one segment of each
-    stream. Raises `VerificationError` when there is nothing to try it on."""
-    catalog = read_catalog(vault, identity=identity)
-    newest = newest_contents(catalog)
-    if not newest:
-        told = "; ".join(catalog.all_problems) or "it is empty"
-        raise VerificationError(f"box {vault.box.name}: nothing there that could be opened: {told}")
-    with vault.store.kept(), vault.scratch() as spool:
-        reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
-        for content in newest:
-            note(content.path)
-            yield _drilled(reader, content, identity)
-
-
-def newest_contents(catalog: Catalog) -> list[Content]:
-    return [shelf.contents[-1] for shelf in catalog.shelves if shelf.contents]
-
-
-def _drilled(reader: Reader, content: Content, identity: Path) -> Verified:
-    problems = list(content.problems)
-    read = segments = 0
-    try:
-        inner = require_inner(content)
-        for stream in inner.streams:
-            segment = next(segment for segment in inner.segments if segment.stream == stream.number)
-            reader.open(content, segment, identity).unlink()
-            segments += 1
-            read += segment.stored_bytes
-    except (VerificationError, SealError) as error:
-        problems.append(error.message)
-    archived = content.archived
-    return Verified(
-        path=content.path,
-        point=archived.point if archived else "",
-        level=Level.OPENED,
-        segments=segments,
-        bytes=read,
-        problems=tuple(dict.fromkeys(problems)),
-    )

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pve_zfsbackup import __version__
+from pve_zfsbackup.app.archive_preflight import preflight
 from pve_zfsbackup.app.archive_publish import publish_manifests, put_texts, recipients, series_state
 from pve_zfsbackup.app.archive_slices import Slicer, StreamDiffersError
 from pve_zfsbackup.app.archive_upload import Stamina, Uploads
@@ -31,7 +32,7 @@ from pve_zfsbackup.archive.names import (
 )
 from pve_zfsbackup.archive.outer import POINT, Outer, Stored, digest
 from pve_zfsbackup.archive.text import Reading
-from pve_zfsbackup.errors import StoreConflictError, StoreFullError, VerificationError
+from pve_zfsbackup.errors import StoreConflictError, VerificationError
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.notebook import Log
 from pve_zfsbackup.host.ssh import Host
@@ -52,10 +53,6 @@ class Order:
     config: Mapping[str, str]
     zfs_version: str
     estimates: tuple[int, ...] = ()
-
-    @property
-    def estimate(self) -> int:
-        return sum(self.estimates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,24 +88,16 @@ class Writer:
     def write(self, order: Order, moved: Moved) -> Written:
         """Bring the point to the box. Raises what went wrong; what arrived by then is used by the next attempt."""
         with self.vault.store.kept():
-            self._preflight(order)
             try:
                 return self._attempt(order, moved)
             except StreamDiffersError:
                 pending(self.vault, order.task.vmid).remove()
                 return self._attempt(order, moved)
 
-    def _preflight(self, order: Order) -> None:
-        free = self.vault.store.free()
-        if free is not None and order.estimate > 2 * free:  # what is not raw may shrink
-            raise StoreFullError(
-                f"{self.vault.box.name}: {free} bytes are free, {order.task.point} has {order.estimate}",
-                hint="free space in the box, or keep less there; nothing is deleted to make room",
-            )
-
     def _attempt(self, order: Order, moved: Moved) -> Written:
         ledger = pending(self.vault, order.task.vmid)
         place, known = self._resume(order, ledger)
+        preflight(self.vault, order.task, order.estimates, sum(one.stored_bytes for one in known.values()))
         directory = f"{self.vault.writer}/{place.generation}/{place.point}"
         workers = self.vault.box.connections
         uploads = Uploads(self.vault.store, self.stamina, workers, self.vault.programs.cancel)

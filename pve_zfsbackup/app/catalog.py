@@ -67,6 +67,12 @@ class Catalog:
     generations: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
 
     @property
+    def box_problems(self) -> tuple[str, ...]:
+        """Those of the box and of its series, not of single points."""
+        series = (f"series {shelf.series.id}: {told}" for shelf in self.shelves for told in shelf.series.problems)
+        return (*self.problems, *series)
+
+    @property
     def all_problems(self) -> tuple[str, ...]:
         return (*self.problems, *(problem for shelf in self.shelves for problem in shelf.problems))
 
@@ -96,9 +102,9 @@ def _read(vault: Vault, identity: Path | None, own: bool, unfinished: Collection
     signed: dict[str, list[Signed]] = defaultdict(list)
     heads = vault.heads()
     wanted = [path for path, files in places.items() if OUTER in files]
-    for path in [path for path in wanted if any(size > LIMIT for size in manifest_sizes(places[path]).values())]:
-        catalog.problems.append(f"{path}: its manifests are larger than any of ours: more than {LIMIT >> 20} MiB")
-        wanted.remove(path)
+    large = {path for path in wanted if any(size > LIMIT for size in manifest_sizes(places[path]).values())}
+    catalog.problems += (f"{path}: its manifests are larger than any of ours, {LIMIT >> 20} MiB" for path in large)
+    wanted = [path for path in wanted if path not in large]
     catalog.strays = {path: files for path, files in places.items() if OUTER not in files}
     known = {path: found for path in wanted if memory and (found := memory.recall(path, places[path]))}
     with vault.scratch() as scratch:
@@ -126,15 +132,24 @@ def _read(vault: Vault, identity: Path | None, own: bool, unfinished: Collection
             catalog.shelves.append(Shelf(series=series, contents=tuple(contents)))
             if not series.stale:
                 vault.remember(name, series.head)
-    if memory:
-        memory.forget(places)
-    catalog.problems += _vanished(signed.keys(), heads, own=own)
+    catalog.problems += _lost(catalog, memory, places) if memory else _vanished(signed.keys(), heads)
     return catalog
 
 
-def _vanished(found: Collection[str], heads: Mapping[str, Head], *, own: bool) -> Iterator[str]:
-    """A whole series that was seen before; the other nodes' are not looked for when only ours were read."""
-    for name in sorted(heads.keys() - set(found)) if not own else ():
+def _lost(catalog: Catalog, memory: Memory, places: Collection[str]) -> list[str]:
+    """Guests of which nothing is left; told until they are archived anew. What is gone besides is forgotten."""
+    guests = {archived.vmid for shelf in catalog.shelves for archived in shelf.archived}
+    series = {shelf.series.id for shelf in catalog.shelves}
+    lost = memory.lost(places)
+    gone = {name: inner for name, inner in lost.items() if inner.series not in series and inner.vmid not in guests}
+    memory.forget(places, spare=gone)
+    named = sorted({(inner.vmid, inner.series) for inner in gone.values()})
+    return [f"everything of guest {vmid} is gone: series {name}, which was there before" for vmid, name in named]
+
+
+def _vanished(found: Collection[str], heads: Mapping[str, Head]) -> Iterator[str]:
+    """A whole series that was seen before, whoever wrote it."""
+    for name in sorted(heads.keys() - set(found)):
         yield f"series {name} is gone: {heads[name].sequence} manifests were seen before"
 
 
@@ -238,10 +253,16 @@ def _inner(vault: Vault, signed: Signed, files: Mapping[str, Path | None], ident
 
 
 def require_sound(shelf: Shelf) -> None:
-    """Raise `VerificationError` when the series is older than what was seen."""
+    """Raise `VerificationError` when the series is older than what was seen, or has more than one history."""
     if shelf.series.stale:
         raise VerificationError(
             f"series {shelf.series.id}: {shelf.series.problems[0]}",
             hint="somebody put an older state in place, or damaged the newest: look at the provider's snapshots and at "
             "other copies; --older takes what there is",
+        )
+    if shelf.series.forks:
+        raise VerificationError(
+            f"series {shelf.series.id}: {shelf.series.forks[0]}",
+            hint="has another node this signing key, or were older states of node and box put in place? See what "
+            "`verify archive` tells, and other copies; --older takes what there is",
         )

@@ -5,7 +5,8 @@ Used only to plan. What is verified or restored is read from the box.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,19 @@ class Memory:
     def any(self) -> bool:
         return next(self.directory.glob("*.json"), None) is not None
 
-    def forget(self, paths: Mapping[str, object]) -> None:
-        """Those that are not among these paths are gone from the box."""
+    def lost(self, paths: Collection[str]) -> dict[str, Inner]:
+        """What is remembered of points that are not among these paths, by the name of the file."""
         names = {self._file(path).name for path in paths}
+        found = {}
+        for file in self.directory.glob("*.json"):
+            if file.name not in names:
+                with contextlib.suppress(BackupError, KeyError, TypeError, ValueError):
+                    found[file.name] = Inner.decode(str((read_json(file) or {})["inner"]).encode("ascii"), file.name)
+        return found
+
+    def forget(self, paths: Collection[str], spare: Collection[str] = ()) -> None:
+        """Those that are not among these paths are gone from the box; files of these names stay all the same."""
+        names = {*spare, *(self._file(path).name for path in paths)}
         for file in self.directory.glob("*.json"):
             if file.name not in names:
                 file.unlink(missing_ok=True)

@@ -45,6 +45,7 @@ class Series:
     problems: tuple[str, ...] = ()
     stale: bool = False
     damaged: frozenset[str] = frozenset()
+    forks: tuple[str, ...] = ()  # those of the problems that are: more than one history
     leftover: tuple[Signed, ...] = ()
 
 
@@ -53,7 +54,8 @@ def assemble(found: Sequence[Signed], seen: Head | None) -> Series:
     ordered = sorted(found, key=lambda signed: signed.outer.sequence)
     newest = ordered[-1]
     outer = newest.outer
-    problems = [*_forks(ordered), *_links(ordered)]
+    forks = (*_forks(ordered), *_links(ordered))
+    problems = [*forks]
     stale = _stale(newest, seen)
     there = {(signed.outer.generation, signed.outer.point): signed for signed in ordered}
     alive: list[Signed] = []
@@ -84,6 +86,7 @@ def assemble(found: Sequence[Signed], seen: Head | None) -> Series:
         problems=(*([stale] if stale else []), *problems),
         stale=bool(stale),
         damaged=frozenset(damaged),
+        forks=forks,
         leftover=tuple(s for s in ordered if s is not newest and s.outer.point not in names),
     )
 

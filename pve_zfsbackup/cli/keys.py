@@ -9,8 +9,7 @@ from pathlib import Path
 import click
 
 from pve_zfsbackup import terminal
-from pve_zfsbackup.app.archive_verify import Verification
-from pve_zfsbackup.app.archive_verify import drill as drill_box
+from pve_zfsbackup.app.archive_drill import drill as drill_box
 from pve_zfsbackup.app.keys import Keyring, failed
 from pve_zfsbackup.app.setup_box import escrow as escrow_box
 from pve_zfsbackup.cli.archive import IDENTITY, noting, show_verification, vault_of
@@ -137,8 +136,7 @@ def key_escrow(what: str, config_path: Path, as_json: bool, verbose: bool) -> in
 @common
 def key_drill(box: str, identity: Path, config_path: Path, as_json: bool, verbose: bool) -> int:
     """Prove that the identity from the safe opens the newest archive of each guest."""
-    points = tuple(drill_box(vault_of(config_path, box), identity, note=noting(verbose)))
-    return show_verification(Verification(points=points, problems=()), as_json=as_json)
+    return show_verification(drill_box(vault_of(config_path, box), identity, note=noting(verbose)), as_json=as_json)
 
 
 def _keyring() -> Keyring:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from pve_zfsbackup.app.archive_drill import drill
 from pve_zfsbackup.app.archive_publish import publish_removal
 from pve_zfsbackup.app.archive_read import Reader
 from pve_zfsbackup.app.archive_restore import choose
 from pve_zfsbackup.app.archive_upload import Stamina
-from pve_zfsbackup.app.archive_verify import Level, drill, verify_box
+from pve_zfsbackup.app.archive_verify import Level, Look, look_at, verify_box
 from pve_zfsbackup.app.catalog import Catalog
 from pve_zfsbackup.app.catalog_memory import MANIFESTS
 from pve_zfsbackup.archive.names import NAMESPACE, writer_name
@@ -208,6 +209,38 @@ def test_a_series_that_vanished_is_told(filled: Bench) -> None:
     assert "is gone: 3 manifests were seen before" in problems(filled)
 
 
+def test_all_of_a_guest_that_vanished_is_told_by_who_writes_until_it_is_archived_anew(filled: Bench) -> None:
+    shutil.rmtree(points(filled)[0].parent)
+    (filled.place / "mnt/root" / filled.vault.writer / ("ab" * 16)).mkdir()  # something is left: it is mounted
+    key = filled.vault.box.catalog_key_file
+    for _ in range(2):
+        assert "everything of guest 100 is gone" in " ".join(filled.catalog(own=True, identity=key).all_problems)
+    filled.write(4, {"scsi0": b"x"}, parent=False)
+    assert filled.catalog(own=True, identity=key).all_problems == ()
+
+
+@pytest.mark.parametrize("fork", ["previous", "sequence"])
+def test_a_history_that_forks_is_not_restored_from_unasked(filled: Bench, fork: str) -> None:
+    """Both branches are signed: two nodes with one key, or one that forgot and an older box put in place."""
+    root = filled.place / "mnt/root"
+    shutil.copytree(root, filled.place / "before")
+    filled.write(4, {"scsi0": b"one"})
+    forth = filled.catalog().shelves[0].contents[-1].path
+    shutil.copytree(root / forth, filled.place / "forth")
+    shutil.rmtree(root)
+    shutil.copytree(filled.place / "before", root)
+    shutil.rmtree(filled.vault.state)
+    filled.write(4, {"scsi0": b"other"})
+    if fork == "previous":
+        filled.write(5, {"scsi0": b"more"})
+        shutil.rmtree(root / filled.catalog().shelves[0].contents[-2].path)
+    shutil.copytree(filled.place / "forth", root / forth)
+    shutil.rmtree(filled.vault.state)  # as on a fresh host
+    with pytest.raises(VerificationError, match="two manifests" if fork == "sequence" else "does not follow"):
+        choose(filled.catalog(), Vmid(100), "20270115T080200Z-0001")
+    assert len(choose(filled.catalog(), Vmid(100), "20270115T080200Z-0001", older=True).chain) == 2
+
+
 def test_a_point_removed_from_the_middle_is_named_even_by_who_never_saw_it(filled: Bench) -> None:
     victim = points(filled)[1]
     shutil.rmtree(victim)
@@ -292,6 +325,14 @@ def test_samples_cover_everything_in_one_cycle(filled: Bench) -> None:
     assert len(segments) == len(set(segments)) == 6
 
 
+def test_a_look_at_one_guest_leaves_the_cycle_where_it_was(filled: Bench) -> None:
+    parts = [
+        look_at(filled.vault, Look(level=Level.SAMPLED, parts=4, guests=frozenset(guests)), note=print).part
+        for guests in ([], [100], [100], [], [])
+    ]
+    assert parts == ["1 of 4", "2 of 4", "2 of 4", "2 of 4", "3 of 4"]
+
+
 def test_a_damaged_segment_is_found_within_one_cycle(filled: Bench) -> None:
     (path,) = points(filled)[0].glob("seg-000001-*")
     path.write_bytes(flipped(path.read_bytes(), 100))
@@ -301,21 +342,31 @@ def test_a_damaged_segment_is_found_within_one_cycle(filled: Bench) -> None:
 
 
 def test_the_drill_opens_the_newest_of_each_guest(filled: Bench) -> None:
-    (point,) = drill(filled.vault, filled.identity, note=print)
+    found = drill(filled.vault, filled.identity, note=print)
+    (point,) = found.points
+    assert found.good
     assert (point.point, point.segments, point.problems) == ("100/20270115T080300Z-0001", 2, ())
+
+
+def test_the_drill_passes_on_what_is_wrong_in_the_box(filled: Bench) -> None:
+    """An identity that opens what is there proves nothing of what was taken away."""
+    shutil.rmtree(points(filled)[1])
+    found = drill(filled.vault, filled.identity, note=print)
+    assert not found.good
+    assert any("is gone" in problem for problem in found.problems)
 
 
 def test_the_drill_fails_loudly_with_another_identity(filled: Bench) -> None:
     filled.vault.seal.new_identity(filled.place / "wrong")
-    (point,) = drill(filled.vault, filled.place / "wrong", note=print)
+    (point,) = drill(filled.vault, filled.place / "wrong", note=print).points
     assert "no identity matched" in point.problems[0]
 
 
 def test_the_drill_fails_with_the_nodes_own_key_which_opens_manifests_only(filled: Bench) -> None:
-    (point,) = drill(filled.vault, filled.vault.box.catalog_key_file, note=print)
+    (point,) = drill(filled.vault, filled.vault.box.catalog_key_file, note=print).points
     assert "no identity matched" in point.problems[0]
 
 
 def test_a_drill_of_an_empty_box_is_no_success(bench: Bench) -> None:
     with pytest.raises(VerificationError, match="nothing there"):
-        list(drill(bench.vault, bench.identity, note=print))
+        drill(bench.vault, bench.identity, note=print)

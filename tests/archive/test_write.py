@@ -157,6 +157,45 @@ def test_a_box_with_too_little_room_is_not_begun(bench: Bench) -> None:
     assert bench.files == {}
 
 
+@pytest.mark.parametrize(("raw", "known", "free", "fits"), [
+    (False, 0, 3 * MIB, True),  # what is not raw may shrink by half
+    (True, 0, 3 * MIB, False),
+    (True, 0, 6 * MIB, True),
+    (True, 4, 3 * MIB, True),  # of an attempt before
+])  # fmt: skip
+def test_the_room_that_is_needed_is_reckoned_by_what_is_still_to_come(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, raw: bool, known: int, free: int, fits: bool
+) -> None:
+    bench.boxed(connections=1)
+    order = replace(bench.order(1, FULL, raw=raw), estimates=(5 * MIB // 2, 3 * MIB))
+    if known:
+
+        def fault(verb: str, path: str) -> None:
+            if verb == "put" and f"seg-{known + 1:06d}" in path:
+                raise Died
+
+        bench.store.before = fault
+        with pytest.raises(Died):
+            bench.writer.write(order, lambda *told: None)
+        bench.store.before = lambda verb, path: None
+    monkeypatch.setattr(bench.store, "free", lambda: free)
+    if fits:
+        assert bench.writer.write(order, lambda *told: None).skipped >= known
+    else:
+        with pytest.raises(StoreFullError, match="bytes are free"):
+            bench.writer.write(order, lambda *told: None)
+
+
+def test_a_spool_without_room_is_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.store, "free", lambda: None)
+    bench.boxed(segment_mib=1 << 40)
+    order = replace(bench.order(1, FULL), estimates=(1 << 60, 1 << 60))
+    with pytest.raises(StoreFullError, match=re.escape(str(bench.vault.box.spool_dir))):
+        bench.writer.write(order, lambda *told: None)
+    bench.boxed(segment_mib=1 << 40)
+    bench.writer.write(replace(order, estimates=(MIB, MIB)), lambda *told: None)  # it needs no more than there is
+
+
 def test_a_send_that_fails_at_its_end_publishes_nothing(bench: Bench) -> None:
     order = bench.order(1, FULL)
     name = order.task.streams[1].snapshot.full_name

@@ -1,0 +1,30 @@
+"""Whether there is room for a point, in the box and where segments are spooled, before anything of it is sent."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from pve_zfsbackup.app.box import Vault
+from pve_zfsbackup.errors import StoreFullError
+from pve_zfsbackup.model import ArchiveTask
+
+
+def preflight(vault: Vault, task: ArchiveTask, estimates: Sequence[int], there: int) -> None:
+    """Raise `StoreFullError` where what `zfs send` estimates cannot fit; `there` are bytes of an earlier attempt. Raw
+    streams go as they are; others may shrink by half, and nobody knows."""
+    needed = sum(size if stream.raw else size // 2 for stream, size in zip(task.streams, estimates, strict=False))
+    free = vault.store.free()
+    if free is not None and needed - there > free:
+        raise StoreFullError(
+            f"{vault.box.name}: {free} bytes are free, {task.point} needs at least {needed - there} more",
+            hint="free space in the box, or keep less there; nothing is deleted to make room",
+        )
+    vault.box.spool_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    spool = min((vault.box.connections + 1) * vault.box.segment_bytes, needed)
+    room = shutil.disk_usage(vault.box.spool_dir).free
+    if spool > room:
+        raise StoreFullError(
+            f"{vault.box.spool_dir}: {room} bytes are free, and segments on their way to the box take {spool}",
+            hint="free space there, name another directory by `spool-dir`, or make `segment-mib` or `connections` less",
+        )
