@@ -42,8 +42,9 @@ def failover_command(
 ) -> int:  # fmt: skip
     """On the host with the replicas: make the guests of a source that is gone, and start them in their order.
 
-    Refuses as long as the source answers. The replicas are marked: when the source is back, it sends nothing for these
-    guests until `failback`. A disk becomes a clone of its replica in the same pool, a copy in another. Safe to repeat.
+    Refuses as long as the source answers. A point whose last drill here failed is passed over, unless --at names it.
+    The replicas are marked: when the source is back, it sends nothing for these guests until `failback`. A disk becomes
+    a clone of its replica in the same pool, a copy in another. Safe to repeat.
     """
     if bool(guests) is everyone:
         raise click.UsageError("name guests, or --all")
