@@ -172,6 +172,12 @@ class StoreConflictError(StoreError):
     transient = False
 
 
+class StoreForbiddenError(StoreError):
+    """The box lets nothing be removed: an account that may only add, or a lock on what lies there."""
+
+    transient = False
+
+
 class SealError(CommandError):
     """age, zstd or ssh-keygen refused what it was given: a wrong key, or damaged data."""
 

@@ -97,7 +97,7 @@ BROAD_ALLOWED = {  # "file.py:function" -> why nothing narrower will do and noth
     "host/notify.py:work": "raised again by Future.result, in the thread that waits for it",
     "app/archive.py:archive": "a bug of ours is told with its place, and is one box's trouble",
     "app/archive.py:_one": "the same, for one guest",
-    "app/archive_expire.py:expire": "the same, for one series",
+    "app/archive_expire.py:_expired": "the same, for one series",
     "app/snapshot.py:_one": "a bug of ours is told with its place, and is one guest's trouble",
     "app/prune.py:_one": "the same, for one guest on one host",
     "app/replicate.py:_one": "the same, for one target",

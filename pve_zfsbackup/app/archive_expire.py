@@ -17,6 +17,7 @@ from pve_zfsbackup.app.catalog import Catalog, Shelf
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.archive.names import OUTER, README, SCRIPT, SEGMENT, TEMPORARY, segment_name
+from pve_zfsbackup.errors import StoreForbiddenError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.notebook import read_json, write_json
 from pve_zfsbackup.host.store import SAFE_PATH, Entry
@@ -28,7 +29,25 @@ ORPHANS = "orphans.json"
 
 
 def expire(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
-    """Remove what no rule keeps, of every series this node wrote that is sound."""
+    """Remove what no rule keeps, of every series this node wrote that is sound. Where the box lets nothing be removed,
+    that is said once and nothing is tried any more."""
+    if vault.only_adds:
+        return  # told when it was seen
+    try:
+        yield from _expired(session, vault, stage)
+    except StoreForbiddenError as error:
+        vault.note_only_adds(error.message)
+        yield Result(
+            stage=stage,
+            outcome=Outcome.WARNING,
+            host=vault.box.name,
+            message=f"the box lets nothing be removed: {error.message}",
+            hint=f"all archives stay from now on; once it may remove again, `setup box {vault.box.name}` notices",
+            alarm=True,
+        )
+
+
+def _expired(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
     catalog = own_catalog(vault)
     for shelf in catalog.shelves:
         if shelf.problems:
@@ -46,6 +65,8 @@ def expire(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
                     message=f"{gone} archived points removed",
                     seconds=time.monotonic() - started,
                 )
+        except StoreForbiddenError:
+            raise
         except Exception as error:  # also a bug of ours is this series' alone
             yield failed(stage, error, host=vault.box.name)
     collect_orphans(vault, catalog, unfinished(vault).keys(), now=session.now().timestamp())

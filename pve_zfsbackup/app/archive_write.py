@@ -6,6 +6,7 @@ only what is missing goes out.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,7 @@ from pve_zfsbackup.archive.names import (
 )
 from pve_zfsbackup.archive.outer import POINT, Outer, Stored, digest
 from pve_zfsbackup.archive.text import Reading
-from pve_zfsbackup.errors import StoreConflictError, VerificationError
+from pve_zfsbackup.errors import StoreConflictError, StoreForbiddenError, VerificationError
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.notebook import Log
 from pve_zfsbackup.host.ssh import Host
@@ -137,9 +138,10 @@ class Writer:
         lines = ledger.read()
         if lines and lines[0].get("identity") == wanted and (started := _started(lines)):
             place, sealed = started
-            known = self._still_there(place, sealed)
-            ledger.begin([lines[0], *(one.members() for one in known.values())])
-            return place, known
+            with contextlib.suppress(StoreForbiddenError):  # then manifests of that attempt are in the way for ever
+                known = self._still_there(place, sealed)
+                ledger.begin([lines[0], *(one.members() for one in known.values())])
+                return place, known
         parent = order.task.parent
         by_name = {c.signed.outer.point: c.signed for c in order.shelf.contents} if order.shelf else {}
         place = _Place(

@@ -29,6 +29,7 @@ from pve_zfsbackup.model import rate_at
 HEADS = "heads.json"
 PROVEN = "proven.json"
 DAMAGED = "damaged.json"
+ONLY_ADDS = "only-adds.json"
 LEVELS = ("hashed", "opened", "received")  # how deep a whole point was read back
 
 
@@ -96,6 +97,18 @@ class Vault:
             yield place
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+    @property
+    def only_adds(self) -> bool:
+        """Whether the box was seen to let nothing be removed. `setup box` looks again."""
+        return (self.state / ONLY_ADDS).exists()
+
+    def note_only_adds(self, told: str) -> None:
+        """Remember that, with its words; without any, that it lets go now."""
+        if told:
+            write_json(self.state / ONLY_ADDS, {"told": told.encode("ascii", "replace").decode("ascii")})
+        else:
+            (self.state / ONLY_ADDS).unlink(missing_ok=True)
 
     def heads(self) -> dict[str, Head]:
         """The newest manifest of each series that was seen here. Raises `BackupError` when the memory is damaged."""

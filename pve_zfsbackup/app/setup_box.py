@@ -17,7 +17,7 @@ from pve_zfsbackup.app.target_hostkey import FINGERPRINT, KnownHosts
 from pve_zfsbackup.archive.names import NAMESPACE
 from pve_zfsbackup.archive.outer import digest
 from pve_zfsbackup.config import Box
-from pve_zfsbackup.errors import BackupError, ConfigError, VerificationError
+from pve_zfsbackup.errors import BackupError, ConfigError, StoreForbiddenError, VerificationError
 from pve_zfsbackup.host.private import write_private
 from pve_zfsbackup.host.seal import Seal
 from pve_zfsbackup.host.store import Upload
@@ -107,7 +107,9 @@ class BoxSetup:
 
 
 def try_out(vault: Vault) -> Action:
-    """Put a file into the box, read it back and remove it. Raises what goes wrong."""
+    """Put a file into the box, read it back and remove it. Raises what goes wrong; that nothing may be removed there is
+    no fault, and remembered."""
+    kept = ""
     data = secrets.token_bytes(1000)
     path = f"try-{secrets.token_hex(8)}/file"
     with vault.store.kept(), vault.scratch() as scratch:
@@ -119,11 +121,16 @@ def try_out(vault: Vault) -> Action:
             if back.read_bytes() != data:
                 raise VerificationError(f"box {vault.box.name}: gave back other bytes than it took")
         finally:
-            vault.store.remove([path])
-            vault.store.remove_directory(path.partition("/")[0])
+            try:
+                vault.store.remove([path])
+                vault.store.remove_directory(path.partition("/")[0])
+            except StoreForbiddenError as error:
+                kept = error.message
+    vault.note_only_adds(kept)
     free = vault.store.free()
     room = f"{free >> 20} MiB free" if free is not None else "it does not say how much is free"
-    return Action(object=f"box {vault.box.name}", state="right", detail=f"takes files and gives them back; {room}")
+    takes = "takes files and gives them back" + (f", lets nothing be removed ({path} stays)" if kept else "")
+    return Action(object=f"box {vault.box.name}", state="right", detail=f"{takes}; {room}")
 
 
 def escrow(vault: Vault) -> Iterator[str]:

@@ -60,7 +60,7 @@ class Store(Protocol):
         ...
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Remove files; those that are gone are fine."""
+        """Remove files; those that are gone are fine. Raises `StoreForbiddenError` where nothing may be removed."""
         ...
 
     def remove_directory(self, path: str) -> None:

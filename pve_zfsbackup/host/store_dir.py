@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pve_zfsbackup.errors import StoreConflictError, StoreError, StoreFullError, VerificationError
+from pve_zfsbackup.errors import StoreConflictError, StoreError, StoreForbiddenError, StoreFullError, VerificationError
 from pve_zfsbackup.host.seal import digest_file
 from pve_zfsbackup.host.store import Entry, Upload, checked
 
@@ -98,12 +98,12 @@ class DirectoryStore:
     def remove(self, paths: Sequence[str]) -> None:
         self._mounted()
         for path in paths:
-            with self._told(path):
+            with self._told(path, removing=True):
                 self._place(path).unlink(missing_ok=True)
 
     def remove_directory(self, path: str) -> None:
         self._mounted()
-        with self._told(path), contextlib.suppress(FileNotFoundError):
+        with self._told(path, removing=True), contextlib.suppress(FileNotFoundError):
             self._place(path).rmdir()
 
     def free(self) -> int | None:
@@ -118,13 +118,15 @@ class DirectoryStore:
             raise StoreError(f"{self.name}: {self.mount} is not there", hint="is it mounted?")
 
     @contextlib.contextmanager
-    def _told(self, path: str) -> Iterator[None]:
+    def _told(self, path: str, *, removing: bool = False) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:
             raise StoreError(f"{self.name}: {path} is not there") from None
         except OSError as error:
             kind = StoreFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+            if removing and isinstance(error, PermissionError):
+                kind = StoreForbiddenError
             hint = "free space in the box" if kind is StoreFullError else ""
             raise kind(f"{self.name}: {path}: {error.strerror}", hint=hint) from None
 

@@ -16,6 +16,7 @@ from pve_zfsbackup.errors import (
     HostUnreachableError,
     StoreConflictError,
     StoreError,
+    StoreForbiddenError,
     StoreFullError,
 )
 from pve_zfsbackup.host.seal import digest_file
@@ -23,6 +24,7 @@ from pve_zfsbackup.host.sftp import Session, Sftp, word
 from pve_zfsbackup.host.store import Entry, Upload, checked
 
 TEMPORARY = "tmp-"
+_DENIED = "Permission denied"
 _UNSUPPORTED = re.compile("unsupported", re.IGNORECASE)
 _LISTED = re.compile(r"([-d])\S* .*? (\d+) +[A-Z][a-z]{2} +\d{1,2} +(?:\d\d:\d\d|\d{4}) (\S.*)")
 _GONE = re.compile(r"not found|No such file or directory", re.IGNORECASE)
@@ -224,7 +226,8 @@ class SftpStore:
         self._made.clear()
         done = self.client.batch([f"-rmdir {place}"])
         if done.stderr.strip() and path.rpartition("/")[2] in self._siblings(path):
-            raise StoreError(f"{self.name}: {path}: {done.told}")
+            kind = StoreForbiddenError if _DENIED in done.stderr else StoreError
+            raise kind(f"{self.name}: {path}: {done.told}")
 
     def _siblings(self, path: str) -> Mapping[str, Entry]:
         parent = path.rpartition("/")[0] or "."
@@ -253,7 +256,9 @@ class SftpStore:
         """Raise unless all that went wrong is that something does not exist."""
         others = [line for line in done.stderr.splitlines() if line.strip() and not _GONE.search(line)]
         if done.returncode or others:
-            raise StoreError(f"{self.name}: {what}: {'; '.join(others[:3]) or done.told}", stderr=done.stderr)
+            denied = what == "remove" and others and all(_DENIED in line for line in others)
+            kind = StoreForbiddenError if denied else StoreError
+            raise kind(f"{self.name}: {what}: {'; '.join(others[:3]) or done.told}", stderr=done.stderr)
 
 
 def listed(lines: Sequence[str]) -> Iterator[tuple[str, Entry]]:

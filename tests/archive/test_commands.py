@@ -148,6 +148,20 @@ def test_a_servers_key_is_pinned_only_when_its_fingerprint_is_given(tmp_path: Pa
             call("verify", "archive", "box1")
 
 
+def test_an_account_that_may_only_add_is_set_up(tmp_path: Path, call: Call) -> None:
+    with serving(tmp_path / "sshd", "-P remove,rmdir") as sshd:
+        configure(
+            tmp_path,
+            f"    host: 127.0.0.1\n    port: {sshd.port}\n    user: root\n    identity-file: {tmp_path}/sshd/id\n"
+            f"    known-hosts-file: {tmp_path}/sshd/known_hosts\n",
+        )
+        for _ in range(2):
+            done = call("setup", "box", "box1", "--json")
+            assert done.code == 0
+            assert "lets nothing be removed" in json.loads(done.out)["actions"][-1]["detail"]
+        assert call("verify", "archive", "box1").code == 0
+
+
 def other_blob(place: Path) -> str:
     return (place / "sshd/id.pub").read_text().split()[1]
 

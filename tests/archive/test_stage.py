@@ -19,8 +19,9 @@ from pve_zfsbackup.app.history import History, history
 from pve_zfsbackup.app.preview import preview
 from pve_zfsbackup.app.run import ALL_STAGES, Stage
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.setup_box import try_out
 from pve_zfsbackup.app.status import Status, status_of
-from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode
+from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, StoreForbiddenError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.report.points import points_json, points_table
@@ -291,6 +292,36 @@ def test_a_restore_below_what_does_not_exist_says_so(boxed: Boxed) -> None:
     boxed.run()
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         boxed.restore(boxed.choose(WEB), "rpool/nowhere")
+
+
+def test_a_box_that_lets_nothing_be_removed_is_told_once_and_archived_to_all_the_same(
+    boxed: Boxed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = boxed.world.config.read_text().replace("every-hours: 0", "every-hours: 0\n    full-increments: 1")
+    boxed.world.config.write_text(text.replace("keep: {keep-last: 3}\njobs", "keep: {keep-last: 1}\njobs"))
+    make = box_module._store
+
+    def forbid(verb: str, path: str) -> None:
+        if verb in {"remove", "rmdir"}:
+            raise StoreForbiddenError("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(box_module, "_store", lambda *given: FaultyStore(make(*given), forbid))
+        told = []
+        for _ in range(8):
+            boxed.world.write()
+            report = boxed.run()
+            verify_box(boxed.vault, Level.HASHED, note=lambda _: None)
+            told.append([message for outcome, _, message in archived(report) if outcome is not Outcome.OK])
+        assert [len(messages) for messages in told].count(1) == 1, told
+        assert "lets nothing be removed" in str(told)
+        assert boxed.vault.only_adds
+        before = set((boxed.world.place / "mnt/root").rglob("seg-*"))
+        assert try_out(boxed.vault).detail.startswith("takes files and gives them back, lets nothing be removed")
+    assert not try_out(boxed.vault).detail.startswith("takes files and gives them back, lets")
+    assert not boxed.vault.only_adds
+    boxed.run()
+    assert not before <= set((boxed.world.place / "mnt/root").rglob("seg-*"))
 
 
 # Faults

@@ -19,6 +19,7 @@ from pve_zfsbackup.errors import (
     HostUnreachableError,
     StoreConflictError,
     StoreError,
+    StoreForbiddenError,
     StoreFullError,
     VerificationError,
 )
@@ -303,6 +304,18 @@ def altered(sshd: Sshd, kind: type[Altered]) -> tuple[SftpStore, Altered]:
     made = sshd.store()
     client = kind(name="box1", programs=made.client.programs, server=made.client.server)
     return SftpStore(client=client), client
+
+
+def test_a_box_that_lets_nothing_be_removed_is_told_apart(tmp_path: Path) -> None:
+    with serving(tmp_path / "sshd", "-P remove,rmdir") as server:
+        store = server.store()
+        store.put([upload(tmp_path), replace(upload(tmp_path), path="w/b")])
+        store.put([upload(tmp_path)])  # the same again is fine, though what it was brought as stays
+        for call in (lambda: store.remove(["w/a", "w/gone"]), lambda: store.remove_directory("w")):
+            with pytest.raises(StoreForbiddenError, match="ermission denied") as caught:
+                call()
+            assert not caught.value.transient
+        assert {"a", "b"} <= store.list(["w"])["w"].keys()
 
 
 def test_what_arrived_short_never_gets_its_name(sshd: Sshd, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pve_zfsbackup.errors import (
     ConfigError,
     HostUnreachableError,
     StoreError,
+    StoreForbiddenError,
     StoreFullError,
     ZfsError,
 )
@@ -291,6 +292,18 @@ def test_a_crash_right_after_publishing_leaves_a_point_that_is_built_upon(bench:
     assert (written.skipped, written.signed.outer.sequence) == (0, 2)
     assert read_back(bench) == {key: [FULL[key], STEP[key]] for key in FULL}
     assert bench.catalog().all_problems == ()
+
+
+def test_where_nothing_can_be_removed_a_point_cut_at_its_manifests_begins_anew(bench: Bench) -> None:
+    interrupted(bench, "put", "/manifest.json")
+
+    def forbid(verb: str, path: str) -> None:
+        if verb == "remove":
+            raise StoreForbiddenError("no")
+
+    bench.store.before = forbid
+    assert bench.write(1, FULL).skipped == 0
+    assert read_back(bench) == {key: [data] for key, data in FULL.items()}
 
 
 def test_an_outer_manifest_that_was_cut_by_a_server_without_rename_is_made_anew(bench: Bench) -> None:
