@@ -8,13 +8,16 @@ import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
 
 from pve_zfsbackup.app.target_hostkey import host_keys
 from pve_zfsbackup.cli import cli
+from pve_zfsbackup.cli.archive import vault_of
 from pve_zfsbackup.errors import BackupError, ConfigError, HostKeyError, VerificationError
+from pve_zfsbackup.host.store_sftp import SftpStore
 from tests.archive.sshd import serving
 
 pytestmark = [pytest.mark.processes, pytest.mark.loopback]
@@ -160,6 +163,44 @@ def test_an_account_that_may_only_add_is_set_up(tmp_path: Path, call: Call) -> N
             assert done.code == 0
             assert "lets nothing be removed" in json.loads(done.out)["actions"][-1]["detail"]
         assert call("verify", "archive", "box1").code == 0
+
+
+@pytest.mark.parametrize(("when", "rate"), [
+    ("2027-01-13T07:59:59+01:00", 8), ("2027-01-13T08:00:00+01:00", 2), ("2027-01-13T17:59:59+01:00", 2),
+    ("2027-01-16T12:00:00+01:00", 0), ("2027-01-13T18:00:00+01:00", 8),
+])  # fmt: skip
+def test_a_boxs_rate_follows_the_clock_and_is_shared_by_its_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, rate: int
+) -> None:
+    """In the configured time zone, whatever the node's own is; each file anew."""
+    configure(
+        tmp_path,
+        "    host: box.example\n    user: u\n    connections: 4\n    rate: 8M\n"
+        "    rate-schedule: ['mon-fri 08:00-18:00: 2M', 'sat-sun 00:00-24:00: 0']\n",
+    )
+    with (tmp_path / "config.yaml").open("a") as file:
+        file.write("timezone: Europe/Berlin\n")
+    monkeypatch.setattr("pve_zfsbackup.app.box.datetime", Clock)
+    store = vault_of(tmp_path / "config.yaml", "box1").store
+    assert isinstance(store, SftpStore)
+    told = 0
+    for at in ("2027-01-13T03:00:00+01:00", when):
+        monkeypatch.setattr(Clock, "now_is", at)
+        told = store.client.rate()
+    assert told == rate * (1 << 20) // 4
+    argv = store.client.server.argv(told)
+    assert ("-l" in argv) is bool(rate)
+    assert not rate or int(argv[argv.index("-l") + 1]) == rate * (1 << 20) // 4 * 8 // 1000
+
+
+class Clock(datetime):
+    """Stands still."""
+
+    now_is = ""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Clock:
+        return cls.fromisoformat(cls.now_is).astimezone(tz)
 
 
 def other_blob(place: Path) -> str:

@@ -13,6 +13,7 @@ import pytest
 from pve_zfsbackup.app.archive_read import Reader, require_inner
 from pve_zfsbackup.app.archive_restore import choose, streams_of
 from pve_zfsbackup.app.archive_upload import Stamina
+from pve_zfsbackup.app.archive_verify import Level, verify_box
 from pve_zfsbackup.app.archive_write import pending
 from pve_zfsbackup.errors import (
     BackupError,
@@ -408,6 +409,33 @@ def test_this_nodes_own_key_opens_manifests_but_no_content(bench: Bench) -> None
         reader = Reader(vault=bench.vault, spool=spool, stamina=Stamina(seconds=0))
         with pytest.raises(BackupError, match="no identity matched"):
             reader.open(content, content.inner.segments[0], bench.vault.box.catalog_key_file)
+
+
+def test_each_of_several_identities_opens_everything_alone(bench: Bench) -> None:
+    second = bench.place / "second"
+    recipient = bench.vault.seal.new_identity(second)
+    with bench.vault.box.recipients_file.open("a") as file:
+        file.write(f"# of the second safe\n{recipient}\n")
+    bench.write(1, FULL)
+    bench.write(2, STEP)
+    (first, alone) = bench.identity, second
+    for identity in (first, alone):
+        bench.identity = identity
+        assert read_back(bench) == {key: [FULL[key], STEP[key]] for key in FULL}
+        assert require_inner(bench.catalog().shelves[0].contents[0]).recipients[-1] == recipient
+        assert verify_box(bench.vault, Level.OPENED, identity=identity, note=print).good
+
+
+def test_what_is_cut_is_on_its_way_while_the_rest_is_still_sent(bench: Bench) -> None:
+    begun = threading.Event()
+    bench.store.before = lambda verb, path: begun.set() if "seg-000001" in path else None
+
+    def moved(stream: object, total: int, done: bool) -> None:
+        if total > 3 * MIB and not done:
+            assert begun.wait(60), "the first segment waits for the end of the stream"
+
+    bench.writer.write(bench.order(1, {"scsi0": noise(1, 6 * MIB)}), moved)
+    assert begun.is_set()
 
 
 def test_manifests_are_text_that_tools_can_read_line_by_line(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench import plot, results
+from tests.bench import archive, plot, results
 from tests.bench.contenders import ALL, KEPT, Tree
 from tests.bench.onhost import measure
 from tests.bench.results import Run
@@ -100,3 +100,8 @@ def test_measuring_sees_all_descendants_and_their_memory() -> None:
             os.kill(pid, 9)
         os.waitpid(child, 0)
     assert measure.resident(child) == 0
+
+
+def test_the_archives_memory_is_bounded_by_its_slices() -> None:
+    assert archive.small(4 * 16 + 80, 16)
+    assert not archive.small(4 * 16 + 81, 16)
