@@ -72,8 +72,8 @@ class Seal:
         argvs = (("zstd", "-q", "-c", "-T0", LEVEL), age) if compress else (age,)
         begun: Future[Chain] = Future()
         fed = threading.Event()
-        sealed = beside.submit(self._collect, argvs, out, begun, fed)
         try:
+            sealed = beside.submit(self._collect, argvs, out, begun, fed)
             sealing = Sealing(chain=begun.result(), fed=fed, sealed=sealed)
         except BaseException:  # interrupted here: nobody will feed what may begin yet
             fed.set()
