@@ -100,6 +100,7 @@ BROAD_ALLOWED = {  # "file.py:function" -> why nothing narrower will do and noth
     "app/archive_expire.py:_expired": "the same, for one series",
     "app/snapshot.py:_one": "a bug of ours is told with its place, and is one guest's trouble",
     "app/prune.py:_one": "the same, for one guest on one host",
+    "app/prune.py:decide": "the same, for one guest",
     "app/replicate.py:_one": "the same, for one target",
     "app/works.py:_plan": "the same, for one disk",
     "app/lanes.py:_collect": "the same, for the disks of one session",

@@ -13,7 +13,7 @@ from pve_zfsbackup.app.gather import Assignment, Inventory, target_listings
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Snapshot, Vmid, World
+from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Plan, Snapshot, Vmid, World
 from pve_zfsbackup.plan.prune import PrunePlan, PrunePolicy, plan_prune, survey
 from pve_zfsbackup.plan.takeover import takeovers
 
@@ -27,11 +27,12 @@ class Pruning:
 
     item: Assignment
     plan: PrunePlan
+    fault: Exception | None = None  # nothing could be decided
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneWork:
-    """All guests, the targets that could not be asked, and the listings it was decided by."""
+    """All guests; what could not be asked, or not be decided; and the listings it was decided by."""
 
     guests: tuple[Pruning, ...]
     silent: tuple[Result, ...]
@@ -44,8 +45,9 @@ def plan_all(session: Session, found: Inventory, items: Sequence[Assignment]) ->
     listings, errors = target_listings(session, names)
     world = {SOURCE: found.listing, **listings}
     guests = decide(session, world, items, silent=frozenset(errors))
-    silent = tuple(failed(STAGE, error, host=name) for name, error in errors.items())
-    return PruneWork(guests=guests, silent=silent, world=world)
+    silent = [failed(STAGE, error, host=name) for name, error in errors.items()]
+    silent += [failed(STAGE, one.fault, guest=one.item.guest) for one in guests if one.fault]
+    return PruneWork(guests=guests, silent=tuple(silent), world=world)
 
 
 def decide(
@@ -71,15 +73,20 @@ def decide(
             append_only=append_only,
             taken="; ".join(taken),
         )
-        decided = plan_prune(item.guest.vmid, seen, policy, tz=session.timezone, now=now)
-        guests.append(Pruning(item=item, plan=decided))
+        try:
+            decided = plan_prune(item.guest.vmid, seen, policy, tz=session.timezone, now=now)
+            guests.append(Pruning(item=item, plan=decided))
+        except Exception as error:  # also a bug of ours is this guest's alone
+            nothing = Plan(warnings=(f"nothing can be decided: {error}",))
+            guests.append(Pruning(item=item, plan=PrunePlan(verdicts=(), plan=nothing), fault=error))
     return tuple(guests)
 
 
 def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
     """Carry it out, guest by guest."""
     for pruning in work.guests:
-        yield from _one(session, pruning)
+        if pruning.fault is None:
+            yield from _one(session, pruning)
     yield from work.silent
     if ahead := [pruning.item.guest.vmid for pruning in work.guests if pruning.plan.ahead]:
         yield _waiting(ahead)

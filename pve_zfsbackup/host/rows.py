@@ -34,7 +34,8 @@ _OURS: Final = tuple(
 # What a restore needs is asked for where new points are made: on the source.
 TARGET_COLUMNS: Final = _NATIVE + _OURS
 SOURCE_COLUMNS: Final = TARGET_COLUMNS + RESTORE_PROPS + (PROPERTY + "restore", PROPERTY + "restored")
-
+# Seconds; in the year 9892, so that it can be shown in any time zone. What comes with a stream may be any number.
+LATEST: Final = 250_000_000_000
 
 _SNAPSHOT: Final = (
     "name", "guid", "createtxg", "creation", "used", "referenced", "written", "userrefs", "clones", "ivsetguid",
@@ -136,7 +137,7 @@ def _snapshot(cells: tuple[str, ...]) -> Snapshot:
         name=intern(name),
         guid=Guid(guid),
         createtxg=int(createtxg),
-        creation=int(creation),
+        creation=min(int(creation), LATEST),
         used=_number(used),
         refer=_number(refer),
         userrefs=_number(userrefs),
@@ -160,7 +161,7 @@ def _bookmark(cells: tuple[str, ...]) -> Bookmark:
         name=name,
         guid=Guid(guid),
         createtxg=int(createtxg),
-        creation=int(creation),
+        creation=min(int(creation), LATEST),
         ivset=_ivset(ivset),
     )
 

@@ -82,7 +82,7 @@ def verdicts_json(work: PruneWork, freed: Mapping[str, int | None]) -> dict[str,
             for verdict in _verdicts(work)
         ],
         "freed": dict(freed),
-        "unreachable": [result.host for result in work.silent],
+        "unreachable": [result.host for result in work.silent if result.host],
     }
 
 

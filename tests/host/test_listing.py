@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from pve_zfsbackup.errors import DatasetNotFoundError, ZfsError
 from pve_zfsbackup.host import listing
 from pve_zfsbackup.host.listing import list_host
+from pve_zfsbackup.host.rows import LATEST
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import Dataset, Guid
 from tests.fakes.node import FakeNode
-from tests.fakes.pools import Clock, Package, Partial, Pools
+from tests.fakes.pools import Clock, Mark, Package, Partial, Pools
 from tests.fakes.runner import HERE, FakeRunner, Fault
 
 SRC = Dataset("rpool/data/vm-100-disk-0")
@@ -80,6 +83,24 @@ def test_order_is_createtxg_not_name_nor_time(host: Host, pools: Pools) -> None:
         pools.clock.now -= 1000
         pools.snap(f"{SRC}@{name}")
     assert [snap.name for snap in list_host(host, [ROOT]).volumes[SRC].snapshots] == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize("told", [10**15, 2**63, 2**64 - 1])
+def test_a_time_that_no_calendar_has_is_the_last_one_that_has(host: Host, pools: Pools, told: int) -> None:
+    """Streams bring it along. It counts as the future, where nothing is pruned; what is shown of it can be shown."""
+    pools.snap(f"{SRC}@a").creation = told
+    made = pools.get(f"{SRC}@a")
+    pools.datasets[SRC].marks["b"] = Mark(name="b", guid=made.guid, createtxg=made.createtxg, creation=told)
+    volume = list_host(host, [SRC]).volumes[SRC]
+    for found in (*volume.snapshots, *volume.bookmarks):
+        assert found.creation == LATEST
+        assert datetime.fromtimestamp(found.creation, ZoneInfo("Pacific/Kiritimati")).isocalendar().year > 9000
+
+
+def test_a_time_that_is_no_number_is_not_understood(host: Host, pools: Pools) -> None:
+    pools.snap(f"{SRC}@a").creation = "soon"  # type: ignore[assignment]
+    with pytest.raises(ZfsError, match="not understood"):
+        list_host(host, [SRC])
 
 
 def test_clones_bookmarks_origin_and_encryption(host: Host, pools: Pools, runner: FakeRunner) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from pve_zfsbackup.app import snapshot, works
+from pve_zfsbackup.app import prune, snapshot, works
 from pve_zfsbackup.app.gather import Assignment, Inventory
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import ExitCode, HostUnreachableError
 from pve_zfsbackup.events import Outcome
-from pve_zfsbackup.model import Disk, Plan
+from pve_zfsbackup.model import Disk, Plan, Vmid
+from pve_zfsbackup.plan.prune import PrunePlan
 from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides
 from pve_zfsbackup.plan.unchanged import References
 from tests.fakes.pools import Ds, Mark, Pools, Snap
 from tests.fakes.reading import Reading
 from tests.fakes.runner import HERE, Fault
-from tests.fakes.world import CT, DB, REPLICAS, TARGET, WEB, World, assert_replicated
+from tests.fakes.world import CT, DB, DISKS, REPLICAS, TARGET, WEB, World, assert_replicated
 
 
 def test_a_firewall_file_that_cannot_be_read_is_one_guests_trouble(world: World) -> None:
@@ -148,3 +151,40 @@ def test_a_check_of_guids_that_was_killed_destroys_nothing_and_says_so(world: Wo
     report = world.run(Stage.PRUNE)
     assert report.exit_code is ExitCode.FAILED
     assert len(world.complete(HERE, WEB)) == len(world.complete(TARGET, WEB)) == 4
+
+
+def test_a_guest_that_nothing_can_be_decided_of_does_not_keep_the_others_from_being_pruned(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(4):
+        world.write()
+        world.run(Stage.SNAPSHOT)
+    real = prune.plan_prune
+
+    def broken(vmid: Vmid, *args: Any, **more: Any) -> PrunePlan:
+        if vmid == DB:
+            raise ValueError("year 31690708 is out of range")
+        return real(vmid, *args, **more)
+
+    monkeypatch.setattr(prune, "plan_prune", broken)
+    report = world.run(Stage.PRUNE)
+    (told,) = world.results(report, Outcome.FAILED)
+    assert (told.vmid, "31690708" in told.message) == (DB, True)
+    assert (len(world.complete(HERE, DB)), len(world.complete(HERE, WEB))) == (4, 3)
+
+
+def test_a_point_of_a_time_that_no_calendar_has_stops_the_pruning_of_its_guest_alone(world: World) -> None:
+    """A target may say anything of its snapshots."""
+    for _ in range(4):
+        world.write()
+        world.run()
+    for name in (REPLICAS[disk] for disk in DISKS if "101" in disk):
+        for snap in world.target.datasets[name].snaps.values():
+            snap.creation = 10**15
+    for _ in range(2):
+        world.write()
+        report = world.run()
+        assert not world.results(report, Outcome.FAILED)
+    assert any("from the future" in result.message for result in world.results(report, Outcome.WARNING))
+    assert len(world.complete(TARGET, DB)) > 3
+    assert (len(world.complete(TARGET, WEB)), len(world.complete(HERE, DB))) == (3, 3)
