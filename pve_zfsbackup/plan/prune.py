@@ -174,7 +174,8 @@ def _unseen(volume: Volume, seen: Survey, policy: PrunePolicy) -> Iterator[tuple
     """What may be the base on targets that did not answer, or where no replica was seen.
 
     Replication makes a bookmark before it sends and destroys the old ones afterwards: the base is one of what
-    lies between them. Nothing is known of a silent target without any.
+    lies between them. Of more than three the two oldest are of the last replica that was seen, and the others of full
+    streams that did not arrive since: nothing went there in between. Nothing is known of a silent target without any.
     """
     marked = _bookmarks_by_target(volume)
     for target in sorted(marked.keys() | policy.silent | policy.unasked):
@@ -189,12 +190,13 @@ def _unseen(volume: Volume, seen: Survey, policy: PrunePolicy) -> Iterator[tuple
             state = "shows no replica"
         else:
             continue
-        between = marked.get(target)
-        yield from ((bookmark.guid, f"base on {target}, which {state}") for bookmark in between or ())
+        own = marked.get(target, [])
+        spans = [own[:2], own[2:]] if len(own) > 3 else [own]
+        yield from ((bookmark.guid, f"base on {target}, which {state}") for bookmark in own)
         for snapshot in volume.snapshots:
-            if between is None:
+            if not own:
                 yield snapshot.guid, f"{target} {state} and has no bookmark here"
-            elif between[0].createtxg < snapshot.createtxg < between[-1].createtxg:
+            elif any(span[0].createtxg < snapshot.createtxg < span[-1].createtxg for span in spans):
                 yield snapshot.guid, f"perhaps the base on {target}, which {state}"
 
 

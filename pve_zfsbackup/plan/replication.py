@@ -81,7 +81,7 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy, spared
     steps: list[Step] = [adoption] if policy.adopt else []
     if way.base is None:
         steps += _parents(way.path, sides, policy)
-    before, after = _bookmarks(source, top, way.common, policy)
+    before, after = _bookmarks(source, top, way, policy)
     steps += [*before, *way.steps]
     steps += (mark(s, source, way.path, policy, spared) for s in unmarked(source, way))
     for send in sends:
@@ -226,13 +226,13 @@ def _old_generations(source: Volume, path: Dataset, sides: Sides) -> list[Datase
     return [volume.name for volume in volumes if not foreign_owner(source, volume, sides)]
 
 
-def _bookmarks(
-    source: Volume, top: Base, common: Base | None, policy: ReplicationPolicy
-) -> tuple[list[Step], list[Step]]:
+def _bookmarks(source: Volume, top: Base, way: Route, policy: ReplicationPolicy) -> tuple[list[Step], list[Step]]:
     """What is done before and after the streams so that a bookmark stands beside the newest common snapshot.
 
-    Those that earlier runs made for what never arrived go before: two stand at any time, no more. Without a
-    common base they stay until the full stream has arrived: what they name may yet show up again.
+    Those that earlier runs made for what never arrived go before: two stand at any time, no more. Without a common base
+    those stay, until the full stream has arrived, that may yet show up again: the two oldest, between which the base
+    was when a replica was last seen; the newest, as its receive may go on still; and what an interrupted one is to
+    become. Full streams that fail again and again leave no more, and hold up no pruning (`plan/prune.py`, `_unseen`).
     """
     if isinstance(top, Snapshot) and top.point is None:
         return [], []  # a foreign one has none of ours beside it
@@ -241,11 +241,13 @@ def _bookmarks(
     name = bookmark_name(top, policy.host) if isinstance(top, Snapshot) else ""
     before: list[Step] = []
     after: list[Step] = []
-    for bookmark in ours:
-        if bookmark.guid != top.guid:
-            needed = common is None or bookmark.guid == common.guid
-            # A name is used again only after a snapshot was destroyed and made anew by hand.
-            (after if needed and bookmark.name != name else before).append(DestroyBookmark(bookmark=bookmark))
+    others = [bookmark for bookmark in ours if bookmark.guid != top.guid]
+    bases = (way.common,) if way.common else (*others[:2], *others[-1:], way.base)
+    needed = {base.guid for base in bases if base is not None}
+    for bookmark in others:
+        # A name is used again only after a snapshot was destroyed and made anew by hand.
+        stays = bookmark.guid in needed and bookmark.name != name
+        (after if stays else before).append(DestroyBookmark(bookmark=bookmark))
     if isinstance(top, Snapshot) and all(bookmark.guid != top.guid for bookmark in ours):
         before.append(CreateBookmark(snapshot=top, name=name))
     return before, after

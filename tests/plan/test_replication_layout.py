@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from datetime import UTC
 
 import pytest
 
@@ -16,6 +17,7 @@ from pve_zfsbackup.model import (
     DestroyBookmark,
     Guid,
     Hold,
+    Keep,
     Mark,
     PointDisk,
     Release,
@@ -24,13 +26,16 @@ from pve_zfsbackup.model import (
     Send,
     Snapshot,
     Step,
+    Vmid,
     Volume,
     World,
     encode_disks,
 )
 from pve_zfsbackup.plan.pairing import compare, find_replica, generation_path
 from pve_zfsbackup.plan.project import project
+from pve_zfsbackup.plan.prune import PrunePolicy, plan_prune, survey
 from tests.plan.worlds import (
+    DAY0,
     DISK,
     GENERATION,
     HOST,
@@ -349,6 +354,35 @@ def test_two_bookmarks_at_most_whatever_fails() -> None:
         here = {**here, SOURCE: replace(here[SOURCE], volumes={**here[SOURCE].volumes, ZVOL: volume})}
     here = project(here, replicate(here).steps)
     assert [found.guid for found in here[SOURCE].volumes[ZVOL].bookmarks] == [guid(8)]
+
+
+def test_full_streams_that_never_arrive_leave_four_bookmarks_and_hold_up_no_pruning() -> None:
+    """Between the two oldest lies the base of the replica that was there once; and the newest may be arriving."""
+    here = {**build(["o-", "O-", "o-", "O-", "o-"]), HOST: listing(HOST)}
+    for number in range(6, 14):
+        plan = replicate(here)
+        sent = next(index for index, step in enumerate(plan.steps) if isinstance(step, Send))
+        here = project(here, plan.steps[:sent])
+        marked = [found.guid for found in here[SOURCE].volumes[ZVOL].bookmarks]
+        assert marked == [guid(2), guid(4), *([guid(number - 2)] if number > 6 else []), guid(number - 1)]
+        policy = PrunePolicy(keep={SOURCE: (Keep(last=1),), HOST: (Keep(last=1),)})
+        pruned = plan_prune(Vmid(100), survey(here), policy, tz=UTC, now=DAY0 + 40 * 3600).plan.steps
+        here = project(here, pruned)
+        volume = here[SOURCE].volumes[ZVOL]
+        assert [s.guid for s in volume.snapshots] == [guid(2), guid(3), *marked[1:]], "3 may be the base"
+        volume = replace(volume, snapshots=(*volume.snapshots, snapshot(number, ZVOL)))
+        here = {**here, SOURCE: replace(here[SOURCE], volumes={**here[SOURCE].volumes, ZVOL: volume})}
+    here = project(here, replicate(here).steps)
+    assert [found.guid for found in here[SOURCE].volumes[ZVOL].bookmarks] == [guid(13)]
+
+
+def test_the_bookmark_of_an_interrupted_full_stream_stays() -> None:
+    token = ResumeToken(token="1-x", to_guid=guid(3))
+    here = build(["O-", "O-", "O-", "O-", "O-", "O-", "o-"], token=token)
+    plan = replicate(here)
+    resume = next(index for index, step in enumerate(plan.steps) if isinstance(step, Resume))
+    cut = project(here, plan.steps[:resume])
+    assert [found.guid for found in cut[SOURCE].volumes[ZVOL].bookmarks] == [guid(n) for n in (1, 2, 3, 6, 7)]
 
 
 def test_the_bookmark_of_the_base_outlives_a_resume_that_fails() -> None:
