@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -84,6 +84,7 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
             hint="/usr/share/doc/pve-zfsbackup/examples/config.yaml has one",
         )
     stages = needed(session.config, stages)
+    loaded = {stage: _loaded(stage) for stage in stages}
     started = time.monotonic()
     name = f"{session.now():%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     with OneLock(session.config.runtime_dir) as locks:
@@ -111,7 +112,7 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
                 written.jobs.update((item.guest.vmid, item.names) for item in items)
                 notes += [note for note in (*found.notes, *remarks) if note not in notes]
                 # Closed while the lock is ours, whatever ends the loop: its streams end then.
-                with contextlib.closing(_stage(stage, session, found, items)) as stage_results:
+                with contextlib.closing(loaded[stage](session, found, items)) as stage_results:
                     for result in stage_results:
                         written.result(result)
             for told in _strays(session):
@@ -230,25 +231,27 @@ def _unthawed(vmid: Vmid) -> Result:
     )
 
 
-def _stage(stage: Stage, session: Session, found: Inventory, items: Sequence[Assignment]) -> Results:
-    """Each stage is loaded when its turn comes: most runs have one or two, and loading takes longer than listing."""
+def _loaded(stage: Stage) -> Callable[[Session, Inventory, Sequence[Assignment]], Results]:
+    """What does this stage. Of a run with several all are loaded before the first: a package upgrade in the hours that
+    one may take would mix two versions. Others are not loaded at all: most runs have one or two, and loading takes
+    longer than listing."""
     match stage:
         case Stage.SNAPSHOT:
             from pve_zfsbackup.app.snapshot import snapshot  # noqa: PLC0415 - see above
 
-            return snapshot(session, found, items)
+            return snapshot
         case Stage.REPLICATE:
             from pve_zfsbackup.app.replicate import replicate  # noqa: PLC0415 - see above
 
-            return replicate(session, found, items)
+            return replicate
         case Stage.ARCHIVE:
             from pve_zfsbackup.app.archive import archive  # noqa: PLC0415 - see above
 
-            return archive(session, found, items)
+            return archive
         case Stage.PRUNE:
             from pve_zfsbackup.app.prune import plan_all, prune  # noqa: PLC0415 - see above
 
-            return prune(session, plan_all(session, found, items))
+            return lambda session, found, items: prune(session, plan_all(session, found, items))
         case unknown:
             assert_never(unknown)
 

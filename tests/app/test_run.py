@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
+from pve_zfsbackup import app
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.run import Stage, run
 from pve_zfsbackup.errors import CommandTimeoutError, ConfigError, ExitCode, LockedError, PveError
@@ -672,3 +675,17 @@ def test_nothing_is_held_or_removed_on_an_append_only_target(world: World) -> No
     world.runner.ran.clear()
     assert world.run(Stage.REPLICATE).exit_code is ExitCode.OK
     assert not world.runner.changes
+
+
+@pytest.mark.parametrize(("stages", "there"), [((Stage.SNAPSHOT, Stage.PRUNE), True), ((Stage.SNAPSHOT,), False)])
+def test_the_stages_of_a_run_are_loaded_before_the_first(
+    world: World, monkeypatch: pytest.MonkeyPatch, stages: tuple[Stage, ...], there: bool
+) -> None:
+    """The package may be upgraded while the first takes hours. What is not asked for is not loaded."""
+    name = "pve_zfsbackup.app.prune"
+    monkeypatch.setattr(app, "prune", importlib.import_module(name))  # so that it is put back
+    monkeypatch.delitem(sys.modules, name)
+    seen: list[bool] = []
+    world.runner.watchers.append(lambda ran: seen.append(name in sys.modules))
+    assert world.run(*stages).exit_code is ExitCode.OK
+    assert set(seen) == {there}
