@@ -142,6 +142,21 @@ def test_the_new_hold_comes_before_the_old_goes(executor: Executor, runner: Fake
     assert holds == [set(), {"t"}, {"t"}]
 
 
+def test_holds_of_somebody_else_cost_one_question_for_all(executor: Executor, runner: FakeRunner) -> None:
+    """A listing counts holds and does not name them: each is taken for ours, run after run."""
+    snaps = [point(executor, number, A)[A] for number in range(1, 6)]
+    for snap in snaps[:4]:
+        runner.pools[HERE].get(snap.full_name).holds.add("admin")
+    holds = [Hold(host="source", snapshot=snaps[4], tag="t")]
+    runner.ran.clear()
+    executor.execute([*holds, *(Release(host="source", snapshot=snap, tag="t") for snap in snaps[:4])])
+    assert verbs(runner, HERE) == ["hold", "release"]
+    runner.ran.clear()
+    executor.execute([*holds, *(Release(host="source", snapshot=snap, tag="t") for snap in snaps[:4])])
+    assert verbs(runner, HERE) == ["hold", "hold", "release"], "it is held already: once more, each for itself"
+    assert [snap.holds for snap in runner.pools[HERE].datasets[A].snaps.values()] == [{"admin"}] * 4 + [{"t"}]
+
+
 def test_destroys_of_one_dataset_are_one_command_and_one_failure_stops_no_other(
     executor: Executor, runner: FakeRunner
 ) -> None:

@@ -86,10 +86,10 @@ def hold_commands(verb: str, tag: str, snapshots: Sequence[Snapshot]) -> list[tu
     return [("zfs", verb, tag, *batch) for batch in _batches([snapshot.full_name for snapshot in snapshots])]
 
 
-def is_settled(failed: Completed) -> bool:
-    """Whether nothing but a hold that is there already, or gone already, stopped the commands."""
+def is_settled(failed: Completed, verbs: Sequence[str] = ("hold", "release")) -> bool:
+    """Whether a hold that is there already, or gone already, was all that failed: the rest of a release is done."""
     told = [line for line in failed.stderr.splitlines() if line.startswith("cannot ")]  # ssh may have its say, too
-    return bool(told) and all(_TAG.search(line) for line in told)
+    return bool(told) and all((found := _TAG.search(line)) and found[1] in verbs for line in told)
 
 
 def create_parent(host: Host, dataset: Dataset, owner: str = "") -> None:
@@ -166,8 +166,9 @@ def release(host: Host, tag: str, snapshots: Sequence[Snapshot]) -> None:
 def _each(host: Host, verb: str, tag: str, snapshots: Sequence[Snapshot], *, tolerated: str) -> None:
     for names in _batches([snapshot.full_name for snapshot in snapshots]):
         done = host.run(("zfs", verb, tag, *names), check=False)
-        for name in names if done.returncode else ():  # one by one tells which, whatever the batch did
-            single = host.run(("zfs", verb, tag, name), check=False)
+        fine = not done.returncode or is_settled(done, ("release",))
+        for name in names if not fine else ():  # one by one tells which, whatever the batch did
+            single = done if len(names) == 1 else host.run(("zfs", verb, tag, name), check=False)
             if single.returncode and tolerated not in single.stderr:
                 raise classified(single)
 
