@@ -18,7 +18,6 @@ from pve_zfsbackup.errors import (
     QueuedError,
     ResumeRefusedError,
 )
-from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.pipeline import Chain, Fate
 from pve_zfsbackup.host.vigil import Vigil
 from pve_zfsbackup.model import AbortReceive, CreateBookmark, Dataset, DestroyBookmark, Resume, Send, Step, Vmid
@@ -229,7 +228,6 @@ def _abort_one(session: Session, course: Course, disk: tuple[Work, Dataset], ste
         session.executor.execute([step])
         course.aborted.add(step.dataset)
     except QueuedError as error:
-        work.parked.add(dataset)
-        work.say(work.result(Outcome.WARNING, f"{dataset}: {error.message}", error.hint))
+        work.park(dataset, error)
     except BackupError as error:
         work.blame(dataset, error)

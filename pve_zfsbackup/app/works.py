@@ -49,6 +49,12 @@ class Work:
         """A disk could not be sent: for now, or for good."""
         (self.broken if is_transient(error) else self.faults)[dataset] = error
 
+    def park(self, dataset: Dataset, error: BackupError) -> None:
+        """The disk waits for something that the target does itself: somebody is told, because nothing of it is sent."""
+        self.parked.add(dataset)
+        told = self.result(Outcome.WARNING, f"{dataset}: {error.message}; nothing of it is sent until then", error.hint)
+        self.say(replace(told, alarm=True))
+
     def leave(self, dataset: Dataset, error: BackupError) -> None:
         """The disk is being taken away: no failure of ours, and nothing to try again."""
         self.parked.add(dataset)
@@ -83,7 +89,7 @@ class Work:
         for dataset, fault in faults.items():
             told = failed(STAGE, fault, guest=self.guest, host=self.host)
             yield replace(told, message=f"{dataset}: {told.message}")
-        if not faults and not self.gone and not any(result.outcome is Outcome.FAILED for result in self.said):
+        if not faults and not self.parked and not any(result.outcome is Outcome.FAILED for result in self.said):
             outcome = Outcome.OK if self.streams or self.changed else Outcome.SKIPPED
             unchanged = f", {self.spared} disks unchanged" if self.spared else ""
             yield self.result(outcome, f"{self.streams} streams{unchanged}" if self.streams else "nothing new")

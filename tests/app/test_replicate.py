@@ -535,7 +535,7 @@ def test_a_token_that_cannot_be_aborted_parks_its_disk(world: World) -> None:
     assert_replicated_others(world)
 
 
-def test_an_abort_that_is_queued_parks_the_disk_with_a_warning(world: World) -> None:
+def test_an_abort_that_is_queued_parks_the_disk_with_an_alarm(world: World) -> None:
     interrupted(world)
     partial = world.target.datasets[REPLICAS[ZVOL]].partial
     assert partial
@@ -545,6 +545,8 @@ def test_an_abort_that_is_queued_parks_the_disk_with_a_warning(world: World) -> 
     warned = [r for r in world.results(report, Outcome.WARNING, WEB) if "queued on backup1" in r.message]
     assert len(warned) == 1
     assert "maintain" in warned[0].hint
+    assert warned[0].alarm
+    assert not world.results(report, Outcome.OK, WEB), "a guest of which a disk is not sent is not done"
     assert not world.results(report, Outcome.FAILED)
     assert world.waits == []
     assert_replicated_others(world)
