@@ -5,6 +5,7 @@ Identity is the snapshot guid, never a name (DESIGN §2): renamed datasets and g
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pve_zfsbackup.plan.features import PoolProps
 from pve_zfsbackup.plan.points import GENERATION, complete_points
 
 Base = Snapshot | Bookmark
+GENERATIONS = 4  # of one dataset beside its first replica; whoever needs more has trouble that no copy mends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +123,11 @@ def foreign_owner(source: Volume, replica: Volume, sides: Sides) -> bool:
     return bool(other) and other != source.guid and other in sides.alive
 
 
-def generation_path(default: Dataset, source: Volume) -> Dataset:
-    """Where a dataset with a new identity goes when its replica's usual path is taken (DESIGN §3.5)."""
-    return Dataset(f"{default}-g{f'{int(source.guid):016x}'[:8]}")
+def generation_paths(default: Dataset, source: Volume) -> tuple[Dataset, ...]:
+    """Where a dataset with a new identity goes when its replica's usual path is taken (DESIGN §3.5), and where the same
+    one goes when it lost its base once more. All look alike: receivers know generations by their form."""
+    again = (hashlib.sha256(f"{source.guid} {number}".encode()).hexdigest() for number in range(2, GENERATIONS + 1))
+    return tuple(Dataset(f"{default}-g{digits[:8]}") for digits in (f"{int(source.guid):016x}", *again))
 
 
 def usual_path(path: Dataset) -> Dataset:

@@ -26,7 +26,7 @@ from pve_zfsbackup.plan.pairing import (
     common_base,
     find_replica,
     foreign_owner,
-    generation_path,
+    generation_paths,
     same_ivset,
 )
 from pve_zfsbackup.plan.points import bookmark_target, stamp_of
@@ -144,7 +144,7 @@ def _settle(
 ) -> Route | Conflict:
     """No replica to go on with: go on with an interrupted full stream, or find a path for a new one. `because` says why
     what there is in common does not count."""
-    paths = (usual, generation_path(usual, source))
+    paths = (usual, *generation_paths(usual, source))
     volumes = [volume for path in paths if (volume := sides.target.volumes.get(path))]
     nothing = f"no dataset under {policy.root} has anything in common with {source.name}"
     way = Route(path=usual, reasons=(f"the replica {because.format(source.name)}" if because else nothing,))

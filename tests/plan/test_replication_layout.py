@@ -31,7 +31,7 @@ from pve_zfsbackup.model import (
     World,
     encode_disks,
 )
-from pve_zfsbackup.plan.pairing import compare, find_replica, generation_path
+from pve_zfsbackup.plan.pairing import compare, find_replica, generation_paths, usual_path
 from pve_zfsbackup.plan.project import project
 from pve_zfsbackup.plan.prune import PrunePolicy, plan_prune, survey
 from tests.plan.worlds import (
@@ -60,6 +60,7 @@ from tests.plan.worlds import (
     source_volume,
 )
 
+GENERATION_PATHS = generation_paths(REPLICA, source_volume([]))
 ELSEWHERE = Dataset(f"{ROOT}/old/something")
 GOOD = ResumeToken(token="1-good", to_guid=guid(2))
 STALE = ResumeToken(token="1-stale", to_guid=Guid("5"))
@@ -166,8 +167,28 @@ def test_another_live_disk_on_the_path_keeps_its_hold() -> None:
     assert not any(isinstance(step, Release) for step in plan.steps)
 
 
-def test_both_paths_taken_is_a_conflict() -> None:
-    plan = replicate(world(source_volume(["o-"]), stranger(REPLICA), stranger(GENERATION)))
+def test_a_base_that_is_lost_again_and_again_gets_a_generation_each_time_and_somebody_is_told() -> None:
+    """The volume is the same, and so is its guid: the first generation's path is taken by its own earlier replica."""
+    source, there = source_volume(["o-"]), [stranger(REPLICA)]
+    for path in GENERATION_PATHS:
+        plan = replicate(world(source, *there))
+        assert send_of(plan.steps).dataset == path
+        assert any(str(path) in alarm for alarm in plan.alarms)
+        assert usual_path(path) == REPLICA, "the receiver and the lists know it for what it is"
+        there.append(stranger(path))
+    assert len(set(GENERATION_PATHS)) == len(GENERATION_PATHS) == 4
+
+
+def test_the_last_of_several_generations_goes_on() -> None:
+    history = ["oh", "o-"]
+    old = [stranger(name) for name in (REPLICA, *GENERATION_PATHS[:2])]
+    plan = replicate(world(source_volume(history), *old, replica_volume(history, name=GENERATION_PATHS[2])))
+    assert send_of(plan.steps).dataset == GENERATION_PATHS[2]
+    assert not plan.warnings
+
+
+def test_all_paths_taken_is_a_conflict() -> None:
+    plan = replicate(world(source_volume(["o-"]), stranger(REPLICA), *map(stranger, GENERATION_PATHS)))
     (conflict,) = plan.conflicts
     assert (conflict.kind, conflict.object, plan.steps) == ("path-taken", GENERATION, ())
     assert any(REPLICA in line for line in conflict.evidence)
@@ -176,7 +197,7 @@ def test_both_paths_taken_is_a_conflict() -> None:
 
 def test_the_generation_has_the_first_digits_of_the_datasets_guid() -> None:
     source = replace(source_volume(["o-"]), guid=Guid(str(0x89ABCDEF01234567)))
-    assert generation_path(REPLICA, source) == f"{REPLICA}-g89abcdef"
+    assert generation_paths(REPLICA, source)[0] == f"{REPLICA}-g89abcdef"
 
 
 def test_a_generation_goes_on_when_the_old_one_is_there() -> None:
@@ -237,7 +258,8 @@ def place(name: Dataset, what: str) -> list[Volume]:
 def test_every_state_of_both_paths(places: tuple[str, str]) -> None:
     usual, generation = places
     source = source_volume(["o-", "o-"])
-    here = world(source, *place(REPLICA, usual), *place(GENERATION, generation))
+    more = [stranger(path) for path in GENERATION_PATHS[1:]]
+    here = world(source, *place(REPLICA, usual), *place(GENERATION, generation), *more)
     plan = replicate(here)
     if usual in ("stranger", "empty") and generation in ("stranger", "empty"):
         assert [conflict.kind for conflict in plan.conflicts] == ["path-taken"]
