@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from pve_zfsbackup.host.store_dir import DirectoryStore
 from pve_zfsbackup.host.store_rclone import RcloneStore
 from pve_zfsbackup.host.store_sftp import SftpStore, listed
 from tests.archive.sshd import Sshd, serving
+from tests.lab.lab import TREE
 
 pytestmark = [pytest.mark.processes, pytest.mark.loopback]
 SERVERS = {
@@ -307,7 +309,9 @@ def altered(sshd: Sshd, kind: type[Altered]) -> tuple[SftpStore, Altered]:
 
 
 def test_a_box_that_lets_nothing_be_removed_is_told_apart(tmp_path: Path) -> None:
-    with serving(tmp_path / "sshd", "-P remove,rmdir") as server:
+    """The server as docs/guide.md describes it."""
+    (options,) = re.findall(r"ForceCommand internal-sftp (-P \S+)", (TREE / "docs/guide.md").read_text())
+    with serving(tmp_path / "sshd", options) as server:
         store = server.store()
         store.put([upload(tmp_path), replace(upload(tmp_path), path="w/b")])
         store.put([upload(tmp_path)])  # the same again is fine, though what it was brought as stays
