@@ -13,7 +13,7 @@ from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.archive_write import Order, Writer, Written, begun, send_of
 from pve_zfsbackup.app.box import Vault, open_box
 from pve_zfsbackup.app.boxes import own_catalog
-from pve_zfsbackup.app.catalog import Catalog, Shelf
+from pve_zfsbackup.app.catalog import Catalog, Shelf, told
 from pve_zfsbackup.app.gather import Assignment, Inventory
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
@@ -95,6 +95,7 @@ def archive_plans(
 def _to_box(session: Session, found: Inventory, guests: Sequence[Guest], vault: Vault) -> Iterator[Result]:
     catalog = own_catalog(vault)
     yield from (_problem(vault, problem) for problem in catalog.all_problems)
+    told(vault, catalog)
     work = _Work(
         session=session,
         vault=vault,

@@ -65,6 +65,7 @@ class Catalog:
     problems: list[str] = field(default_factory=list)
     strays: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
     generations: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()  # what is remembered of guests of which nothing is left; see `told`
 
     @property
     def box_problems(self) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ def read_catalog(
 
 def _read(vault: Vault, identity: Path | None, own: bool, unfinished: Collection[str]) -> Catalog:
     catalog = Catalog()
-    memory = Memory(directory=vault.state / "manifests") if own else None
+    memory = _memory(vault) if own else None
     places = _places(vault, catalog, [vault.writer] if own else None)
     if memory and memory.any() and not catalog.generations:
         raise BackupError(
@@ -137,14 +138,25 @@ def _read(vault: Vault, identity: Path | None, own: bool, unfinished: Collection
 
 
 def _lost(catalog: Catalog, memory: Memory, places: Collection[str]) -> list[str]:
-    """Guests of which nothing is left; told until they are archived anew. What is gone besides is forgotten."""
+    """Guests of which nothing is left; told until a run told it, or archived them anew. What is gone besides is
+    forgotten."""
     guests = {archived.vmid for shelf in catalog.shelves for archived in shelf.archived}
     series = {shelf.series.id for shelf in catalog.shelves}
     lost = memory.lost(places)
     gone = {name: inner for name, inner in lost.items() if inner.series not in series and inner.vmid not in guests}
     memory.forget(places, spare=gone)
+    catalog.lost = frozenset(gone)
     named = sorted({(inner.vmid, inner.series) for inner in gone.values()})
     return [f"everything of guest {vmid} is gone: series {name}, which was there before" for vmid, name in named]
+
+
+def told(vault: Vault, catalog: Catalog) -> None:
+    """Somebody heard that all of a guest is gone: it may have been meant."""
+    _memory(vault).drop(catalog.lost)
+
+
+def _memory(vault: Vault) -> Memory:
+    return Memory(directory=vault.state / "manifests")
 
 
 def _vanished(found: Collection[str], heads: Mapping[str, Head]) -> Iterator[str]:

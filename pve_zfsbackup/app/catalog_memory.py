@@ -62,9 +62,11 @@ class Memory:
     def forget(self, paths: Collection[str], spare: Collection[str] = ()) -> None:
         """Those that are not among these paths are gone from the box; files of these names stay all the same."""
         names = {*spare, *(self._file(path).name for path in paths)}
-        for file in self.directory.glob("*.json"):
-            if file.name not in names:
-                file.unlink(missing_ok=True)
+        self.drop({file.name for file in self.directory.glob("*.json")} - names)
+
+    def drop(self, names: Collection[str]) -> None:
+        for name in names:
+            (self.directory / name).unlink(missing_ok=True)
 
     def _file(self, path: str) -> Path:
         return self.directory / f"{path.rpartition('/')[2]}.json"

@@ -382,6 +382,21 @@ def test_a_point_that_somebody_removed_is_told_once_and_the_history_goes_on(boxe
     assert len(boxed.choose(WEB).chain) == 2
 
 
+def test_a_guest_whose_archives_are_all_gone_is_told_once_and_archived_anew(boxed: Boxed) -> None:
+    """Also one that no job names any more: it may have been meant."""
+    boxed.run()
+    for vmid in (WEB, CT):
+        shutil.rmtree((boxed.world.place / "mnt/root" / boxed.choose(vmid).content.path).parent)
+    for _ in range(2):
+        assert any(f"everything of guest {CT} is gone" in text for text in judged(boxed))
+    boxed.world.write()
+    messages = [message for outcome, _, message in archived(boxed.run(guests=[str(WEB)])) if outcome is Outcome.FAILED]
+    assert [message.split(" is gone")[0] for message in messages] == [f"everything of guest {v}" for v in (WEB, CT)]
+    boxed.world.write()
+    assert boxed.run(guests=[str(WEB)]).exit_code is ExitCode.OK
+    assert len(boxed.choose(WEB).chain) == 2
+
+
 def test_lost_state_is_found_again_in_the_box(boxed: Boxed) -> None:
     boxed.run()
     shutil.rmtree(boxed.vault.state)
