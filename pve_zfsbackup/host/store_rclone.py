@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pve_zfsbackup.errors import HostUnreachableError, StoreConflictError, StoreError, StoreFullError, VerificationError
+from pve_zfsbackup.errors import (
+    HostUnreachableError,
+    StoreConflictError,
+    StoreError,
+    StoreForbiddenError,
+    StoreFullError,
+    VerificationError,
+)
 from pve_zfsbackup.host.programs import Programs
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.seal import digest_file
 from pve_zfsbackup.host.store import Entry, Upload, checked
 
 NO_DIRECTORY, NO_FILE, TRY_AGAIN, TOO_MUCH = 3, 4, 5, 8  # exit statuses: rclone.org/docs, "List of exit codes"
+_DENIED = re.compile("access ?denied|forbidden|permission denied|not permitted", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,13 +107,13 @@ class RcloneStore:
         if paths:
             done = self._named("delete", paths)
             if done.returncode not in (NO_DIRECTORY, NO_FILE):
-                self._good(done, paths[0])
+                self._good(done, paths[0], removing=True)
 
     def remove_directory(self, path: str) -> None:
         done, _ = self._run("rmdir", "--", self._place(path))
         parent, _, name = path.rpartition("/")
         if done.returncode and name in self.list([parent or "."]).get(parent or ".", {}):
-            self._good(done, path)
+            self._good(done, path, removing=True)
 
     def free(self) -> int | None:
         done, text = self._run("about", "--json", "--", self.remote)
@@ -132,7 +141,7 @@ class RcloneStore:
             (done,) = chain.finish()
         return done, output.decode("utf-8", "replace")
 
-    def _good(self, done: Completed, path: str) -> None:
+    def _good(self, done: Completed, path: str, *, removing: bool = False) -> None:
         if not done.returncode:
             return
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
@@ -142,6 +151,8 @@ class RcloneStore:
             raise StoreFullError(
                 told, hint="free space in the box, or keep less there; nothing is deleted to make room"
             )
+        if removing and _DENIED.search(text):
+            raise StoreForbiddenError(told, stderr=done.stderr, returncode=done.returncode)
         if done.returncode == TOO_MUCH:
             raise VerificationError(f"{told}: more than should lie there")
         if done.returncode == TRY_AGAIN or "connect" in text:

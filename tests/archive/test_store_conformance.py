@@ -26,6 +26,7 @@ from pve_zfsbackup.errors import (
 )
 from pve_zfsbackup.host import sftp_connection
 from pve_zfsbackup.host.programs import ProcessPrograms
+from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.sftp import Session, Sftp
 from pve_zfsbackup.host.store import Entry, Store, Upload
 from pve_zfsbackup.host.store_dir import DirectoryStore
@@ -320,6 +321,25 @@ def test_a_box_that_lets_nothing_be_removed_is_told_apart(tmp_path: Path) -> Non
                 call()
             assert not caught.value.transient
         assert {"a", "b"} <= store.list(["w"])["w"].keys()
+
+
+@pytest.mark.parametrize(("text", "kind"), [
+    ("ERROR : w/a: Couldn't delete: AccessDenied: Access Denied status code: 403", StoreForbiddenError),
+    ("ERROR : w/a: Couldn't delete: remove /x/w/a: operation not permitted", StoreForbiddenError),
+    ("ERROR : w/a: Couldn't delete: RequestTimeout", StoreError),
+])  # fmt: skip
+def test_rclone_tells_of_a_store_that_lets_nothing_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, kind: type[StoreError]
+) -> None:
+    store = RcloneStore(name="box1", remote="r:x", config=tmp_path / "conf", programs=ProcessPrograms())
+    done = Completed(argv=("rclone",), returncode=1, stdout="", stderr=text)
+    entry = '[{"Name": "a", "Size": 0, "IsDir": true}]'
+    answers = lambda self, *words: (replace(done, returncode=0), entry) if words[0] == "lsjson" else (done, "")  # noqa: E731
+    monkeypatch.setattr(RcloneStore, "_run", answers)
+    for call in (lambda: store.remove(["w/a"]), lambda: store.remove_directory("w/a")):
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert type(caught.value) is kind
 
 
 def test_what_arrived_short_never_gets_its_name(sshd: Sshd, tmp_path: Path) -> None:
