@@ -153,6 +153,24 @@ def test_a_failing_zfs_is_critical_and_the_other_root_is_still_told(
     assert f"'{ROOT} age'" in out
 
 
+def test_what_nobody_foresaw_in_one_root_is_critical_and_the_other_is_still_told(
+    world: World, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.days(100, 0.1)
+    real = receiver.seen
+
+    def broken(site: receiver.Site, root: receiver.Root, timeout: float) -> receiver.Seen:
+        if root.name != ROOT:
+            raise OverflowError("timestamp out of range")
+        return real(site, root, timeout)
+
+    monkeypatch.setattr(receiver, "seen", broken)
+    status, out = check(world, capfd, '[roots."tank/backups/odd"]\n')
+    assert status == 2
+    assert "tank/backups/odd: timestamp out of range" in out
+    assert f"'{ROOT} age'" in out
+
+
 @pytest.mark.parametrize("roots", ["", "[roots]\n"])
 def test_no_root_is_unknown(world: World, capfd: pytest.CaptureFixture[str], roots: str) -> None:
     assert check(world, capfd, roots=roots)[0] == 3
