@@ -13,6 +13,7 @@ from pve_zfsbackup.host.health import KSTAT, local_states, pool_of, state_argv, 
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS, TARGET_COLUMNS, volumes
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.host.zfs import BATCH
 from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import PROPERTY, SUSPENDED, Dataset, Guid, Listing, Snapshot
 from pve_zfsbackup.model.proof import VERIFIED
@@ -95,15 +96,16 @@ def told_guids(text: str) -> dict[Dataset, frozenset[Guid]]:
 
 def read_guids(host: Host, datasets: Iterable[Dataset]) -> dict[Dataset, frozenset[Guid]]:
     """The guids of all snapshots of these datasets, read now; none for one that does not exist."""
-    names = set(datasets)
-    if not names:
-        return {}
-    done = host.run(guids_argv(names), check=False, timeout=LIST_TIMEOUT)
-    told = [line for line in done.stderr.splitlines() if line.strip()]
-    if done.returncode and (done.returncode != 1 or not told or not all(map(_MISSING.search, told))):
-        raise classified(done)
-    with _readable(host):
-        return {name: frozenset[Guid]() for name in names} | told_guids(done.stdout)
+    names = sorted(set(datasets))
+    found = {name: frozenset[Guid]() for name in names}
+    for start in range(0, len(names), BATCH):
+        done = host.run(guids_argv(names[start : start + BATCH]), check=False, timeout=LIST_TIMEOUT)
+        told = [line for line in done.stderr.splitlines() if line.strip()]
+        if done.returncode and (done.returncode != 1 or not told or not all(map(_MISSING.search, told))):
+            raise classified(done)
+        with _readable(host):
+            found |= told_guids(done.stdout)
+    return found
 
 
 def read_written(host: Host, dataset: Dataset) -> int | None:

@@ -211,6 +211,14 @@ def test_guids_read_back(host: Host, pools: Pools, runner: FakeRunner) -> None:
     assert not runner.ran
 
 
+def test_guids_of_many_are_read_in_lines_the_kernel_takes(host: Host, pools: Pools, runner: FakeRunner) -> None:
+    names = [Dataset(f"rpool/data/{number}-".ljust(250, "a")) for number in range(1000)]
+    made = {name: Guid(str(pools.snap(f"{name}@a").guid)) for name in names if pools.add(name)}
+    assert listing.read_guids(host, names) == {name: {guid} for name, guid in made.items()}
+    assert len(runner.ran) == 3
+    assert max(len(" ".join(ran.argv)) for ran in runner.ran) < 128 << 10
+
+
 def test_properties_of_points_are_only_ours_and_only_local(host: Host, pools: Pools) -> None:
     pools.datasets[SRC].props["pve-zfsbackup:disks"] = "inherited"
     made = pools.snap(f"{SRC}@pzb:{STAMP}")
