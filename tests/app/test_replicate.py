@@ -20,8 +20,10 @@ from pve_zfsbackup.app.works import Work, works_to
 from pve_zfsbackup.errors import CommandTimeoutError, ExitCode
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid
-from tests.fakes.pools import Pools
+from tests.fakes.pools import Ds, Mark, Pools, Snap
+from tests.fakes.reading import Reading
 from tests.fakes.runner import HERE, Fault, Ran
+from tests.fakes.tokens import Item, token
 from tests.fakes.world import CT, DB, REPLICAS, TARGET, WEB, World, assert_replicated
 
 ZVOL, FAST = "rpool/data/vm-100-disk-0", "fast/vm-100-disk-0"
@@ -497,6 +499,39 @@ def test_a_token_that_is_refused_is_thrown_away_once_and_the_stream_planned_anew
     assert world.waits == [], "that does not take patience"
     assert any("thrown away" in result.message for result in world.results(report, Outcome.WARNING))
     assert_replicated(world)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_token_that_a_target_made_up_is_thrown_away_and_an_encrypted_disk_leaves_raw(
+    world: World, monkeypatch: pytest.MonkeyPatch, raw: bool
+) -> None:
+    """Its name would print as one more line, which says that the stream is raw: it would have left decrypted."""
+    interrupted(world)
+    disk = "rpool/crypt/vm-101-disk-0"
+    newest = world.source.datasets[disk].newest
+    base = world.target.datasets[REPLICAS[disk]].newest
+    assert newest
+    assert base
+    where: list[Item] = [("fromguid", base.guid), ("object", 1), ("offset", 0), ("bytes", 0), ("toguid", newest.guid)]
+    flag: list[Item] = [("rawok", True)] if raw else []
+    forged = token([*where, ("toname", f"{disk}@x\n\trawok = 1"), *flag])
+    real = Reading.cell
+
+    def cell(self: Reading, dataset: Ds, part: Snap | Mark | None, column: str) -> str:
+        told = self.pools is world.target and part is None and dataset.name == REPLICAS[disk]
+        return forged if told and column == "receive_resume_token" else real(self, dataset, part, column)
+
+    monkeypatch.setattr(Reading, "cell", cell)
+    world.write()
+    world.runner.ran.clear()
+    report = world.run()
+    sent = [argv for argv in world.runner.zfs(HERE, "send") if disk in argv[-1] or forged in argv]
+    assert not any(forged in argv for argv in sent)
+    assert all("-w" in argv for argv in sent)
+    assert [argv for argv in world.runner.zfs(TARGET, "receive") if "-A" in argv] == [
+        ("zfs", "receive", "-A", "--", REPLICAS[disk])
+    ]
+    assert any("not understood" in result.message for result in report.results)
 
 
 def test_a_token_that_comes_back_is_left_to_a_person(world: World) -> None:
