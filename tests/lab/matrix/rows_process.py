@@ -29,7 +29,9 @@ def killed(ctx: Context) -> str:
 
 @row("3", "SIGTERM while a stream is under way", "clean exit, token kept, the next run goes on from it")
 def terminated(ctx: Context) -> str:
-    guest = ctx.guest()
+    """Of an encrypted disk: what goes on is raw as well."""
+    ctx.key = ctx.crypt_key()
+    guest = ctx.guest(storages=("crypt",))
     ctx.baseline()
     ctx.write(guest)
     with ctx.held_at(4) as running:
