@@ -17,6 +17,7 @@ from pve_zfsbackup.model import (
     CreateBookmark,
     DestroyBookmark,
     Guest,
+    Guid,
     Keep,
     Listing,
     Point,
@@ -95,16 +96,20 @@ def _task(guest: Guest, source: Listing, wanted: Point, newest: Archived | None,
 
 def plan_bookmarks(
     guest: Guest, source: Listing, task: ArchiveTask, box: str
-) -> tuple[tuple[CreateBookmark, ...], tuple[DestroyBookmark, ...]]:
+) -> tuple[tuple[CreateBookmark | DestroyBookmark, ...], tuple[DestroyBookmark, ...]]:
     """What is done before a point is sent and after it is published, so that the next base lies between.
 
-    Those that earlier runs made for what never arrived go after: they name nothing that is in the box.
+    Those that earlier runs made for what never arrived go after: they name nothing that is in the box. Of many, those
+    in the middle go before: each keeps a snapshot from being pruned, and a box may be full for long.
     """
-    made = []
+    made: list[CreateBookmark | DestroyBookmark] = []
     stale = []
     for stream in task.streams:
         volume = source.volumes[stream.dataset]
         ours = [mark for mark in volume.bookmarks if bookmark_target(mark) == box]
+        many = _many(ours, {stream.snapshot.guid, stream.base.guid if stream.base else stream.snapshot.guid})
+        ours = [mark for mark in ours if mark not in many]
+        made += [DestroyBookmark(bookmark=mark) for mark in many]
         name = bookmark_name(stream.snapshot, box)
         if all(mark.guid != stream.snapshot.guid for mark in ours):
             stale += [DestroyBookmark(bookmark=mark) for mark in ours if mark.name != name]
@@ -112,6 +117,13 @@ def plan_bookmarks(
         else:
             stale += [DestroyBookmark(bookmark=mark) for mark in ours if mark.guid != stream.snapshot.guid]
     return tuple(made), tuple(stale)
+
+
+def _many(ours: Sequence[Bookmark], needed: Set[Guid]) -> list[Bookmark]:
+    """All but the two oldest, which are of the last archive that was seen and of the first attempt since, and the
+    newest."""
+    ordered = sorted(ours, key=lambda mark: mark.createtxg)
+    return [mark for mark in ordered[2:-1] if mark.guid not in needed]
 
 
 def _not_due(wanted: Point, newest: Archived | None, policy: ArchivePolicy) -> str:

@@ -21,7 +21,7 @@ from pve_zfsbackup.app.run import ALL_STAGES, Stage
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.setup_box import try_out
 from pve_zfsbackup.app.status import Status, status_of
-from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, StoreForbiddenError
+from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, StoreForbiddenError, StoreFullError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.report.points import points_json, points_table
@@ -325,6 +325,30 @@ def test_a_box_that_lets_nothing_be_removed_is_told_once_and_archived_to_all_the
 
 
 # Faults
+
+
+def test_a_box_that_stays_full_does_not_stop_the_pruning_of_the_source(
+    boxed: Boxed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxed.run()
+    make = box_module._store
+
+    def full(verb: str, path: str) -> None:
+        if verb == "put":
+            raise StoreFullError("full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(box_module, "_store", lambda *given: FaultyStore(make(*given), full))
+        for _ in range(12):
+            boxed.world.write()
+            boxed.run()
+    for name in (name for names in DISKS.values() for name in names):
+        assert len(bookmarks(boxed, name)) <= 4
+        assert len(boxed.world.source.datasets[name].snaps) <= 3 + 4
+    boxed.world.write()
+    assert boxed.run().exit_code is ExitCode.OK
+    assert [len(boxed.choose(vmid).chain) for vmid in DISKS] == [2, 2, 2]
+    assert {len(bookmarks(boxed, name)) for names in DISKS.values() for name in names} == {1}
 
 
 def test_a_box_that_is_away_fails_alone(boxed: Boxed) -> None:

@@ -15,7 +15,9 @@ from pve_zfsbackup.model import (
     ArchivePlan,
     Begun,
     Bookmark,
+    CreateBookmark,
     Dataset,
+    DestroyBookmark,
     Disk,
     Guest,
     GuestKind,
@@ -235,7 +237,7 @@ def test_bookmarks_of_the_new_base_come_before_and_those_of_the_old_go_after() -
     task = plan_archive(GUEST, listing, [there(0)], POLICY).task
     assert task is not None
     before, after = plan_bookmarks(GUEST, listing, task, "box1")
-    assert [step.name for step in before] == [f"pzb:{stamp(1)}:box1"] * 2
+    assert [step.name for step in before if isinstance(step, CreateBookmark)] == [f"pzb:{stamp(1)}:box1"] * 2
     assert [step.bookmark.name for step in after] == [f"pzb:{stamp(0)}:box1"] * 2
 
 
@@ -247,6 +249,23 @@ def test_bookmarks_of_an_attempt_before_are_used_and_others_boxes_are_not_touche
     assert before == ()
     assert [step.bookmark.name for step in after] == [f"pzb:{stamp(0)}:box1"] * 2
     assert plan_bookmarks(GUEST, listing, task, "box2")[1] == ()
+
+
+@pytest.mark.parametrize("parent", [True, False])
+def test_bookmarks_of_what_never_arrives_do_not_pile_up(parent: bool) -> None:
+    """Each keeps its snapshot from being pruned. The base, the first attempt after it and the last stay."""
+    listing = world(*range(7), marks={"scsi0": (5, 3, 4, 1, 2, 0), "scsi1": (0, 4, 5)})
+    task = plan_archive(GUEST, listing, [there(0)] if parent else [], POLICY).task
+    assert task is not None
+    before, after = plan_bookmarks(GUEST, listing, task, "box1")
+    made = [step.name for step in before if isinstance(step, CreateBookmark)]
+    assert made == [f"pzb:{stamp(6)}:box1"] * 2
+    gone = [step.bookmark for step in before if isinstance(step, DestroyBookmark)]
+    assert [(mark.dataset, mark.name) for mark in gone] == [
+        ("rpool/data/vm-100-disk-0", f"pzb:{stamp(day)}:box1") for day in (2, 3, 4)
+    ]
+    assert not {mark.guid for mark in gone} & {step.bookmark.guid for step in after}
+    assert len(after) == 3 + 3
 
 
 # Retention
