@@ -145,7 +145,8 @@ class Sftp:
             raise VerificationError(told, hint="the box, or what lies between, changed it; another copy is needed")
         if watch.late:
             raise CommandTimeoutError(f"{self.name}: sftp did not come to an end", hint="is the server overloaded?")
-        if done.returncode == SFTP_FAILED or done.returncode < 0 or not (done.returncode or whole):
+        broken = done.returncode == SFTP_FAILED or done.returncode < 0 or not (done.returncode or whole)
+        if broken or not (whole or text.strip()):  # told to end, sftp ends with 1, and without a word
             raise self._unreachable(text)
         if strange:
             hint = "has a file in the box a name with a line break? Look at it and remove it"

@@ -24,6 +24,7 @@ from pve_zfsbackup.host.sftp import Session, Sftp, word
 from pve_zfsbackup.host.store import Entry, Upload, checked
 
 TEMPORARY = "tmp-"
+TOGETHER = 100  # directories listed at a time: what is said of those that are gone must be kept whole (`Chain.said`)
 _DENIED = "Permission denied"
 _UNSUPPORTED = re.compile("unsupported", re.IGNORECASE)
 _LISTED = re.compile(r"([-d])\S* .*? (\d+) +[A-Z][a-z]{2} +\d{1,2} +(?:\d\d:\d\d|\d{4}) (\S.*)")
@@ -65,6 +66,11 @@ class SftpStore:
         return self.client.kept()
 
     def list(self, directories: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]:
+        with self.kept():
+            parts = [directories[start : start + TOGETHER] for start in range(0, len(directories), TOGETHER)]
+            return {name: entries for part in parts for name, entries in self._list(part).items()}
+
+    def _list(self, directories: Sequence[str]) -> Mapping[str, Mapping[str, Entry]]:
         places = [self._place(directory) for directory in directories]
         done = self.client.batch([f"-ls -ln {place}" for place in places])
         gone = {line for line in done.stderr.splitlines() if _GONE.search(line)}

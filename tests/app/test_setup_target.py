@@ -97,7 +97,7 @@ def test_from_nothing_to_a_target_that_works(preparation: Preparation, link: Tar
     } == states(done)
     assert (place / "known_hosts").read_text() == f"backup1 {HOST_KEY}\n"
     assert (place / "known_hosts").stat().st_mode & 0o777 == 0o600
-    assert link.host.state["datasets"][ROOT]["pve-zfsbackup:owner"] == owner_id(place)
+    assert link.host.state["datasets"][ROOT]["pve-zfsbackup:owner"] == owner_id(preparation.pve_root)
 
 
 def test_the_second_time_changes_nothing(preparation: Preparation, link: TargetLink) -> None:

@@ -328,12 +328,13 @@ def _harmless(command: list[str]) -> bool:
 
 
 class Started:
-    """A process that succeeds, and says nothing but what a token is of."""
+    """A process that succeeds, and says nothing but what a token is of, and that this is still so."""
 
     returncode = 0
 
     def __init__(self, argv: Sequence[str]) -> None:
-        self.told = f"\ttoname = {SNAPSHOT}\n".encode() if "-nvP" in argv else b""
+        token = f"\ttoguid = 0x5\n\ttoname = {SNAPSHOT}\n".encode()
+        self.told = token if "-nvP" in argv else b"5\n" if "guid" in argv else b""
 
     def wait(self) -> int:
         return 0
