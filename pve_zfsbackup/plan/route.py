@@ -18,6 +18,7 @@ from pve_zfsbackup.model import (
     Step,
     Volume,
     decode_disks,
+    printable,
 )
 from pve_zfsbackup.plan.pairing import (
     Base,
@@ -96,8 +97,8 @@ def _told_of_move(
     if former == disk.volid:
         return way
     told = (
-        f"{disk.key} is {disk.volid} now and was {former} in the newest point on {policy.host}: it is sent in full"
-        f" into {way.path}, the replica of before stays"
+        f"{disk.key} is {disk.volid} now and was {printable(former[:200])} in the newest point on {policy.host}:"
+        f" it is sent in full into {way.path}, the replica of before stays"
     )
     return replace(way, warnings=(*way.warnings, told), alarms=(told,), reasons=(*way.reasons, told))
 

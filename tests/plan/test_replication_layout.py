@@ -128,6 +128,8 @@ def test_a_disk_that_was_another_volume_is_sent_in_full_and_that_is_told() -> No
     (told,) = [warning for warning in way.warnings if "sent in full" in warning]
     assert "scsi0 is local-zfs:vm-100-disk-0 now and was old-zfs:vm-100-disk-3" in told
     assert told in way.alarms
+    hostile = replicate(moved(before="x:\x1b[2Jy" + "z" * 5000)).warnings
+    assert ["x:\\x1b[2Jyz" in warning and len(warning) < 500 for warning in hostile] == [True]
     assert [step.dataset for step in way.steps if isinstance(step, Send)] == [REPLICA]
 
 
