@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 
+from pve_zfsbackup.app.conditions import Conditions, conditions, judged
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.history import Coverage, History, history
 from pve_zfsbackup.app.leavings import STRAY
@@ -27,6 +28,7 @@ FULL_WARN, FULL_CRITICAL = 0.85, 0.95  # ZFS slows down from about 90 % on, and 
 SOON_WARN, SOON_CRITICAL = 14.0, 3.0  # days until a root is full
 ASIDE_WARN = 7 * 86_400  # seconds in which one finds out whether what was put aside is needed
 _WORST_FIRST = (Level.CRITICAL, Level.WARNING, Level.UNKNOWN, Level.OK)
+NOTHING: Conditions = {}
 LOOK_BACK = 30 * 86_400  # seconds of history a forecast is made from
 
 
@@ -36,19 +38,21 @@ def health(session: Session, scope: Scope) -> Health:
 
 
 def health_of(session: Session, found: History) -> Health:
-    """The judgement of what was asked already, and of the pools."""
+    """The judgement of what was asked already, and of the pools and their devices."""
     problems: list[Finding] = []
     pools: tuple[Pool, ...] = ()
     try:
         pools = read_pools(session.hosts[SOURCE])
     except BackupError as error:
         problems.append(Finding(level=Level.UNKNOWN, about="pools", text=error.message))
+    told, doubts = conditions(session, found, pools)
+    problems += doubts
     outlooks: tuple[Outlook, ...] = ()
     try:
         outlooks = forecasts(session, found)
     except BackupError as error:
         problems.append(Finding(level=Level.UNKNOWN, about="forecast", text=error.message))
-    return judge(found, session.config, pools, problems, outlooks=outlooks)
+    return judge(found, session.config, pools, problems, outlooks=outlooks, told=told)
 
 
 def forecasts(session: Session, found: History) -> tuple[Outlook, ...]:
@@ -61,9 +65,9 @@ def forecasts(session: Session, found: History) -> tuple[Outlook, ...]:
 
 def judge(
     found: History, config: Config, pools: Sequence[Pool], before: Sequence[Finding] = (), *,
-    outlooks: Sequence[Outlook] = (),
+    outlooks: Sequence[Outlook] = (), told: Conditions = NOTHING,
 ) -> Health:  # fmt: skip
-    """What is wrong, worst first."""
+    """What is wrong, worst first; `told` is what `zpool status` says of pools."""
     ages = tuple(age for entry in found.coverage if entry.jobs for age in ages_of(found, entry, config))
     findings = [*before, *_of_config(config), *_of_targets(found, config)]
     findings += (finding for age in ages for finding in _of_age(age))
@@ -79,7 +83,8 @@ def judge(
     )
     broken = frozenset((entry.guest.vmid, host) for entry in found.coverage for host in _broken(found, entry))
     findings += _of_verified(verified, {vmid for vmid, _ in broken}, found.now)
-    findings += (finding for pool in pools for finding in _of_pool(pool))
+    findings += judged(told, pools)
+    findings += (finding for pool in pools for finding in _of_room(pool))
     findings += _of_outlooks(outlooks)
     findings += (_of_aside(found, one) for one in found.aside)
     findings += (Finding(level=Level.WARNING, about=f"guest {vmid}", text=STRAY) for vmid in found.strays)
@@ -96,6 +101,7 @@ def judge(
         failed=broken,
         aside=found.aside,
         strays=found.strays,
+        conditions=told,
     )
 
 
@@ -215,10 +221,7 @@ def worth_a_word(disk: Disk) -> bool:
     return not any(word in disk.reason for word in harmless)
 
 
-def _of_pool(pool: Pool) -> Iterator[Finding]:
-    if pool.health != "ONLINE":
-        level = Level.WARNING if pool.health == "DEGRADED" else Level.CRITICAL
-        yield Finding(level=level, about=f"pool {pool.name}", text=pool.health)
+def _of_room(pool: Pool) -> Iterator[Finding]:
     if pool.size and pool.used_share >= FULL_WARN:
         level = Level.CRITICAL if pool.used_share >= FULL_CRITICAL else Level.WARNING
         yield Finding(level=level, about=f"pool {pool.name}", text=f"{pool.used_share:.0%} full")

@@ -9,10 +9,10 @@ from typing import Final
 
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.errors import BackupError, CommandError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.health import pool_of, pool_properties
-from pve_zfsbackup.host.pools import read_pools, scan_of, start_scrub
+from pve_zfsbackup.host.pools import DENIED, read_pools, scan_of, start_scrub
 from pve_zfsbackup.model import ONLINE, SOURCE
 from pve_zfsbackup.model.health import Scan
 
@@ -52,10 +52,14 @@ def _target(host: str) -> str:
 
 def _one(session: Session, host: str, pool: str, *, follow: bool, note: Callable[[str], None]) -> PoolFound:
     place, limit = session.hosts[host], session.config.verify.scrub_every
-    if host != SOURCE and session.config.targets[host].append_only:  # lets nobody ask more than this
-        told = Scan(state=pool_properties(place, pool).get("health", "UNKNOWN"))
+    restricted = host != SOURCE and session.config.targets[host].append_only
+    try:
+        scan = scan_of(place, pool, restricted=restricted)
+    except CommandError as error:
+        if not restricted or error.returncode != DENIED:
+            raise
+        told = Scan(state=pool_properties(place, pool).get("health", "UNKNOWN"))  # more it lets nobody ask
         return PoolFound(host=host, pool=pool, scan=told, problems=tuple(_problems(told)))
-    scan = scan_of(place, pool)
     due = bool(limit) and (scan.ended is None or session.now().timestamp() - scan.ended > limit * DAY)
     started = due and host == SOURCE and not scan.running and scan.state in (ONLINE, "DEGRADED")
     if started:
@@ -75,7 +79,7 @@ def _problems(scan: Scan) -> Iterator[str]:
         yield f"is {scan.state}"
     if scan.errors:
         yield f"errors: {scan.errors}"
-    yield from scan.devices
+    yield from map(str, scan.devices)
     if scan.found:
         yield f"the last scrub found {scan.found} errors"
 

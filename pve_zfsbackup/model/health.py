@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
@@ -50,14 +50,48 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scan:
-    """What `zpool status` says of a pool. `errors` and `devices` are empty while there are none; `ended` is when the
-    last scrub ended, in seconds since the epoch, `found` its errors, `done` how much of one that runs is done, in
-    percent."""
+class Device:
+    """A device of a pool, or a group of several, as `zpool status` tells: `why` is what ZFS says beside it, the
+    counters are of errors since the pool was imported or cleared."""
+
+    name: str
+    state: str
+    why: str = ""
+    read: int = 0
+    write: int = 0
+    checksum: int = 0
+
+    @property
+    def there(self) -> bool:
+        """A spare that is not needed, or stands in for another, is as it should be."""
+        return self.state in ("ONLINE", "AVAIL", "INUSE")
+
+    @property
+    def errors(self) -> int:
+        return self.read + self.write + self.checksum
+
+    def __str__(self) -> str:
+        told = self.name if self.there else f"{self.name} {self.state}"
+        if self.why and not self.there:
+            told += f" ({self.why})"
+        return f"{told}: {self.read} read, {self.write} write, {self.checksum} checksum errors" if self.errors else told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What `zpool status` says of a pool: `errors` of its data, and the devices that are not as they should be. Both
+    are empty while there are none. OpenZFS (seen: 2.3.9) may say ONLINE of a pool whose mirror has lost a device."""
 
     state: str
     errors: str = ""
-    devices: tuple[str, ...] = ()
+    devices: tuple[Device, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan(Condition):
+    """The same with the last scrub: `ended` is when it did, in seconds since the epoch, `found` its errors, `done` how
+    much of one that runs is done, in percent."""
+
     ended: int | None = None
     found: int = 0
     running: bool = False
@@ -117,6 +151,7 @@ class Health:
     now: int  # when it was judged, in seconds since the epoch
     verified: tuple[Verification, ...] = ()  # of the guests that have points to be proven
     failed: frozenset[tuple[Vmid, str]] = frozenset()  # guests whose last drill failed, and where
+    conditions: Mapping[tuple[str, str], Condition] = field(default_factory=dict)  # by host and pool
     aside: tuple[PutAside, ...] = ()
     strays: tuple[Vmid, ...] = ()  # guests of killed boot drills
 

@@ -70,6 +70,16 @@ def health_json(found: Health) -> dict[str, Any]:
         "pools": [
             {"name": pool.name, "health": pool.health, "size": pool.size, "free": pool.free} for pool in found.pools
         ],
+        "conditions": [
+            {
+                "host": host,
+                "pool": pool,
+                "state": condition.state,
+                "errors": condition.errors,
+                "devices": [str(device) for device in condition.devices],
+            }
+            for (host, pool), condition in found.conditions.items()
+        ],
         "space": [
             {
                 "host": one.room.host,

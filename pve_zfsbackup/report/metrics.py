@@ -53,6 +53,9 @@ METRICS: Final[dict[str, tuple[tuple[str, ...], str]]] = {  # name -> labels, me
     "disks": ((*_GUEST, "protection"), "disks: protected; unprotected though nobody decided so; left out on purpose"),
     "pool_online": (("pool",), "1 when the pool of this node is ONLINE"),
     "pool_state": (("pool", "state"), "always 1; the state zpool tells"),
+    "pool_bad_devices": (("where", "pool"), "devices that are not ONLINE, whatever the pool is called"),
+    "pool_device_errors": (("where", "pool"), "read, write and checksum errors counted on its devices"),
+    "pool_damaged": (("where", "pool"), "1 when ZFS knows of data in it that it cannot read"),
     "pool_size_bytes": (("pool",), "size of the pool"),
     "pool_free_bytes": (("pool",), "free space of the pool"),
     "available_bytes": (("where", "dataset"), "what is available to the points there, quotas counted in"),
@@ -145,6 +148,10 @@ def _of_health(health: Health) -> Iterator[Sample]:
         yield "pool_state", (pool.name, pool.health), 1
         yield "pool_size_bytes", (pool.name,), pool.size
         yield "pool_free_bytes", (pool.name,), pool.free
+    for pool_there, condition in health.conditions.items():
+        yield "pool_bad_devices", pool_there, sum(not device.there for device in condition.devices)
+        yield "pool_device_errors", pool_there, sum(device.errors for device in condition.devices)
+        yield "pool_damaged", pool_there, bool(condition.errors)
     for outlook in health.outlooks:
         yield from _of_outlook(outlook)
 

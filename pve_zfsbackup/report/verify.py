@@ -89,7 +89,7 @@ def pools_json(found: Sequence[PoolFound], results: Sequence[Result]) -> dict[st
                 "pool": entry.pool,
                 "state": entry.scan.state,
                 "errors": entry.scan.errors,
-                "devices": list(entry.scan.devices),
+                "devices": [str(device) for device in entry.scan.devices],
                 "last_scrub": entry.scan.ended,
                 "scrub_errors": entry.scan.found,
                 "scrub_running": entry.scan.running,

@@ -22,7 +22,7 @@ from pve_zfsbackup.model.health import Finding, Health, Level, Pool
 from pve_zfsbackup.model.proof import VERIFIED
 from pve_zfsbackup.model.room import Room
 from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json, unknown_line
-from tests.fakes.runner import Fault
+from tests.fakes.runner import HERE, Fault
 from tests.fakes.world import TARGET, WEB, World
 
 TIB = 1 << 40
@@ -249,6 +249,77 @@ def test_guests_can_be_named(world: World) -> None:
     with world.session() as session:
         here = health(session, Scope(guests=(parse_selector(str(WEB)),)))
     assert {age.vmid for age in here.ages} == {WEB}
+
+
+# -- devices of pools
+
+
+def judged_now(world: World) -> Health:
+    with world.session() as session:
+        return health(session, Scope())
+
+
+def test_a_device_that_is_lost_alarms_though_its_pool_is_called_online(world: World) -> None:
+    """Seen on OpenZFS 2.3.9 until `zpool reopen`."""
+    world.run()
+    world.source.devices["fast"] = {"vdb": ("ONLINE", ""), "vdc": ("FAULTED", "external device fault")}
+    world.target.devices["tank"] = {"sdb": ("REMOVED", ""), "sdc": ("ONLINE", "")}
+    assert texts(judged_now(world)) == [
+        "WARNING pool fast: vdc FAULTED (external device fault), though the pool is called ONLINE",
+        "WARNING pool tank on backup1: sdb REMOVED, though the pool is called ONLINE",
+    ]
+    world.source.states["fast"] = "DEGRADED"
+    assert "WARNING pool fast: DEGRADED: vdc FAULTED (external device fault)" in texts(judged_now(world))
+
+
+def test_errors_of_devices_warn_and_those_of_data_are_critical(world: World) -> None:
+    world.run()
+    world.source.bad_sums["fast"] = 7
+    world.target.errors["tank"] = "2 data errors, use '-v' for a list"
+    judged = judged_now(world)
+    assert texts(judged) == [
+        "CRITICAL pool tank on backup1: 2 data errors, use '-v' for a list",
+        "WARNING pool fast: vda: 0 read, 0 write, 7 checksum errors",
+    ]
+    (fast,) = (one for one in health_json(judged)["conditions"] if one["pool"] == "fast")
+    assert fast == {
+        "host": "source", "pool": "fast", "state": "ONLINE", "errors": "",
+        "devices": ["vda: 0 read, 0 write, 7 checksum errors"],
+    }  # fmt: skip
+
+
+def test_a_shelf_that_went_dark_is_one_line(world: World) -> None:
+    world.run()
+    world.source.devices["fast"] = {f"sd{number}": ("UNAVAIL", "") for number in range(60)}
+    (told,) = texts(judged_now(world))
+    assert told.endswith("; sd4 UNAVAIL; 55 more devices, though the pool is called ONLINE")
+
+
+def test_the_devices_of_a_suspended_pool_are_not_asked(world: World) -> None:
+    world.run()
+    world.source.states["fast"] = "SUSPENDED"
+    world.runner.ran.clear()
+    assert "CRITICAL pool fast: SUSPENDED" in texts(judged_now(world))
+    (asked,) = (ran.argv for ran in world.runner.ran if ran.argv[:2] == ("zpool", "status") and ran.host == HERE)
+    assert "fast" not in asked
+
+
+def test_check_costs_one_process_more_and_one_line_on_a_target(world: World) -> None:
+    world.run()
+    world.runner.ran.clear()
+    judged_now(world)
+    assert [ran.host for ran in world.runner.ran if "status" in ran.argv] == [HERE, TARGET]
+
+
+def test_devices_that_cannot_be_asked_are_unknown_but_a_target_may_deny(world: World) -> None:
+    world.run()
+    world.runner.faults.append(Fault(words=("zpool", "status"), host=TARGET, again=True, answer=(126, "denied")))
+    assert texts(judged_now(world)) == []
+    world.target.states["tank"] = "DEGRADED"
+    assert texts(judged_now(world)) == ["WARNING pool tank on backup1: DEGRADED"]
+    world.runner.faults.append(Fault(words=("zpool", "status"), host=HERE, answer=(1, "permission denied")))
+    told = texts(judged_now(world))
+    assert "UNKNOWN pool fast: its devices could not be asked: zpool status: permission denied" in told
 
 
 # -- how long ago a drill passed

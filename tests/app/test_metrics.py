@@ -87,6 +87,19 @@ def test_it_is_the_judgement_of_check(world: World) -> None:
     assert told["pool_free_bytes"] == {(pool.name,): pool.free for pool in judged.pools}
 
 
+def test_a_device_that_is_lost_counts_though_its_pool_is_called_online(world: World) -> None:
+    world.run()
+    world.source.devices["fast"] = {"vdb": ("ONLINE", ""), "vdc": ("FAULTED", "external device fault")}
+    world.source.bad_sums["rpool"] = 7
+    world.target.errors["tank"] = "2 data errors, use '-v' for a list"
+    told = read(measured(world))
+    assert told["pool_online"] == {("rpool",): 1, ("fast",): 1}
+    places = [("source", "rpool"), ("source", "fast"), (TARGET, "tank")]
+    assert [told["pool_bad_devices"][place] for place in places] == [0, 1, 0]
+    assert [told["pool_device_errors"][place] for place in places] == [7, 0, 0]
+    assert [told["pool_damaged"][place] for place in places] == [0, 0, 1]
+
+
 def test_an_instant_does_not_stand_still_when_nothing_is_written_any_more(world: World) -> None:
     """The same point an hour later is the same value: Prometheus itself makes an age of it."""
     world.run()
@@ -238,6 +251,9 @@ ELSEWHERE = {  # metrics the dashboard does not draw, and why
     "newest_point_bytes": "for questions by hand: how much a restore writes",
     "pool_online": "State and the alerts",
     "pool_state": "State and the alerts",
+    "pool_bad_devices": "the alert BackupPoolDeviceLost",
+    "pool_device_errors": "the alert BackupPoolErrors",
+    "pool_damaged": "the alert BackupPoolErrors",
     "available_bytes": "Days to full is drawn of it",
     "used_bytes": "Days to full is drawn of it",
     "last_run_timestamp_seconds": "the alert BackupStageOverdue",

@@ -229,17 +229,30 @@ def test_a_target_whose_account_may_not_ask_is_told(world: World) -> None:
     assert "pool tank" in result.message
 
 
+def test_an_append_only_target_tells_its_devices_or_at_least_its_state(world: World) -> None:
+    text = world.config.read_text().replace("parallel: 1, keep: {keep-last: 3}}", "parallel: 1, append-only: true}")
+    assert "append-only" in text
+    world.config.write_text(text)
+    world.target.devices["tank"] = {"sda": ("ONLINE", ""), "sdb": ("FAULTED", "external device fault")}
+    assert pools(world)[TARGET, "tank"].problems == ("sdb FAULTED (external device fault)", "was never scrubbed")
+    older = Fault(words=("zpool", "status"), host=TARGET, again=True, answer=(126, "pve-zfsbackup-receiver: denied"))
+    world.runner.faults.append(older)
+    found = pools(world)[TARGET, "tank"]
+    assert (found.scan.state, found.problems) == ("ONLINE", ())
+
+
 def test_a_scan_is_read_as_zpool_writes_it() -> None:
     text = (
         "  pool: tank\n state: DEGRADED\nstatus: One or more devices\n"
         "  scan: resilvered 1M in 00:00:01 with 0 errors on Thu Nov 26 11:15:16 2026\n"
-        "config:\n\n\tNAME  STATE  READ WRITE CKSUM\n\ttank  DEGRADED  0  0  0\n"
-        "\t  mirror-0  DEGRADED  0  0  0\n\t    sda  FAULTED  3  1  0  too many errors\n\n"
+        "config:\n\n\tNAME        STATE     READ WRITE CKSUM\n\ttank        DEGRADED     0     0     0\n"
+        "\t  mirror-0  DEGRADED     0     0     0\n\t    sda     FAULTED      3     1     0  too many errors\n\n"
         "errors: 2 data errors, use '-v' for a list\n"
     )
     scan = read_scan(text)
     assert (scan.state, scan.ended, scan.running) == ("DEGRADED", None, False)
     assert scan.errors == "2 data errors, use '-v' for a list"
-    assert scan.devices == ("sda: 3 read, 1 write, 0 checksum errors",)
+    (device,) = scan.devices
+    assert str(device) == "sda FAULTED (too many errors): 3 read, 1 write, 0 checksum errors"
     with pytest.raises(ZfsError):
         read_scan("garbage")

@@ -139,6 +139,9 @@ class Pools:
     key_files: dict[str, bytes] = field(default_factory=dict)  # beside those of this machine
     scrubs: dict[str, str] = field(default_factory=dict)  # what `zpool status` says of the last one
     bad_sums: dict[str, int] = field(default_factory=dict)
+    devices: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)  # state and why, where told
+    errors: dict[str, str] = field(default_factory=dict)  # of a pool's data
+    sizes: dict[str, tuple[int | str, int | str]] = field(default_factory=dict)  # of a pool, and what is free
     kstat: bool = True  # whether the states can be read
     version: str = "2.3.9"
     room: int = 1 << 40  # what is available everywhere, quotas apart
@@ -208,17 +211,27 @@ class Pools:
         return no(argv, "", status=1) if state == "SUSPENDED" else ok(argv, f"{state}\n")
 
     def status(self, argv: Sequence[str]) -> Completed:
-        """`zpool status -p POOL` of OpenZFS 2.3, in UTC."""
-        assert argv[:-1] == ("env", "TZ=UTC", "zpool", "status", "-p"), argv
-        pool = argv[-1]
-        if pool not in self.txgs:
-            return no(argv, f"cannot open '{pool}': no such pool")
-        state = self.states.get(pool, "ONLINE")
-        scan = self.scrubs.get(pool, "none requested")
-        lines = [f"  pool: {pool}", f" state: {state}", f"  scan: {scan}", "config:", ""]
-        lines += ["\tNAME        STATE     READ WRITE CKSUM", f"\t{pool}       {state}     0     0     0"]
-        lines += [f"\t  vda       ONLINE       0     0     {self.bad_sums.get(pool, 0)}", ""]
-        return ok(argv, "\n".join([*lines, "errors: No known data errors", ""]))
+        """`[env TZ=UTC] zpool status -p [--] POOL…` as OpenZFS 2.1 to 2.4 print it."""
+        names = [word for word in argv[argv.index("-p") + 1 :] if word != "--"]
+        known = [pool for pool in names if pool in self.txgs]
+        lost = "".join(f"cannot open '{pool}': no such pool\n" for pool in names if pool not in self.txgs)
+        text = "\n".join(self._status(pool) for pool in known)
+        return Completed(argv=tuple(argv), returncode=int(bool(lost)), stdout=text, stderr=lost)
+
+    def _status(self, pool: str) -> str:
+        """Names are padded by their bytes, as `printf` does it."""
+        devices = self.devices.get(pool, {"vda": ("ONLINE", "")})
+        group = [("  mirror-0", "ONLINE", 0, "")] if len(devices) > 1 else []
+        indent = "    " if group else "  "
+        rows = [(pool, self.states.get(pool, "ONLINE"), 0, ""), *group]
+        rows += [(indent + name, word, self.bad_sums.get(pool, 0), why) for name, (word, why) in devices.items()]
+        width = max(10, *(len(name.encode()) for name, *_ in rows))
+        lines = [f"  pool: {pool}", f" state: {rows[0][1]}", f"  scan: {self.scrubs.get(pool, 'none requested')}"]
+        lines += ["config:", "", f"\t{'NAME':<{width}}  STATE     READ WRITE CKSUM"]
+        for name, word, sums, why in rows:
+            padding = " " * (width - len(name.encode()))
+            lines += [f"\t{name}{padding}  {word:<8}     0     0 {sums:>5}" + (f"  {why}" if why else "")]
+        return "\n".join([*lines, "", f"errors: {self.errors.get(pool, 'No known data errors')}", ""])
 
     def zpool(self, argv: Sequence[str]) -> Completed:
         if argv[1] == "scrub":
@@ -228,8 +241,14 @@ class Pools:
             )
             return ok(argv)
         if argv[1:] == ("list", "-Hp", "-o", "name,health,size,free"):
-            states = ((pool, self.states.get(pool, "ONLINE")) for pool in sorted(self.txgs))
-            return ok(argv, "".join(f"{pool}\t{state}\t{1 << 40}\t{1 << 39}\n" for pool, state in states))
+            half = (1 << 40, 1 << 39)
+            rows = [(pool, self.states.get(pool, "ONLINE"), *self.sizes.get(pool, half)) for pool in sorted(self.txgs)]
+            return ok(argv, "".join(f"{pool}\t{state}\t{size}\t{free}\n" for pool, state, size, free in rows))
+        if argv[1:-1] == ("list", "-Hp", "-o", "size,free,health", "--"):
+            size, free = self.sizes.get(argv[-1], (1 << 40, 1 << 39))
+            return ok(argv, f"{size}\t{free}\t{self.states.get(argv[-1], 'ONLINE')}\n")
+        if argv[1] == "status":
+            return self.status(argv)
         assert argv[1:-1] == ("get", "-Hp", "-o", "property,value", "all", "--"), argv
         if argv[-1] not in self.txgs:
             return no(argv, f"cannot open '{argv[-1]}': no such pool")
