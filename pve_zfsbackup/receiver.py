@@ -7,7 +7,7 @@ copied to hosts that have nothing of ours:
 - as forced command of an ssh key (`--root tank/backups/pve1`) it accepts a fixed list of command lines, `FORMS`, on
   datasets at and below its root, and denies all else before anything is started (reliability S1-S3);
 - `maintain`, as root from cron, does what no source may: holds, prunes, aborts interrupted receives (S4);
-- `check` is a monitoring plugin that alarms when a source has gone quiet.
+- `check` is a monitoring plugin that alarms when a source has gone quiet, or a pool is failing or nearly full.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STATE: Final = "/var/lib/pve-zfsbackup-receiver"
 CONFIG: Final = "/etc/pve-zfsbackup-receiver.toml"
 KSTAT: Final = "/proc/spl/kstat/zfs"
 PATH: Final = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": ":".join(PATH), "HOME": "/"}  # mbuffer reads ~/.mbuffer.rc
+ENVIRONMENT: Final = {"LC_ALL": "C", "TZ": "UTC", "PATH": ":".join(PATH), "HOME": "/"}  # mbuffer reads ~/.mbuffer.rc
 POINT: Final = "pve-zfsbackup:point"
 
 STAMP: Final = r"\d{8}T\d{6}Z-[0-9a-f]{4}"
@@ -83,6 +83,7 @@ FORMS: Final = {
     "hello": "hello",
     "zfs version": "run",
     "zpool get -Hp -o property,value all -- POOL": "run",
+    "zpool status -p -- POOL": "run",
     "grep -vx SUSPENDED STATE": "state",
     "zfs list -Hp -r -t TYPES -o COLUMNS -- DATASET+": "run",
     "zfs list -Hp -d DEPTH -t TYPES -o COLUMNS -- DATASET+": "run",
@@ -421,14 +422,14 @@ class Told:
     err: str = ""
 
 
-def ask(site: Site, *words: str, timeout: float | None = None, hear: bool = False) -> Told:
-    """Run `zfs` for ourselves; with `hear` its stderr is ours to judge, otherwise it goes on to whoever called.
+def ask(site: Site, *words: str, timeout: float | None = None, hear: bool = False, program: str = "zfs") -> Told:
+    """Run `zfs` or `zpool` for ourselves; with `hear` its stderr is ours to judge, otherwise it goes on to who called.
 
     Raises `TroubleError` after `timeout` seconds. The command is not waited for any more then: on a
     suspended pool it cannot even be killed (reliability §1).
     """
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-    argv = (site.program("zfs"), *words)
+    argv = (site.program(program), *words)
     process = subprocess.Popen(argv, env=ENVIRONMENT, stdin=nothing, stdout=pipe, stderr=pipe if hear else None)
     try:
         out, err = process.communicate(timeout=timeout)
@@ -439,15 +440,16 @@ def ask(site: Site, *words: str, timeout: float | None = None, hear: bool = Fals
         for stream in (process.stdout, process.stderr):
             if stream:
                 stream.close()
-        raise TroubleError(f"zfs {words[0]}: no answer within {timeout:.0f} s") from None
+        raise TroubleError(f"{program} {words[0]}: no answer within {timeout:.0f} s") from None
     return Told(process.returncode, out.decode("utf-8", "replace"), (err or b"").decode("utf-8", "replace"))
 
 
-def answer(site: Site, *words: str) -> str:
-    """What `zfs` prints. Raises `TroubleError` with its status; its own words went to stderr."""
-    told = ask(site, *words)
+def answer(site: Site, *words: str, program: str = "zfs", timeout: float | None = None, hear: bool = False) -> str:
+    """What `zfs` prints. Raises `TroubleError` with its status, and its own words unless they went to stderr."""
+    told = ask(site, *words, timeout=timeout, hear=hear, program=program)
     if told.status:
-        raise TroubleError(f"zfs {words[0]}: exit status {told.status}", told.status if told.status > 0 else 1)
+        text = shown(told.err.strip(), 300) if told.err.strip() else f"exit status {told.status}"
+        raise TroubleError(f"{program} {words[0]}: {text}", told.status if told.status > 0 else 1)
     return told.out
 
 
@@ -595,15 +597,9 @@ def _hello(site: Site, words: tuple[str, ...], stdin: int) -> int:
 
 
 ACTIONS: Final = {
-    "run": _run,
-    "receive": _receive,
-    "state": _state,
-    "create": _create,
-    "abort": _abort,
-    "set": _set,
-    "resume": _resume,
-    "hello": _hello,
-}
+    "run": _run, "receive": _receive, "state": _state, "create": _create,
+    "abort": _abort, "set": _set, "resume": _resume, "hello": _hello,
+}  # fmt: skip
 
 
 def spooled(kind: str, dataset: str) -> str:
@@ -660,6 +656,8 @@ class Root:
     guest_warn_age: float = 50 * HOUR  # of the newest complete point of each guest
     guest_crit_age: float = 8 * DAY
     partial_warn_age: float = 2 * DAY
+    warn_full: int = 85  # percent of the pool
+    crit_full: int = 95
     ignore_guests: tuple[int, ...] = ()  # by `check`
 
     @property
@@ -754,10 +752,8 @@ def seen(site: Site, root: Root, timeout: float) -> Seen:
     if pool_state(site, root.pool) == "SUSPENDED":
         raise TroubleError(f"pool {root.pool} is suspended: `zpool status -x` tells why, `zpool clear` resumes it")
     words = ("list", "-Hp", "-r", "-t", "all", "-o", ",".join(_COLUMNS), "--", root.name)
-    told = ask(site, *words, timeout=timeout, hear=True)
-    if told.status:
-        raise TroubleError(f"zfs list: {shown(told.err.strip() or f'exit status {told.status}', 300)}")
-    rows = [dict(zip(_COLUMNS, line.split("\t"), strict=True)) for line in told.out.splitlines()]
+    told = answer(site, *words, timeout=timeout, hear=True)
+    rows = [dict(zip(_COLUMNS, line.split("\t"), strict=True)) for line in told.splitlines()]
     found = Seen({}, {}, {}, [])
     for row in rows:
         if row["type"] in ("filesystem", "volume"):
@@ -1203,18 +1199,19 @@ def check(site: Site, config: str) -> int:
     if not roots:
         found.append((3, f"{config} names no root"))
     elif now - memory.finished > DAY:
-        found.append(
-            (1, f"maintain has not finished {'yet' if not memory.finished else 'for ' + span(now - memory.finished)}")
-        )
+        since = f"for {span(now - memory.finished)}" if memory.finished else "yet"
+        found.append((1, f"maintain has not finished {since}"))
     for root in roots:
         try:
             found += _judged(root, seen(site, root, CHECK_TIMEOUT), memory, now, data)
         except Exception as error:
             found.append((2, f"{root.name}: {error}"))
-            continue
-        state = pool_state(site, root.pool)
-        if state not in (None, "ONLINE"):
-            found.append((1 if state == "DEGRADED" else 2, f"pool {root.pool} is {state}"))
+    for pool in sorted({root.pool for root in roots}):
+        own = [root for root in roots if root.pool == pool]
+        try:
+            found += _pool(site, pool, min(one.warn_full for one in own), min(one.crit_full for one in own), data)
+        except Exception as error:
+            found.append((2, f"pool {pool}: {error}"))
     worst = max((level for level, _ in found), key=(0, 1, 3, 2).index, default=0)
     told = [text for level, text in sorted(found, key=lambda one: -one[0]) if level or worst == 0]
     print(f"RECEIVER {_WORDS[worst]} - {'; '.join(told).replace('|', '/')} | {' '.join(data)}")
@@ -1227,11 +1224,8 @@ def _judged(root: Root, found: Seen, memory: Memory, now: float, data: list[str]
     age = now - max(newest.values(), default=0.0)
     data.append(f"'{root.name} age'={age:.0f}s;{root.warn_age:.0f};{root.crit_age:.0f};0")
     data.append(f"'{root.name} guests'={len(newest)} '{root.name} partials'={len(found.tokens)}")
-    told = (
-        f"{root.name}: {len(newest)} guests, newest point {span(age)} old"
-        if newest
-        else f"{root.name}: no point at all"
-    )
+    told = f"{root.name}: {len(newest)} guests, newest point {span(age)} old"
+    told = told if newest else f"{root.name}: no point at all"
     level = (age > root.warn_age) + (age > root.crit_age)
     yield level, told + (": the source has gone quiet" if level and newest else "")
     if age < -5 * MINUTE:
@@ -1245,6 +1239,41 @@ def _judged(root: Root, found: Seen, memory: Memory, now: float, data: list[str]
         since = memory.partials.get(dataset, ("", now))[1]
         if now - since > root.partial_warn_age:
             yield 1, f"{dataset}: interrupted receive for {span(now - since)}"
+
+
+def _pool(site: Site, pool: str, warn: int, crit: int, data: list[str]) -> Iterator[tuple[int, str]]:
+    """How full a pool is, its state, its devices: it may be called ONLINE that has lost one (seen on OpenZFS 2.3.9)."""
+    if pool_state(site, pool) == "SUSPENDED":
+        return  # each root has said so, and of such a pool `zpool status` may never answer
+    zpool = partial(answer, site, program="zpool", timeout=CHECK_TIMEOUT, hear=True)
+    size, free, state = zpool("list", "-Hp", "-o", "size,free,health", "--", pool).split()
+    if state != "ONLINE":
+        yield (1 if state == "DEGRADED" else 2), f"pool {pool} is {state}"
+    if size.isdecimal() and free.isdecimal():
+        used = 100 - 100 * int(free) / max(1, int(size))
+        data.append(f"'pool {pool} used'={used:.0f}%;{warn};{crit};0;100")
+        if used >= min(warn, crit):
+            yield (used >= warn) + (used >= crit), f"pool {pool} is {used:.0f} % full"
+    told = zpool("status", "-p", "--", pool)
+    if errors := re.search(r"^errors: (?!No known data errors$)(.*)", told, re.MULTILINE):
+        yield 2, f"pool {pool}: {shown(errors[1])}"
+    bad = list(_bad_devices(told))
+    data.append(f"'pool {pool} bad devices'={len(bad)};1;;0")
+    if bad:
+        yield 1, f"pool {pool}: {', '.join(bad[:5])}{' and more' if len(bad) > 5 else ''}: see `zpool status`"
+
+
+def _bad_devices(text: str) -> Iterator[str]:
+    """Of `zpool status -p`: what is not ONLINE, or counted errors (read, write, checksum). Names are padded by their
+    bytes; states stand below the header's STATE, there alone, so that no name passes for one."""
+    head, found, rows = text.encode().partition(b"STATE     READ WRITE CKSUM\n")
+    column = len(head.rpartition(b"\n")[2])
+    if not found:
+        raise TroubleError(f"the answer of zpool status is not understood: {shown(text)}")
+    for row in rows.partition(b"\n\n")[0].split(b"\n"):
+        name, told = row[:column].decode("utf-8", "replace").strip(), row[column:].decode("utf-8", "replace").rstrip()
+        if not re.fullmatch(r"(?:ONLINE +0 +0 +0(?: .*)?|DEGRADED +0 +0 +0|(?:AVAIL|INUSE)(?: .*)?|)", told):
+            yield shown(f"{name} {' '.join(told.split())}", 120)
 
 
 def span(seconds: float) -> str:

@@ -22,6 +22,7 @@ GREP = "grep -vx SUSPENDED /proc/spl/kstat/zfs/tank/state"
 RECEIVE = f"zfs receive -s -u -- {DISK}"
 GUIDS = f"zfs list -Hp -d 1 -t snapshot -o name,guid -- {DISK} {OTHER}"
 ABORT = f"zfs receive -A -- {DISK}"
+STATUS = "zpool status -p -- tank"
 ZPOOL = "zpool get -Hp -o property,value all -- tank"
 SEND = f"zfs send -L -c -- {SNAPSHOT}"
 RAW = f"zfs send -w -- {SNAPSHOT}"
@@ -32,6 +33,7 @@ ALLOWED = (
     "hello",
     "zfs version",
     ZPOOL,
+    STATUS,
     GREP,
     LIST,
     f"{GREP} && {LIST}",

@@ -14,7 +14,7 @@ from pve_zfsbackup.receiver import Memory, main
 from tests.receiver.conftest import ROOT, Target
 from tests.receiver.world import DAY, HOUR, World
 
-PERFDATA = re.compile(r"'[^']+'=-?[0-9]+s?(;[0-9]+;[0-9]+;0)?")
+PERFDATA = re.compile(r"'[^']+'=-?[0-9]+[s%]?(;[0-9]*;[0-9]*;0(;100)?)?")
 
 
 @pytest.fixture
@@ -53,7 +53,8 @@ def test_all_is_well(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     assert status == 0
     assert out == (
         f"RECEIVER OK - {ROOT}: 2 guests, newest point 12 h old | '{ROOT} age'=43200s;93600;180000;0 '{ROOT} guests'=2 "
-        f"'{ROOT} partials'=0 '{ROOT} guest 100'=43200s;180000;691200;0 '{ROOT} guest 101'=86400s;180000;691200;0"
+        f"'{ROOT} partials'=0 '{ROOT} guest 100'=43200s;180000;691200;0 '{ROOT} guest 101'=86400s;180000;691200;0 "
+        "'pool tank used'=50%;85;95;0;100 'pool tank bad devices'=0;1;;0"
     )
 
 
@@ -96,11 +97,93 @@ def test_a_suspended_pool_is_critical_and_zfs_is_not_asked(world: World, capfd: 
     state.parent.mkdir(parents=True)
     for word, expected in (("SUSPENDED", 2), ("DEGRADED", 1), ("FAULTED", 2), ("ONLINE", 0)):
         state.write_text(f"{word}\n")
+        world.pools.states["tank"] = word
         world.asked.clear()
         status, out = check(world, capfd)
         assert status == expected, out
         assert (word == "SUSPENDED") == (world.asked == [])
         assert word == "ONLINE" or word.lower() in out.lower()
+
+
+@pytest.mark.parametrize(("free", "status"), [(151, 0), (150, 1), (51, 1), (50, 2), (0, 2), ("-", 0)])
+def test_a_pool_that_is_nearly_full_alarms(
+    world: World, capfd: pytest.CaptureFixture[str], free: int | str, status: int
+) -> None:
+    world.days(100, 0.1)
+    world.pools.sizes["tank"] = (1000, free)
+    found, out = check(world, capfd)
+    assert found == status, out
+    assert ("% full" in out) == (status > 0)
+
+
+def test_the_strictest_root_of_a_pool_says_what_full_is(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    world.days(100, 0.1)
+    world.pools.sizes["tank"] = (1000, 400)
+    other = f'warn-full = 70\n[roots."{ROOT}/local-zfs"]\ncrit-full = 55\n'
+    status, out = check(world, capfd, other)
+    assert "pool tank is 60 % full" in out
+    assert "'pool tank used'=60%;70;55;0;100" in out
+    assert status == 2
+    assert sum(words[:2] == ("zpool", "list") for words in world.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "why"),
+    [
+        ("sdb", "FAULTED", "external device fault"),
+        ("sdb", "REMOVED", ""),
+        ("sdb", "UNAVAIL", "was ONLINE       0     0     0"),
+        ("/x ONLINE       0     0     0", "FAULTED", ""),
+        ("/mnt/büro.img", "OFFLINE", ""),
+    ],
+)
+def test_a_device_that_is_lost_alarms_though_its_pool_is_called_online(
+    world: World, capfd: pytest.CaptureFixture[str], name: str, state: str, why: str
+) -> None:
+    """Seen on OpenZFS 2.3.9 until `zpool reopen`."""
+    world.days(100, 0.1)
+    world.pools.devices["tank"] = {"sda": ("ONLINE", ""), name: (state, why)}
+    status, out = check(world, capfd)
+    told = receiver.shown(" ".join(f"{name} {state} 0 0 0 {why}".split()), 120)
+    if "  " not in name:
+        assert f"pool tank: {told}" in out
+    assert (status, "'pool tank bad devices'=1;1;;0" in out) == (1, True), out
+
+
+def test_spares_caches_and_rebuilding_are_no_alarm(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    world.days(100, 0.1)
+    world.pools.devices["tank"] = {"sda": ("ONLINE", ""), "sdb": ("ONLINE", "(resilvering)")}
+    assert check(world, capfd)[0] == 0
+
+
+def test_errors_of_devices_warn_and_those_of_data_are_critical(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    world.days(100, 0.1)
+    world.pools.bad_sums["tank"] = 7
+    status, out = check(world, capfd)
+    assert (status, "pool tank: 'vda ONLINE 0 0 7'" in out) == (1, True), out
+    world.pools.errors["tank"] = "2 data errors, use '-v' for a list"
+    status, out = check(world, capfd)
+    assert (status, "2 data errors" in out) == (2, True), out
+
+
+@pytest.mark.parametrize("verb", ["list", "status"])
+def test_a_zpool_that_fails_is_critical_and_the_points_are_still_told(
+    world: World, capfd: pytest.CaptureFixture[str], verb: str
+) -> None:
+    world.days(100, 0.1)
+    world.refuse[f"zpool {verb}"] = "permission | denied\n"
+    status, out = check(world, capfd)
+    assert status == 2
+    assert f"pool tank: zpool {verb}: 'permission / denied'" in out
+    assert f"'{ROOT} guests'=1" in out
+
+
+def test_an_answer_of_zpool_that_is_none_is_critical(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(receiver.TroubleError, match="not understood"):
+        list(receiver._bad_devices("  pool: tank\n state: ONLINE\n"))
+    world.days(100, 0.1)
+    world.pools.sizes["tank"] = ("1 2", 3)
+    assert check(world, capfd)[0] == 2
 
 
 @pytest.mark.processes

@@ -107,6 +107,9 @@ def test_the_contract_is_understood_word_for_word(line: str) -> None:
         (f"{GREP} /etc/shadow", "'/etc/shadow'"),
         (ZPOOL.replace("tank", "rpool"), "'rpool'"),
         ("zpool destroy tank", "'destroy'"),
+        ("zpool status -v -- tank", "'-v'"),
+        ("zpool status -p -- rpool", "'rpool'"),
+        ("zpool status -p -- tank rpool", "'rpool'"),
         (f"{CREATE} tank/x", "'tank/x'"),
         (f"{CREATE.replace('mountpoint=none', 'mountpoint=/')} {ROOT}/x", "'mountpoint=/'"),
         (f"{CREATE.replace(' -o volmode=none', '')} {ROOT}/x", "snapdir=hidden"),
@@ -301,8 +304,8 @@ def _harmless(command: list[str]) -> bool:
             return True
         case ["grep", "-vx", "SUSPENDED", "/proc/spl/kstat/zfs/tank/state"]:
             return True
-        case ["zpool", "get", "-Hp", "-o", "property,value", "all", "--", "tank"]:
-            return True
+        case ["zpool", *words]:
+            return " ".join(words) in ("get -Hp -o property,value all -- tank", "status -p -- tank")
         case ["zfs", "list", "-Hp", "-r", "-t", _, "-o", _, "--", *names] if names:
             return all(name == ROOT or _below(name) for name in names)
         case ["zfs", "list", "-Hp", "-d", _, "-t", _, "-o", _, "--", *names] if names:

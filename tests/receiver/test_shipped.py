@@ -49,7 +49,8 @@ def test_the_document_names_every_form_of_the_grammar() -> None:
     for form in receiver.FORMS:
         words = form.split(" ")
         assert " ".join(words[: 3 if words[0] in ("zfs", "zpool") else 1]) in text or " ".join(words[:2]) in text, form
-    for name in (field.name.replace("_", "-") for field in fields(Root) if field.name.endswith(("_age", "_share"))):
+    ends = ("_age", "_share", "_full")
+    for name in (field.name.replace("_", "-") for field in fields(Root) if field.name.endswith(ends)):
         assert name in text, name
 
 

@@ -47,13 +47,16 @@ class World:
     def now(self) -> int:
         return self.pools.clock.now
 
-    def ask(self, site: Site, *words: str, timeout: float | None = None, hear: bool = False) -> Told:
+    def ask(
+        self, site: Site, *words: str, timeout: float | None = None, hear: bool = False, program: str = "zfs"
+    ) -> Told:
         """Stands in for `receiver.ask`."""
-        self.asked.append(words)
-        self.before(words)
-        if words[0] in self.refuse:
-            return Told(1, "", self.refuse[words[0]])
-        done = self._run(words)
+        self.asked.append(words if program == "zfs" else (program, *words))
+        self.before(self.asked[-1])
+        verb = words[0] if program == "zfs" else f"{program} {words[0]}"
+        if verb in self.refuse:
+            return Told(1, "", self.refuse[verb])
+        done = self._run(words) if program == "zfs" else self.pools.zpool((program, *words))
         return Told(done.returncode, done.stdout, done.stderr)
 
     def _run(self, words: tuple[str, ...]) -> Completed:
