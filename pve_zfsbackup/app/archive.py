@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pve_zfsbackup.app.archive_expire import expire
+from pve_zfsbackup.app.archive_preflight import room_of
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.archive_write import Order, Writer, Written, begun, send_of
 from pve_zfsbackup.app.box import Vault, open_box
@@ -21,7 +22,7 @@ from pve_zfsbackup.archive.inner import StreamFacts
 from pve_zfsbackup.archive.names import OUTER, segment_name
 from pve_zfsbackup.config import Box
 from pve_zfsbackup.errors import BackupError, VerificationError
-from pve_zfsbackup.events import Outcome, Progress, Result
+from pve_zfsbackup.events import Outcome, Progress, Result, Seen
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.guests import unpack_config
 from pve_zfsbackup.host.listing import point_properties
@@ -112,6 +113,8 @@ def _to_box(session: Session, found: Inventory, guests: Sequence[Guest], vault: 
     for guest in guests:
         yield _one(work, found, guest)
     yield from expire(session, vault, STAGE)
+    if room := room_of(vault, session.now().timestamp()):
+        session.emit(Seen(room=room))
 
 
 def plan_guest(vault: Vault, found: Inventory, guest: Guest, shelf: Shelf | None) -> ArchivePlan:

@@ -1,13 +1,15 @@
-"""Whether there is room for a point, in the box and where segments are spooled, before anything of it is sent."""
+"""What room there is in a box, and whether a point fits there and where segments are spooled, before it is sent."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 
 from pve_zfsbackup.app.box import Vault
-from pve_zfsbackup.errors import StoreFullError
-from pve_zfsbackup.model import ArchiveTask
+from pve_zfsbackup.errors import BackupError, StoreFullError
+from pve_zfsbackup.model import ArchiveTask, Dataset
+from pve_zfsbackup.model.room import Room
 
 
 def preflight(vault: Vault, task: ArchiveTask, estimates: Sequence[int], there: int) -> None:
@@ -28,3 +30,12 @@ def preflight(vault: Vault, task: ArchiveTask, estimates: Sequence[int], there: 
             f"{vault.box.spool_dir}: {room} bytes are free, and segments on their way to the box take {spool}",
             hint="free space there, name another directory by `spool-dir`, or make `segment-mib` or `connections` less",
         )
+
+
+def room_of(vault: Vault, at: float) -> Room | None:
+    """What the box says of its room, for the journal: `check` and `metrics` know it from there and ask no box. One that
+    does not answer any more is told of where that matters."""
+    with contextlib.suppress(BackupError):
+        if space := vault.store.space():
+            return Room(host=vault.box.name, dataset=Dataset(""), used=space.used, available=space.free, at=at)
+    return None

@@ -19,7 +19,7 @@ from pve_zfsbackup.model import SOURCE, Disk, Vmid
 from pve_zfsbackup.model.aside import PutAside
 from pve_zfsbackup.model.health import SKEW, Age, Disks, Finding, Health, Level, Pool, Verification
 from pve_zfsbackup.model.proof import Level as Proven
-from pve_zfsbackup.model.room import Outlook, rooms
+from pve_zfsbackup.model.room import Outlook, Room, rooms
 from pve_zfsbackup.plan.forecast import outlook
 from pve_zfsbackup.plan.obstacles import readable
 from pve_zfsbackup.plan.past import past_rooms
@@ -56,11 +56,15 @@ def health_of(session: Session, found: History) -> Health:
 
 
 def forecasts(session: Session, found: History) -> tuple[Outlook, ...]:
-    """When each root is full, by what the runs of the last weeks saw. Raises `BackupError` for the journal."""
+    """When each root and box is full, by what the runs of the last weeks saw; of a box nothing newer is known. Raises
+    `BackupError` for the journal."""
     since = found.now - LOOK_BACK
     seen = past_rooms(read_journal(session.config.journal_dir, since, event="room"))
     recent = [room for room in seen if since <= room.at <= found.now + SKEW]
-    return tuple(outlook(room, recent) for listing in found.listings.values() for room in rooms(listing, at=found.now))
+    current = [room for listing in found.listings.values() for room in rooms(listing, at=found.now)]
+    boxes = {room.host: room for room in sorted(recent, key=lambda room: room.at) if not room.dataset}
+    current += [room for name, room in boxes.items() if name in session.config.boxes]
+    return tuple(outlook(room, recent) for room in current)
 
 
 def judge(
@@ -85,7 +89,8 @@ def judge(
     findings += _of_verified(verified, {vmid for vmid, _ in broken}, found.now)
     findings += judged(told, pools)
     findings += (finding for pool in pools for finding in _of_room(pool))
-    findings += _of_outlooks(outlooks)
+    findings += _of_outlooks(outlooks, found.now)
+    findings += _of_boxes(outlooks, config, found.now)
     findings += (_of_aside(found, one) for one in found.aside)
     findings += (Finding(level=Level.WARNING, about=f"guest {vmid}", text=STRAY) for vmid in found.strays)
     findings.sort(key=lambda finding: (_WORST_FIRST.index(finding.level), finding.about))
@@ -237,7 +242,19 @@ def _of_aside(found: History, one: PutAside) -> Finding:
     )
 
 
-def _of_outlooks(outlooks: Iterable[Outlook]) -> Iterator[Finding]:
+def _of_boxes(outlooks: Iterable[Outlook], config: Config, now: int) -> Iterator[Finding]:
+    for room in (one.room for one in outlooks if not one.room.dataset):
+        box = config.boxes[room.host]
+        if room.share * 100 >= box.warn_full:
+            level = Level.CRITICAL if room.share * 100 >= box.critical_full else Level.WARNING
+            yield Finding(level=level, about=f"box {room.host}", text=f"{room.share:.0%} full, {_as_seen(room, now)}")
+
+
+def _as_seen(room: Room, now: int) -> str:
+    return f"as a run saw it {max(now - room.at, 0) / 3600:.1f} h ago"
+
+
+def _of_outlooks(outlooks: Iterable[Outlook], now: int) -> Iterator[Finding]:
     """One for each pool: its roots draw on the same space."""
     soonest: dict[tuple[str, str], tuple[float, Outlook]] = {}
     for one in outlooks:
@@ -248,4 +265,5 @@ def _of_outlooks(outlooks: Iterable[Outlook]) -> Iterator[Finding]:
         where = "here" if one.room.host == SOURCE else f"on {one.room.host}"
         text = f"full in about {days:.0f} days, if it goes on as in the last weeks"
         level = Level.CRITICAL if days < SOON_CRITICAL else Level.WARNING
-        yield Finding(level=level, about=f"space of {one.room.dataset} {where}", text=text)
+        about = f"space of {one.room.dataset} {where}" if one.room.dataset else f"space of box {one.room.host}"
+        yield Finding(level=level, about=about, text=text if one.room.dataset else f"{text}, {_as_seen(one.room, now)}")

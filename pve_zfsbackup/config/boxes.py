@@ -105,6 +105,12 @@ class Box:
         kinds.whole(1, 10_000),
         default=100,
     )
+    warn_full: int = option(
+        "`check` warns when more percent of the box are used, as the server said in the last run.",
+        kinds.whole(1, 100),
+        default=85,
+    )
+    critical_full: int = option("And so full it is critical.", kinds.whole(1, 100), default=95)
     keep: Keep = option(
         f"History kept in the box; what kept increments build on stays as well. {KEEP_HELP}",
         kinds.whole(0, 100_000),

@@ -24,6 +24,19 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """Bytes there is room for, as the server says, and how many there are in all; None where it does not say."""
+
+    free: int
+    size: int | None = None
+
+    @property
+    def used(self) -> int:
+        """0 where that is not known."""
+        return max(0, self.size - self.free) if self.size else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
     """A file of this host that shall lie at `path`. `sha256` is that of its bytes."""
 
@@ -65,6 +78,10 @@ class Store(Protocol):
 
     def remove_directory(self, path: str) -> None:
         """Remove an empty directory; one that is gone is fine."""
+        ...
+
+    def space(self) -> Space | None:
+        """How much room there is, where the server tells."""
         ...
 
     def free(self) -> int | None:

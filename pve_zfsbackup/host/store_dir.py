@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pve_zfsbackup.errors import StoreConflictError, StoreError, StoreForbiddenError, StoreFullError, VerificationError
 from pve_zfsbackup.host.seal import digest_file
-from pve_zfsbackup.host.store import Entry, Upload, checked
+from pve_zfsbackup.host.store import Entry, Space, Upload, checked
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -106,9 +106,14 @@ class DirectoryStore:
         with self._told(path, removing=True), contextlib.suppress(FileNotFoundError):
             self._place(path).rmdir()
 
-    def free(self) -> int | None:
+    def space(self) -> Space | None:
         self._mounted()
-        return shutil.disk_usage(self.mount).free
+        told = shutil.disk_usage(self.mount)
+        return Space(free=told.free, size=told.total)
+
+    def free(self) -> int | None:
+        space = self.space()
+        return space.free if space else None
 
     def _place(self, path: str) -> Path:
         return self.root if path == "." else self.root / checked(path)

@@ -26,7 +26,7 @@ from pve_zfsbackup.errors import (
 from pve_zfsbackup.host.programs import Programs
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.seal import digest_file
-from pve_zfsbackup.host.store import Entry, Upload, checked
+from pve_zfsbackup.host.store import Entry, Space, Upload, checked
 
 NO_DIRECTORY, NO_FILE, TRY_AGAIN, TOO_MUCH = 3, 4, 5, 8  # exit statuses: rclone.org/docs, "List of exit codes"
 _DENIED = re.compile("access ?denied|forbidden|permission denied|not permitted", re.IGNORECASE)
@@ -115,12 +115,19 @@ class RcloneStore:
         if done.returncode and name in self.list([parent or "."]).get(parent or ".", {}):
             self._good(done, path, removing=True)
 
-    def free(self) -> int | None:
+    def space(self) -> Space | None:
         done, text = self._run("about", "--json", "--", self.remote)
         if done.returncode:
             return None  # many stores do not tell
-        free = self._json(text, "about").get("free")
-        return int(free) if isinstance(free, int) else None
+        told = self._json(text, "about")
+        free, size = told.get("free"), told.get("total")
+        if not isinstance(free, int) or free < 0:
+            return None
+        return Space(free=free, size=size if isinstance(size, int) and size > 0 else None)
+
+    def free(self) -> int | None:
+        space = self.space()
+        return space.free if space else None
 
     def _named(self, verb: str, paths: Sequence[str], target: str = "", *options: str) -> Completed:
         """A command for files that are named in a list; those that do not exist are passed over by rclone."""

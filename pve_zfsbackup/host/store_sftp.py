@@ -21,7 +21,7 @@ from pve_zfsbackup.errors import (
 )
 from pve_zfsbackup.host.seal import digest_file
 from pve_zfsbackup.host.sftp import Session, Sftp, word
-from pve_zfsbackup.host.store import Entry, Upload, checked
+from pve_zfsbackup.host.store import Entry, Space, Upload, checked
 
 TEMPORARY = "tmp-"
 TOGETHER = 100  # directories listed at a time: what is said of those that are gone must be kept whole (`Chain.said`)
@@ -239,10 +239,17 @@ class SftpStore:
         parent = path.rpartition("/")[0] or "."
         return self.list([parent]).get(parent, {})
 
+    def space(self) -> Space | None:
+        """`df`: KiB in all, used, available to the account, and to root, below a line of headings."""
+        rows = [line.split() for _, lines in self.client.batch(["-df"]).output for line in lines]
+        cells = rows[1][:3] if len(rows) > 1 else []
+        if len(cells) < 3 or not all(re.fullmatch(r"[0-9]{1,18}", cell) for cell in cells):
+            return None  # statvfs is an extension that not every server has
+        return Space(free=int(cells[2]) << 10, size=int(cells[0]) << 10)
+
     def free(self) -> int | None:
-        done = self.client.batch(["-df"])
-        rows = [line.split() for _, lines in done.output for line in lines]
-        return int(rows[1][2]) << 10 if len(rows) > 1 and rows[1][2].isdecimal() else None
+        space = self.space()
+        return space.free if space else None
 
     def _directories(self, goal: str) -> Iterator[str]:
         parts = goal.split("/")[:-1]

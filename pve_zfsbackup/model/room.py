@@ -11,13 +11,19 @@ from pve_zfsbackup.model.zfs import Listing
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
     """What is used below a root of points, and what is available to it, quotas counted in; bytes, at a time in seconds
-    since the epoch."""
+    since the epoch. Of a box, which has no `dataset`, all that is used there by anybody, 0 where the server does not
+    tell."""
 
     host: str
     dataset: Dataset
     used: int
     available: int
     at: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """How full it is, from 0 to 1."""
+        return self.used / max(self.used + self.available, 1)
 
 
 def rooms(listing: Listing, *, at: float) -> tuple[Room, ...]:

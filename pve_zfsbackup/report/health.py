@@ -88,6 +88,7 @@ def health_json(found: Health) -> dict[str, Any]:
                 "available": one.room.available,
                 "known": one.known,
                 "per_day": round(one.per_day),
+                "age": round(found.now - one.room.at),
                 "days_to_full": None if one.days is None else round(one.days, 1),
             }
             for one in found.outlooks
@@ -134,8 +135,10 @@ def _perfdata(found: Health) -> Iterator[str]:
     if found.aside:
         yield f"put_aside={sum(one.bytes for one in found.aside)}B;;;0"
     for one in found.outlooks:
+        if not one.room.dataset:
+            yield f"used_{_label(one.room.host)}={one.room.share * 100:.1f}%;;;0;100"
         if one.days is not None:
-            name = f"{_label(one.room.host)}_{_label(one.room.dataset)}"
+            name = "_".join(_label(part) for part in (one.room.host, one.room.dataset) if part)
             yield f"days_to_full_{name}={one.days:.1f};{SOON_WARN:.0f}:;{SOON_CRITICAL:.0f}:;0"
 
 

@@ -59,7 +59,8 @@ METRICS: Final[dict[str, tuple[tuple[str, ...], str]]] = {  # name -> labels, me
     "pool_size_bytes": (("pool",), "size of the pool"),
     "pool_free_bytes": (("pool",), "free space of the pool"),
     "available_bytes": (("where", "dataset"), "what is available to the points there, quotas counted in"),
-    "used_bytes": (("where", "dataset"), "what is used below that root"),
+    "used_bytes": (("where", "dataset"), "what is used below that root; of a box, by all that lies there"),
+    "room_timestamp_seconds": (("where", "dataset"), "when that was seen; of a box (dataset is empty) by the last run"),
     "days_to_full": (("where", "dataset"), "until it is full, going on as in the last weeks; none where it does not"),
     "last_run_timestamp_seconds": (("stage",), "end of the last run that had this stage"),
     "last_run_seconds": (("stage",), "how long that run took, with all its stages"),
@@ -170,7 +171,9 @@ def _of_measured(health: Health, recovery: Recovery) -> Iterator[Sample]:
 def _of_outlook(one: Outlook) -> Iterator[Sample]:
     place = (one.room.host, one.room.dataset)
     yield "available_bytes", place, one.room.available
-    yield "used_bytes", place, one.room.used
+    if one.room.dataset or one.room.used:  # not every box tells
+        yield "used_bytes", place, one.room.used
+    yield "room_timestamp_seconds", place, one.room.at
     if one.days is not None:
         yield "days_to_full", place, one.days
 

@@ -25,7 +25,7 @@ def space(view: Overview) -> Markup:
     lead = "What is available where points are kept, and when it is used up if it goes on as in the last weeks."
     roots = table(
         ("Root", "Use", "Used", "Available", "Full in"),
-        [_root(one) for one in view.health.outlooks],
+        [_root(one, view.health.now) for one in view.health.outlooks],
         numbers=("Used", "Available"),
         kind="roots",
     )
@@ -58,12 +58,12 @@ def _aside(view: Overview) -> Iterator[Markup]:
         yield table(names, rows, numbers=("Size",), kind="aside")
 
 
-def _root(one: Outlook) -> tuple[Child, ...]:
+def _root(one: Outlook, now: int) -> tuple[Child, ...]:
     room = one.room
-    share = room.used / max(room.used + room.available, 1)
-    drawn = bar([("used", share)], f"{share:.0%} used")
+    drawn = bar([("used", room.share)], f"{room.share:.0%} used")
+    seen = here(room.host) if room.dataset else f"box, as a run saw it {(now - room.at) / 3600:.1f} h ago"
     return (
-        tag("span", tag("span", room.dataset, class_="name"), " ", tag("small", here(room.host))),
+        tag("span", tag("span", room.dataset or room.host, class_="name"), " ", tag("small", seen)),
         drawn,
         size(room.used),
         size(room.available),

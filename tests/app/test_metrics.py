@@ -256,6 +256,7 @@ ELSEWHERE = {  # metrics the dashboard does not draw, and why
     "pool_damaged": "the alert BackupPoolErrors",
     "available_bytes": "Days to full is drawn of it",
     "used_bytes": "Days to full is drawn of it",
+    "room_timestamp_seconds": "for questions by hand: a box that no run reaches is told by its points",
     "last_run_timestamp_seconds": "the alert BackupStageOverdue",
     "last_run_failed": "the alert BackupStageFailing; Failed in a run says how much",
     "last_success_timestamp_seconds": "for questions by hand",

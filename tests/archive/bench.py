@@ -25,7 +25,7 @@ from pve_zfsbackup.host.programs import Chain, ProcessPrograms
 from pve_zfsbackup.host.runner import ProcessRunner
 from pve_zfsbackup.host.seal import Seal
 from pve_zfsbackup.host.ssh import Host
-from pve_zfsbackup.host.store import Store, Upload
+from pve_zfsbackup.host.store import Space, Store, Upload
 from pve_zfsbackup.host.store_dir import DirectoryStore
 from pve_zfsbackup.model import (
     SOURCE,
@@ -144,6 +144,9 @@ class FaultyStore:
     def remove_directory(self, path: str) -> None:
         self.before("rmdir", path)
         self.inner.remove_directory(path)
+
+    def space(self) -> Space | None:
+        return self.inner.space()
 
     def free(self) -> int | None:
         return self.inner.free()
