@@ -1189,7 +1189,7 @@ def remember(site: Site, memory: Memory) -> None:
 _WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 
 
-def check(site: Site, config: str) -> int:
+def check(site: Site, config: str, *, checkmk: bool = False) -> int:
     """One line for a monitoring system, with performance data; its exit status. Never hangs on a suspended pool."""
     now = time.time()
     found: list[tuple[int, str]] = []
@@ -1214,8 +1214,19 @@ def check(site: Site, config: str) -> int:
             found.append((2, f"pool {pool}: {error}"))
     worst = max((level for level, _ in found), key=(0, 1, 3, 2).index, default=0)
     told = [text for level, text in sorted(found, key=lambda one: -one[0]) if level or worst == 0]
-    print(f"RECEIVER {_WORDS[worst]} - {'; '.join(told).replace('|', '/')} | {' '.join(data)}")
-    return worst
+    return told_as(worst, "; ".join(told), data, checkmk=checkmk)
+
+
+def told_as(level: int, text: str, data: Sequence[str], *, checkmk: bool) -> int:
+    """Print it as a monitoring plugin does, or as a local check of Checkmk, which reads no exit status but 0."""
+    text = text.replace("|", "/").replace("\n", " ")
+    if not checkmk:
+        print(f"RECEIVER {_WORDS[level]} - {text}{' | ' if data else ''}{' '.join(data)}")
+        return level
+    named = (item.removeprefix("'").partition("'=") for item in data)
+    values = "|".join(f"{re.sub('[^A-Za-z0-9_.-]', '_', name)}={value}" for name, _, value in named)
+    print(f'{level} "pve-zfsbackup-receiver" {values or "-"} {text}')
+    return 0
 
 
 def _judged(root: Root, found: Seen, memory: Memory, now: float, data: list[str]) -> Iterator[tuple[int, str]]:
@@ -1223,7 +1234,7 @@ def _judged(root: Root, found: Seen, memory: Memory, now: float, data: list[str]
     watched = {vmid: at for vmid, at in newest.items() if vmid not in root.ignore_guests}
     age = now - max(newest.values(), default=0.0)
     data.append(f"'{root.name} age'={age:.0f}s;{root.warn_age:.0f};{root.crit_age:.0f};0")
-    data.append(f"'{root.name} guests'={len(newest)} '{root.name} partials'={len(found.tokens)}")
+    data += [f"'{root.name} guests'={len(newest)}", f"'{root.name} partials'={len(found.tokens)}"]
     told = f"{root.name}: {len(newest)} guests, newest point {span(age)} old"
     told = told if newest else f"{root.name}: no point at all"
     level = (age > root.warn_age) + (age > root.crit_age)
@@ -1253,7 +1264,7 @@ def _pool(site: Site, pool: str, warn: int, crit: int, data: list[str]) -> Itera
         used = 100 - 100 * int(free) / max(1, int(size))
         data.append(f"'pool {pool} used'={used:.0f}%;{warn};{crit};0;100")
         if used >= min(warn, crit):
-            yield (used >= warn) + (used >= crit), f"pool {pool} is {used:.0f} % full"
+            yield (2 if used >= crit else 1), f"pool {pool} is {used:.0f} % full"
     told = zpool("status", "-p", "--", pool)
     if errors := re.search(r"^errors: (?!No known data errors$)(.*)", told, re.MULTILINE):
         yield 2, f"pool {pool}: {shown(errors[1])}"
@@ -1304,6 +1315,7 @@ def arguments() -> Arguments:
     parser.add_argument("--bin", metavar="DIR", help="where zfs, zpool, zstd and mbuffer are (the usual places)")
     parser.add_argument("--dry-run", action="store_true", help="maintain: say what would be done and do nothing")
     parser.add_argument("--json", action="store_true", help="maintain: tell it all, as JSON")
+    parser.add_argument("--checkmk", action="store_true", help="check: one line for Checkmk's local checks")
     parser.add_argument("--version", action="version", version=VERSION)
     return parser
 
@@ -1324,12 +1336,11 @@ def main(argv: Sequence[str]) -> int:
         return serve(site, os.environ.get("SSH_ORIGINAL_COMMAND", ""))
     try:
         if given.command == "check":
-            return check(site, given.config)
+            return check(site, given.config, checkmk=given.checkmk)
         return maintain(site, given.config, dry=given.dry_run, as_json=given.json)
     except (TroubleError, OSError) as error:
         if given.command == "check":
-            print(f"RECEIVER UNKNOWN - {error}")
-            return 3
+            return told_as(3, str(error), (), checkmk=given.checkmk)
         say(str(error))
         return error.status if isinstance(error, TroubleError) else 1
 

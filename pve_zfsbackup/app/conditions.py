@@ -23,12 +23,13 @@ def conditions(session: Session, found: History, pools: Sequence[Pool]) -> tuple
     doubts: list[Finding] = []
     asked = {SOURCE: [pool.name for pool in pools if pool.health != SUSPENDED]}
     for host, target in session.config.targets.items():
-        if listing := found.listings.get(host):  # whose pool is not suspended, or it would not have answered
-            told |= {(host, pool): Condition(state=state) for pool, state in listing.health.items()}
+        if host in found.listings:  # whose pool is not suspended, or it would not have answered
             asked[host] = [pool_of(target.root)]
     for host, names in asked.items():
         if not names:
             continue
+        states = found.listings[host].health if host != SOURCE else {}
+        told |= {(host, pool): Condition(state=state, known=False) for pool, state in states.items()}
         try:
             seen = conditions_of(session.hosts[host], names)
         except BackupError as error:

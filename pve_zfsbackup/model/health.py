@@ -80,9 +80,11 @@ class Device:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
     """What `zpool status` says of a pool: `errors` of its data, and the devices that are not as they should be. Both
-    are empty while there are none. OpenZFS (seen: 2.3.9) may say ONLINE of a pool whose mirror has lost a device."""
+    are empty while there are none. OpenZFS (seen: 2.3.9) may say ONLINE of a pool whose mirror has lost a device. Not
+    `known` where only the kernel told the state."""
 
     state: str
+    known: bool = True
     errors: str = ""
     devices: tuple[Device, ...] = ()
 

@@ -76,7 +76,7 @@ def health_json(found: Health) -> dict[str, Any]:
                 "pool": pool,
                 "state": condition.state,
                 "errors": condition.errors,
-                "devices": [str(device) for device in condition.devices],
+                "devices": [str(device) for device in condition.devices] if condition.known else None,
             }
             for (host, pool), condition in found.conditions.items()
         ],

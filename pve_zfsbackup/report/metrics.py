@@ -19,7 +19,7 @@ from pve_zfsbackup.app.proofs import Recovery
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import printable
 from pve_zfsbackup.model.alerts import HeldBack
-from pve_zfsbackup.model.health import Health, Level
+from pve_zfsbackup.model.health import Condition, Health, Level
 from pve_zfsbackup.model.room import Outlook
 from pve_zfsbackup.model.runs import DRILL
 from pve_zfsbackup.report.format import FORMAT
@@ -150,11 +150,16 @@ def _of_health(health: Health) -> Iterator[Sample]:
         yield "pool_size_bytes", (pool.name,), pool.size
         yield "pool_free_bytes", (pool.name,), pool.free
     for pool_there, condition in health.conditions.items():
-        yield "pool_bad_devices", pool_there, sum(not device.there for device in condition.devices)
-        yield "pool_device_errors", pool_there, sum(device.errors for device in condition.devices)
-        yield "pool_damaged", pool_there, bool(condition.errors)
+        yield from _of_condition(pool_there, condition)
     for outlook in health.outlooks:
         yield from _of_outlook(outlook)
+
+
+def _of_condition(place: tuple[str, str], condition: Condition) -> Iterator[Sample]:
+    if condition.known:
+        yield "pool_bad_devices", place, sum(not device.there for device in condition.devices)
+        yield "pool_device_errors", place, sum(device.errors for device in condition.devices)
+        yield "pool_damaged", place, bool(condition.errors)
 
 
 def _of_measured(health: Health, recovery: Recovery) -> Iterator[Sample]:

@@ -316,7 +316,9 @@ def test_devices_that_cannot_be_asked_are_unknown_but_a_target_may_deny(world: W
     world.runner.faults.append(Fault(words=("zpool", "status"), host=TARGET, again=True, answer=(126, "denied")))
     assert texts(judged_now(world)) == []
     world.target.states["tank"] = "DEGRADED"
-    assert texts(judged_now(world)) == ["WARNING pool tank on backup1: DEGRADED"]
+    judged = judged_now(world)
+    assert texts(judged) == ["WARNING pool tank on backup1: DEGRADED"]
+    assert [one["devices"] for one in health_json(judged)["conditions"]] == [[], [], None], "nothing is claimed"
     world.runner.faults.append(Fault(words=("zpool", "status"), host=HERE, answer=(1, "permission denied")))
     told = texts(judged_now(world))
     assert "UNKNOWN pool fast: its devices could not be asked: zpool status: permission denied" in told

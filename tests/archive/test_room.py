@@ -1,4 +1,4 @@
-"""How full a box is: told by the runs that archive, judged by `check` without asking the box, with the age of the word."""
+"""How full a box is: noted by runs that archive, judged by `check` without asking the box, with the age of the word."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_box_that_fills_is_told_with_the_age_of_the_word_and_is_not_asked(
     asked = says(monkeypatch, Space(free=free * GIB, size=100 * GIB))
     boxed.run()
     assert len(asked) == 1, "once in a run"
-    boxed.world.clock.now = int(time.time()) + 5 * 3600
+    boxed.world.clock.now += 5 * 3600
     here = judged(boxed)
     assert len(asked) == 1, "check knows it from the journal"
     assert texts(here) == told
@@ -144,8 +144,8 @@ def test_when_a_box_is_full_is_forecast_as_for_roots(boxed: Boxed, monkeypatch: 
             room = {"host": "box1", "dataset": "", "used": (80 - 2 * day) * GIB, "available": (20 + 2 * day) * GIB}
             file.write(json.dumps({"time": when, "run": f"r{day}", "event": "room", **room}) + "\n")
     (told,) = texts(judged(boxed))
-    said = "WARNING space of box box1: full in about 10 days, if it goes on as in the last weeks, as a run saw it 0.0 h ago"
-    assert told == said
+    trend = "full in about 10 days, if it goes on as in the last weeks"
+    assert told == f"WARNING space of box box1: {trend}, as a run saw it 0.0 h ago"
     assert "days_to_full_box1=10.0;14:;3:;0" in check_lines(judged(boxed))[0]
 
 

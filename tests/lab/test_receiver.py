@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pve_zfsbackup.host.pools import read_conditions
 from tests.lab.conftest import install
 from tests.lab.host import Host, Result
 
@@ -166,6 +167,8 @@ def test_the_account_reads_what_a_source_must_know(account: Account) -> None:
     assert any(line.startswith("zfs-kmod-") for line in told["zfs"])
     assert account.ask("zfs version").stdout.startswith("zfs-")
     assert "health\tONLINE" in account.ask("zpool get -Hp -o property,value all -- tank").stdout
+    status = account.ask("zpool status -p -- tank").stdout
+    assert [name for name, found in read_conditions(status).items() if found.state == "ONLINE"] == ["tank"]
     columns = "type,name,guid,createtxg,creation,userrefs,clones,receive_resume_token,pve-zfsbackup:point"
     line = f"grep -vx SUSPENDED /proc/spl/kstat/zfs/tank/state && zfs list -Hp -r -t all -o {columns} -- {ROOT}"
     first, *rows = account.ask(line).lines
@@ -539,6 +542,9 @@ def test_check_says_ok_and_alarms_when_the_source_is_quiet(account: Account) -> 
     status, line = check(account)
     assert status == 0, line
     assert re.match(rf"RECEIVER OK - {ROOT}: 2 guests, newest point .* old \| '{ROOT} age'=\d+s;", line)
+    assert re.search(r"'pool tank used'=\d+%;85;95;0;100 'pool tank bad devices'=0;1;;0$", line.strip())
+    status, line = check(account, "warn-full = 0\n")
+    assert (status, re.search(r"pool tank is \d+ % full", line) is not None) == (1, True), line
     status, line = check(account, 'warn-age = "0m"\n')
     assert (status, "has gone quiet" in line) == (1, True)
     status, line = check(account, 'warn-age = "0m"\ncrit-age = "0m"\n')

@@ -273,3 +273,23 @@ def test_wrong_usage_is_unknown_not_critical() -> None:
 
 def test_the_memory_is_readable_for_a_monitoring_account(world: World) -> None:
     assert stat.S_IMODE((world.place / "state" / "maintain.json").stat().st_mode) == 0o644
+
+
+def test_checkmk_reads_level_values_and_text_from_one_line(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    world.days(100, 2)
+    world.pools.devices["tank"] = {"sda|b": ("FAULTED", "")}
+    assert receiver.check(world.site, str(configured(world, f'[roots."{ROOT}"]\n')), checkmk=True) == 0
+    level, name, values, text = capfd.readouterr().out.rstrip("\n").split(" ", 3)
+    assert (level, name) == ("1", '"pve-zfsbackup-receiver"')
+    assert dict(value.split("=") for value in values.split("|")) == {
+        "tank_backups_pve1_age": "172800s;93600;180000;0", "tank_backups_pve1_guests": "1",
+        "tank_backups_pve1_partials": "0", "tank_backups_pve1_guest_100": "172800s;180000;691200;0",
+        "pool_tank_used": "50%;85;95;0;100", "pool_tank_bad_devices": "1;1;;0",
+    }  # fmt: skip
+    assert "has gone quiet" in text
+    assert "'sda/b FAULTED 0 0 0'" in text
+
+
+def test_checkmk_hears_of_a_broken_configuration(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--checkmk", "--config", str(tmp_path / "none"), "--state", str(tmp_path)]) == 0
+    assert capfd.readouterr().out.startswith('3 "pve-zfsbackup-receiver" - ')

@@ -103,7 +103,7 @@ def test_programs_get_a_clean_environment_and_our_stdin(target: Target) -> None:
     (started,) = target.started
     assert started["argv"] == RECEIVE.split(" ")
     assert started["stdin"] == "the stream"
-    assert set(started["environ"]) - {"LC_CTYPE"} == {"LC_ALL", "PATH", "HOME"}
+    assert set(started["environ"]) - {"LC_CTYPE"} == {"LC_ALL", "TZ", "PATH", "HOME"}
 
 
 def test_output_and_status_are_the_programs_own(target: Target) -> None:

@@ -193,7 +193,9 @@ def degraded(ctx: Context) -> str:
     try:
         ctx.backup1.script("for i in 1 2 3; do zfs set x:y=$i small/matrix; zpool sync small; done", timeout=60)
         # OpenZFS 2.3.9 faults the device, and says ONLINE of its pool until it looks at all of them again.
-        ctx.backup1.script("zpool offline -f small /dev/mapper/small; zpool reopen small", timeout=60)
+        ctx.backup1.script("zpool offline -f small /dev/mapper/small", timeout=60)
+        looked = ctx.run("check").report["findings"]
+        ctx.backup1.script("zpool reopen small", timeout=60)
         inject.wait_state(ctx.backup1, "small", "DEGRADED")
         done = ctx.run(timeout=240)
     finally:
@@ -202,7 +204,9 @@ def degraded(ctx: Context) -> str:
     ctx.by_hand.add(("set", "small/matrix"))
     ctx.expect(done.code == 0, f"did not go on: {done.short}")
     ctx.expect("degraded" in done.told.lower(), f"does not warn: {done.told[:300]}")
-    return done.told[:200]
+    lost = [one["text"] for one in looked if one["about"].startswith("pool small on ") and "FAULTED" in one["text"]]
+    ctx.expect(lost, f"check does not see the device: {looked}")
+    return f"{done.told[:200]}; check: {lost[0]}"
 
 
 @row("34", "a block of the source cannot be read (checksum)", "fails, nothing is published, told")
