@@ -105,12 +105,16 @@ class _Attempt:
     def _loads(self) -> list[Load]:
         found: list[Load] = []
         for work in self._works.values():
+            own = []
             for dataset, plan in work.alive:
                 steps = tuple(step for step in phases(plan)[1] if not isinstance(step, AbortReceive))
                 if any(isinstance(step, Send | Resume) for step in steps):
-                    suspect = dataset in self._course.suspects
-                    size = expected(steps)
-                    found.append(Load(vmid=work.guest.vmid, dataset=dataset, steps=steps, size=size, suspect=suspect))
+                    own.append((dataset, steps, plan.since))
+            since = min((since for _, _, since in own), default=0)
+            for dataset, steps, _ in own:
+                suspect, size = dataset in self._course.suspects, expected(steps)
+                load = Load(vmid=work.guest.vmid, dataset=dataset, steps=steps, size=size, since=since, suspect=suspect)
+                found.append(load)
         plain = [load.dataset for load in found if not load.raw]
         compressed = self._session.executor.compressible(self._course.target, plain) if plain else frozenset()
         return [replace(load, compress=load.dataset in compressed) for load in found]

@@ -153,3 +153,4 @@ class Plan:
     warnings: tuple[str, ...] = ()  # done, but somebody should know: a new generation, an aborted receive
     alarms: tuple[str, ...] = ()  # those of the warnings that whoever is told of failures is told of
     reasons: tuple[str, ...] = ()  # why these steps, for `why` and dry runs
+    since: int = 0  # of a replica: when what both sides have was made, or the oldest point here where that is nothing

@@ -15,26 +15,33 @@ MANY = 64
 LINE = 96 << 10  # bytes of the command line of a session: Linux takes 128 KiB in one argument
 STREAMS = 200  # of one disk beside others: more are cut into several sessions, which can be done with a disk alone
 COST = 1 << 20  # what any stream costs besides its bytes
+EQUAL = 3600  # seconds: guests of one run have waited equally long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What one disk has to send: its steps up to the last stream, and the bytes to expect.
 
-    `suspect`: it was under way when a session broke, and shall not break that of others again. `compress`: on the
-    wire; a session does that with all of its streams or with none.
+    `since` when its guest waits, see `Plan.since`. `suspect`: it was under way when a session broke, and shall not
+    break that of others again. `compress`: on the wire; a session does that with all of its streams or with none.
     """
 
     vmid: Vmid
     dataset: Dataset
     steps: tuple[Step, ...]
     size: int
+    since: int = 0
     suspect: bool = False
     compress: bool = False
 
     @property
     def raw(self) -> bool:
         return any(step.raw for step in self.steps if isinstance(step, Send | Resume))
+
+    @property
+    def turn(self) -> int:
+        """Who waits longest comes first."""
+        return self.since // EQUAL
 
     @property
     def weight(self) -> int:
@@ -72,16 +79,19 @@ def expected(steps: Iterable[Step]) -> int:
 def pack(loads: Sequence[Load], lanes: int) -> tuple[tuple[Load, ...], ...]:
     """Sessions in the order in which `lanes` of them at a time should begin.
 
-    The small disks of a guest stay together, so that it is finished in one go. Big streams begin first, the largest
-    before the others, but one lane takes the small ones before: they shall not wait for hours.
+    The small disks of a guest stay together, so that it is finished in one go. Big streams begin first, but one lane
+    takes the small ones before: they shall not wait for hours. Of either kind the guest that has waited longest comes
+    first: a run that is cut off day after day shall not leave the same ones behind. Where all have waited equally long
+    the largest do, so that the lanes end together.
     """
-    big = sorted((load for load in loads if load.size >= BIG), key=lambda load: -load.size)
+    big = sorted((load for load in loads if load.size >= BIG), key=lambda load: (load.turn, -load.size))
     small = [load for load in loads if load.size < BIG and not load.suspect]
     packed = [
         session
         for compress in (False, True)
         for session in _packed([load for load in small if load.compress is compress], lanes)
     ]
+    packed.sort(key=lambda session: min(load.turn for load in session))
     suspects = [(load,) for load in loads if load.size < BIG and load.suspect]
     first = max(0, lanes - 1)
     alone = [(load,) for load in big]
@@ -89,11 +99,11 @@ def pack(loads: Sequence[Load], lanes: int) -> tuple[tuple[Load, ...], ...]:
 
 
 def _packed(small: Sequence[Load], lanes: int) -> list[tuple[Load, ...]]:
-    """Guests spread evenly, heaviest first to the session that has least."""
+    """Guests spread evenly: who waits longest, and of those the heaviest, first to the session that has least."""
     guests: dict[Vmid, list[Load]] = defaultdict(list)
     for load in small:
         guests[load.vmid].append(load)
-    units = sorted(guests.values(), key=lambda unit: -sum(load.weight for load in unit))
+    units = sorted(guests.values(), key=lambda unit: (unit[0].turn, -sum(load.weight for load in unit)))
     count = max(lanes, -(-len(small) // MANY), -(-sum(load.size for load in small) // FULL))
     sessions: list[list[Load]] = [[] for _ in range(min(count, len(units)))]
     free = [(0, number) for number in range(len(sessions))]

@@ -70,6 +70,7 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy, spared
     way = route(disk, source, sides, policy)
     if isinstance(way, Conflict):
         return _blocked(way)
+    since = (way.common or wanted[0]).creation
     wanted, forged = _namesakes([s for s in wanted if source.guid not in stand_ins(s, spared)], way)
     sends = _sends(source, ordered, wanted, way, policy)
     if blocked := _spoilt(source, sends, way, sides, policy) or obstacle(source, sends, sides, policy):
@@ -91,7 +92,7 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy, spared
     warnings = (*way.warnings, *forged, *(_overtaken(wanted[-1], top, there, policy) if wanted else ()))
     resting: Set[PointId | None] = {point for point, volumes in spared.items() if source.guid in volumes}
     reasons = (*way.reasons, *_explain(ordered, sends, top, policy, resting))
-    return Plan(steps=tuple(steps), warnings=warnings, alarms=way.alarms, reasons=reasons)
+    return Plan(steps=tuple(steps), warnings=warnings, alarms=way.alarms, reasons=reasons, since=since)
 
 
 def phases(plan: Plan) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]]:

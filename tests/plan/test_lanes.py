@@ -32,12 +32,15 @@ def send(goal: Snapshot, base: Snapshot | Bookmark | None = None, through: tuple
     return Send(host="t", snapshot=goal, base=base, dataset=Dataset("tank/a"), raw=False, through=through)
 
 
-def load(number: int, size: int, *, vmid: int | None = None, suspect: bool = False, compress: bool = False) -> Load:
+def load(
+    number: int, size: int, *, vmid: int | None = None, since: int = 0, suspect: bool = False, compress: bool = False
+) -> Load:
     return Load(
         vmid=Vmid(vmid or number),
         dataset=Dataset(f"rpool/{number}"),
         steps=(send(snap("x")),),
         size=size,
+        since=since,
         suspect=suspect,
         compress=compress,
     )
@@ -82,6 +85,34 @@ def test_big_ones_go_alone_largest_first_and_one_lane_is_for_the_small_ones() ->
         (one.size for one in big), reverse=True
     )
     assert [len(session) for session in pack([*big, *small], 1)] == [6, 1, 1, 1, 1], "with one lane they go first"
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_the_guest_that_has_waited_longest_begins_first(lanes: int) -> None:
+    """A run that is cut off day after day would leave the same guests behind for ever."""
+    day, now = 86_400, 1_795_000_000
+    small = [load(number, number * 1000, since=now - (number % 7) * day) for number in range(100, 300)]
+    sessions = pack(small, lanes)
+    begun = [session[0].since for session in sessions[:lanes]]
+    assert begun == [now - 6 * day] * lanes
+    for session in sessions:
+        assert [one.since for one in session] == sorted(one.since for one in session)
+    big = [load(number, BIG + number * MIB, since=now - number % 3 * day) for number in range(1, 7)]
+    ordered = [session[0].dataset for session in pack(big, lanes)]
+    assert ordered == [f"rpool/{number}" for number in (5, 2, 4, 1, 6, 3)], "and of equals the largest"
+
+
+def test_a_guest_that_waits_is_not_left_for_last_because_it_is_compressed() -> None:
+    loads = [load(number, MIB, since=100 * 3600, compress=number == 3) for number in range(1, 7)]
+    waiting = dataclasses.replace(loads[2], since=0)
+    assert pack([*loads[:2], waiting, *loads[3:]], 1)[0] == (waiting,)
+
+
+def test_guests_of_one_run_have_waited_equally_long() -> None:
+    """Their points were made one after another: that shall not decide which of them goes first."""
+    start = 1_795_000_000 // 3600 * 3600
+    loads = [load(number, number * BIG, since=start + 60 * number) for number in range(1, 9)]
+    assert [session[0].size for session in pack(loads, 2)] == [number * BIG for number in range(8, 0, -1)]
 
 
 def test_sessions_of_small_ones_are_even_in_bytes() -> None:

@@ -38,6 +38,7 @@ from tests.plan.worlds import (
     guids,
     replicate,
     shuffled,
+    snapshot,
 )
 
 MINIMAL = replace(POLICY, minimal=True)
@@ -268,3 +269,26 @@ def test_a_target_that_has_nothing_gets_its_parents_first() -> None:
     assert names == ["CreateParent", "CreateParent", "CreateBookmark", "Send", "Mark", "Hold"]
     assert [step.dataset for step in plan.steps[:2]] == [ROOT, f"{ROOT}/local-zfs"]  # type: ignore[union-attr]
     assert guids(project(world, plan.steps)[HOST].volumes[REPLICA]) == {guid(2)}
+
+
+@pytest.mark.parametrize(
+    ("history", "instant"),
+    [
+        (["om", "o-", "o-"], 1),
+        (["bm", "o-"], 1),
+        (["om", "om", "o-"], 2),
+        (["o-", "o-", "o-"], 1),  # nothing has ever arrived: it waits since its first point
+        (["i-", "o-", "o-"], 2),
+    ],
+)
+def test_a_disk_waits_since_what_both_sides_have(history: list[str], instant: int) -> None:
+    plan = replicate(build(history))
+    assert any(isinstance(step, Send) for step in plan.steps)
+    assert plan.since == snapshot(instant, ZVOL).creation
+
+
+def test_an_interrupted_stream_does_not_end_the_wait() -> None:
+    token = ResumeToken(token="1-x", to_guid=guid(2), from_guid=guid(1))
+    plan = replicate(build(["om", "o-", "o-"], token=token))
+    assert any(isinstance(step, Resume) for step in plan.steps)
+    assert plan.since == snapshot(1, ZVOL).creation
