@@ -20,7 +20,18 @@ from pve_zfsbackup.errors import (
 )
 from pve_zfsbackup.host.pipeline import Chain, Fate
 from pve_zfsbackup.host.vigil import Vigil
-from pve_zfsbackup.model import AbortReceive, CreateBookmark, Dataset, DestroyBookmark, Resume, Send, Step, Vmid
+from pve_zfsbackup.model import (
+    AbortReceive,
+    Adopt,
+    CreateBookmark,
+    CreateParent,
+    Dataset,
+    DestroyBookmark,
+    Resume,
+    Send,
+    Step,
+    Vmid,
+)
 from pve_zfsbackup.plan.lanes import Load, expected, pack
 from pve_zfsbackup.plan.replication import phases
 
@@ -42,8 +53,7 @@ def attempt(session: Session, course: Course, works: Sequence[Work]) -> Iterator
 
     Raises what is the fault of the whole target: its streams under way are given up then, and no other target's.
     """
-    parents = [step for work in works for plan in work.plans.values() for step in phases(plan)[0]]
-    session.executor.execute(list(dict.fromkeys(parents)))
+    _prepare(session, course.target, works)
     _abort(session, course, works)
     lanes = session.config.targets[course.target].parallel
     vigil = session.vigil([work.guest for work in works])
@@ -209,6 +219,31 @@ def _first_marks(load: Load) -> list[CreateBookmark]:
 
 def _is_made(step: Step, bookmarks: frozenset[str]) -> bool:
     return isinstance(step, CreateBookmark) and f"{step.snapshot.dataset}#{step.name}" in bookmarks
+
+
+def _prepare(session: Session, target: str, works: Sequence[Work]) -> None:
+    """Make what replicas lie in. Of what lies below the root, one that cannot be made is the trouble of the disks that
+    are to go there; the root is that of all."""
+    root = session.config.targets[target].root
+    tried: dict[Step, BackupError | None] = {}
+    for work in works:
+        for dataset, plan in list(work.alive):
+            for step in (step for step in phases(plan)[0] if isinstance(step, Adopt | CreateParent)):
+                if step not in tried:
+                    tried[step] = _fault(session, step, fatal=step.dataset == root)
+                if fault := tried[step]:
+                    work.blame(dataset, fault)
+                    break
+
+
+def _fault(session: Session, step: Step, *, fatal: bool) -> BackupError | None:
+    try:
+        session.executor.execute([step])
+    except BackupError as error:
+        if fatal or error.transient:
+            raise
+        return error
+    return None
 
 
 def _abort(session: Session, course: Course, works: Sequence[Work]) -> None:

@@ -24,7 +24,7 @@ from tests.fakes.pools import Ds, Mark, Pools, Snap
 from tests.fakes.reading import Reading
 from tests.fakes.runner import HERE, Fault, Ran
 from tests.fakes.tokens import Item, token
-from tests.fakes.world import CT, DB, REPLICAS, TARGET, WEB, World, assert_replicated
+from tests.fakes.world import CT, DB, REPLICAS, ROOT, TARGET, WEB, World, assert_replicated
 
 ZVOL, FAST = "rpool/data/vm-100-disk-0", "fast/vm-100-disk-0"
 DOWN = "ssh: connect to host backup1.example port 22: No route to host"
@@ -608,6 +608,30 @@ def test_who_is_told_to_stop_waits_no_more() -> None:
     assert not patience.again(stop)
     cut = Patience(retries=3, wait=1, pause=lambda event, seconds: True, random=lambda: 1.0)
     assert not cut.again(threading.Event())
+
+
+def test_a_place_that_cannot_be_made_is_the_trouble_of_the_disks_that_go_there(world: World) -> None:
+    """A new storage at the source stood still every guest on that target."""
+    told = f"cannot create '{ROOT}/fast': permission denied"
+    refused = Fault(words=("create", f"{ROOT}/fast"), again=True, answer=(1, told))
+    world.runner.faults.append(refused)
+    report = world.run()
+    assert report.exit_code is ExitCode.PARTIAL
+    assert_replicated(world, [DB, CT])
+    failed = [result for result in report.results if result.outcome is Outcome.FAILED]
+    assert [(result.vmid, FAST in result.message) for result in failed] == [(WEB, True)]
+    assert world.target.datasets[REPLICAS[ZVOL]].snaps, "its other disk arrived"
+    world.runner.faults.clear()
+    assert ok(world.run())
+    assert_replicated(world)
+
+
+def test_a_root_that_cannot_be_made_is_the_trouble_of_all(world: World) -> None:
+    refused = Fault(words=("create", ROOT), again=True, answer=(1, f"cannot create '{ROOT}': permission denied"))
+    world.runner.faults.append(refused)
+    report = world.run()
+    failed = [result for result in report.results if result.outcome is Outcome.FAILED]
+    assert [(result.vmid, result.host) for result in failed] == [(None, TARGET)], "told once"
 
 
 def test_results_name_their_guest(world: World) -> None:
