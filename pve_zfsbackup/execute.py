@@ -5,6 +5,7 @@ Neighbouring small steps of one kind go in one command (marks of one point, hold
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -261,7 +262,9 @@ class _Meter:
 
     def begin(self, stream: Send | Resume) -> None:
         if self._totals[stream] >= ESTIMATE_BYTES:
-            self._totals[stream] = zfs.estimate(self._executor.hosts[SOURCE], stream)
+            with contextlib.suppress(BackupError):  # what is wrong with the stream, the stream itself tells
+                known = zfs.estimate(self._executor.hosts[SOURCE], stream)
+                self._totals[stream] = known or self._totals[stream]
         self._began[stream] = time.monotonic()
         self.moved(stream, 0)
 

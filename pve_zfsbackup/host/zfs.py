@@ -1,7 +1,6 @@
 """The `zfs` commands that change something, one function each, on whichever host; streams are in pipeline.py.
 
-Never `-F`, never `-R` or `-r` on a destroy, never a name where an identity is meant: what is destroyed is
-looked up by guid first.
+Never `-F`, `-R` or `-r`, never a name where an identity is meant: what is destroyed is looked up by guid first.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import TypeVar
 
 from pve_zfsbackup.errors import (
     BackupError,
+    CommandTimeoutError,
     DatasetNotFoundError,
     HostUnreachableError,
     QueuedError,
@@ -114,9 +114,12 @@ def send_argv(step: Send | Resume, *, estimate: bool = False) -> tuple[str, ...]
 
 
 def estimate(host: Host, step: Send | Resume) -> int:
-    """Bytes the stream will have, as `zfs send -nvP` reckons; 0 when it does not say."""
-    done = zfs(host, *send_argv(step, estimate=True)[1:])
-    sizes = [line.split("\t")[-1] for line in (done.stdout + done.stderr).splitlines() if line.startswith("size")]
+    """Bytes the stream will have, as `zfs send -nvP` reckons; 0 when it does not say. Nobody waits for it long: from a
+    bookmark without `bookmark_written` it goes through the whole send (zfs_ioc_send_space of zfs_ioctl.c)."""
+    sizes: list[str] = []
+    with contextlib.suppress(CommandTimeoutError):
+        done = zfs(host, *send_argv(step, estimate=True)[1:], timeout=60.0)
+        sizes = [line.split("\t")[-1] for line in (done.stdout + done.stderr).splitlines() if line.startswith("size")]
     return int(sizes[-1]) if sizes else 0
 
 
@@ -124,12 +127,10 @@ def compress_ratios(host: Host, datasets: Sequence[Dataset]) -> dict[Dataset, fl
     """How much smaller ZFS made their blocks; those that do not say are left out. Raises nothing."""
     found: dict[Dataset, float] = {}
     for batch in _batches(datasets):
-        try:
+        with contextlib.suppress(BackupError):
             done = host.run(("zfs", "get", "-Hp", "-o", "name,value", "compressratio", "--", *batch), check=False)
-        except BackupError:
-            continue
-        pairs = (line.split("\t") for line in done.stdout.splitlines() if line.count("\t") == 1)
-        found |= {Dataset(name): float(value) for name, value in pairs if value.replace(".", "", 1).isdigit()}
+            pairs = (line.split("\t") for line in done.stdout.splitlines() if line.count("\t") == 1)
+            found |= {Dataset(name): float(value) for name, value in pairs if value.replace(".", "", 1).isdigit()}
     return found
 
 
@@ -182,8 +183,8 @@ def create_bookmark(host: Host, snapshot: Snapshot, name: str) -> None:
 def create_bookmarks(host: Host, wanted: Sequence[tuple[Snapshot, str]]) -> frozenset[str]:
     """Make many bookmarks on this host in one transaction group of each pool; the full names of those that were made.
 
-    Raises nothing: whoever makes those that are missing one by one learns why. `zfs bookmark` takes one at a time and
-    waits for a transaction group each time; a channel program does not (zfs-program(8), `zfs.sync.bookmark`).
+    Raises nothing: whoever makes those that are missing one by one learns why. Each `zfs bookmark` waits for
+    a transaction group, a channel program (zfs-program(8)) once.
     """
     made: set[str] = set()
     for pool in sorted({snapshot.dataset.partition("/")[0] for snapshot, _ in wanted}):
@@ -205,10 +206,8 @@ def _made(done: Completed, bookmarks: Sequence[str]) -> set[str]:
 
 
 def destroy_bookmark(host: Host, bookmark: Bookmark) -> None:
-    try:
+    with contextlib.suppress(DatasetNotFoundError):  # gone is what was wanted
         zfs(host, "destroy", bookmark.full_name)
-    except DatasetNotFoundError:
-        return  # gone is what was wanted
 
 
 def current_guids(host: Host, names: Iterable[str]) -> dict[str, Guid]:
@@ -227,8 +226,8 @@ def current_guids(host: Host, names: Iterable[str]) -> dict[str, Guid]:
 def destroy(host: Host, snapshots: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
     """Destroy snapshots after checking each guid; returns those that could not be, and why.
 
-    Some datasets at a time, so that hardly any time lies between the look and the deed. Raises `HostUnreachableError`,
-    and what goes wrong with a single dataset as a whole; of many datasets the others go on.
+    Some datasets at a time, so that hardly any time lies between look and deed. Raises `HostUnreachableError`, and
+    what goes wrong with a single dataset as a whole; of many datasets the others go on.
     """
     if foreign := [snap.full_name for snap in snapshots if snap.point is None]:
         raise VerificationError(f"{foreign[0]} is not ours and will not be destroyed")
@@ -253,9 +252,9 @@ def destroy(host: Host, snapshots: Sequence[Snapshot]) -> list[tuple[Snapshot, E
 def _destroy_alone(host: Host, own: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
     try:
         return _destroy_some(host, [own])
-    except HostUnreachableError:
-        raise
     except BackupError as error:
+        if isinstance(error, HostUnreachableError):
+            raise
         return [(snap, error) for snap in own]
 
 

@@ -17,7 +17,7 @@ from pve_zfsbackup.app.replicate import _to_target, replicate
 from pve_zfsbackup.app.run import Report, Stage
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.works import Work, works_to
-from pve_zfsbackup.errors import CommandTimeoutError, ExitCode
+from pve_zfsbackup.errors import BackupError, CommandTimeoutError, ExitCode, ZfsError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid
 from tests.fakes.pools import Ds, Mark, Pools, Snap
@@ -110,6 +110,17 @@ def test_a_large_stream_is_estimated_and_has_a_connection_of_its_own(world: Worl
     estimates = [argv for argv in world.runner.zfs(HERE, "send") if "-nvP" in argv]
     assert [argv[-1].partition("@")[0] for argv in estimates] == [ZVOL]
     assert world.runner.connections == 2
+
+
+@pytest.mark.parametrize(
+    "error", [CommandTimeoutError("zfs send: no end after 60 s"), ZfsError("zfs send: cannot be reckoned")]
+)
+def test_a_size_that_nobody_can_tell_keeps_no_disk_from_arriving(world: World, error: BackupError) -> None:
+    """From an old bookmark zfs reads for as long as the send itself would: tried again and again, nothing ever went."""
+    world.source.write(ZVOL, 300 << 20)
+    world.runner.faults.append(Fault(words=("send", "-nvP"), error=error, again=True))
+    assert ok(world.run())
+    assert_replicated(world)
 
 
 def test_parallel_lanes_bring_everything(world: World) -> None:
