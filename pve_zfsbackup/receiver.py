@@ -61,7 +61,8 @@ _COLUMN: Final = re.compile(
     "encryption|encryptionroot|keystatus|keyformat|origin|receive_resume_token|ivsetguid|written|logicalused|"
     "logicalreferenced|usedbysnapshots|usedbydataset|usedbychildren|volsize|volblocksize|recordsize|compression|"
     "compressratio|quota|refquota|reservation|refreservation|readonly|mountpoint|canmount|mounted|volmode|snapdir|"
-    "xattr|acltype|defer_destroy|objsetid|snapshots_changed|snapshot_limit|snapshot_count"
+    "xattr|acltype|defer_destroy|objsetid|snapshots_changed|snapshot_limit|snapshot_count|"
+    "filesystem_limit|filesystem_count"
 )
 # What each property of a point may hold. Text that people wrote is printable ASCII, as every line here is.
 _TEXT, _PACKED = re.compile(r".{0,1024}"), re.compile(r"[A-Za-z0-9_=-]{1,8191}")

@@ -49,6 +49,7 @@ def replication_policy(session: Session, name: str) -> ReplicationPolicy:
         append_only=target.append_only,
         minimal=target.append_only,  # its receiver takes no packages, as `-I` makes them: those can change properties
         owner=owner_id(session.pve_root),
+        limited=target.user != "root",
     )
 
 

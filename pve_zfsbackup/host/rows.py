@@ -31,9 +31,12 @@ _NATIVE: Final = (
 _OURS: Final = tuple(
     PROPERTY + name for name in ("point", "disks", "consistency", "window", "volume", "verified", "owner", "failover")
 )
+# They bind whoever is not root (`dsl_enforce_ds_ss_limits` of dsl_dir.c): an account on a target.
+_LIMITS: Final = ("snapshot_limit", "snapshot_count", "filesystem_limit", "filesystem_count")
+NO_LIMIT: Final = (1 << 64) - 1  # what `-p` prints for none
+TARGET_COLUMNS: Final = _NATIVE + _OURS + _LIMITS
 # What a restore needs is asked for where new points are made: on the source.
-TARGET_COLUMNS: Final = _NATIVE + _OURS
-SOURCE_COLUMNS: Final = TARGET_COLUMNS + RESTORE_PROPS + (PROPERTY + "restore", PROPERTY + "restored")
+SOURCE_COLUMNS: Final = _NATIVE + _OURS + RESTORE_PROPS + (PROPERTY + "restore", PROPERTY + "restored")
 # Seconds; in the year 9892, so that it can be shown in any time zone. What comes with a stream may be any number.
 LATEST: Final = 250_000_000_000
 
@@ -115,7 +118,17 @@ def _volume(row: Mapping[str, str]) -> Volume:
         props={name: row[name] for name in RESTORE_PROPS if row.get(name)},
         work=row.get(PROPERTY + "restore", ""),
         restored=_restored(row),
+        snapshots_left=_left(row, "snapshot"),
+        filesystems_left=_left(row, "filesystem"),
     )
+
+
+def _left(row: Mapping[str, str], what: str) -> int | None:
+    """How many more there may be below this dataset; None without a limit, and where its count is not told."""
+    limit, count = row.get(f"{what}_limit", ""), row.get(f"{what}_count", "")
+    if not (limit.isdecimal() and count.isdecimal()) or NO_LIMIT in (int(limit), int(count)):
+        return None
+    return max(0, int(limit) - int(count))
 
 
 def _restored(row: Mapping[str, str]) -> str:

@@ -37,7 +37,12 @@ _TABLE: tuple[tuple[str, type[ZfsError], str], ...] = (
         PoolReadOnlyError,
         "a pool was imported read-only (zpool get readonly): `zpool export` it where it is, and `zpool import` it",
     ),
-    (r"out of space|No space left|quota exceeded|Disk quota", OutOfSpaceError, "free space on the pool"),
+    (
+        r"quota exceeded|Disk quota",  # a receive says so of all four
+        OutOfSpaceError,
+        "raise what binds it: quota, refquota, snapshot_limit or filesystem_limit (zfs get, there and above)",
+    ),
+    (r"out of space|No space left", OutOfSpaceError, "free space on the pool"),
     (
         r"stream has unsupported feature|pool must be upgraded|feature .* (?:not enabled|must be enabled)",
         FeatureMissingError,

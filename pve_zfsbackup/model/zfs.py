@@ -87,6 +87,8 @@ class Volume:
     bookmarks: tuple[Bookmark, ...] = ()
     written: int = 0  # bytes since the newest snapshot
     available: int | None = None  # bytes, quotas counted in
+    snapshots_left: int | None = None  # on a target: how many more it may have with all below, None for no limit
+    filesystems_left: int | None = None
     failover: str = ""  # on a target: where the guest runs now, see `plan.takeover`
     owner: str = ""  # on a target: whose replicas these are, see `plan.standing`
     props: Mapping[str, str] = field(default_factory=dict)  # on the source: what a restore needs, see RESTORE_PROPS

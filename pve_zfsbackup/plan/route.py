@@ -48,6 +48,7 @@ class ReplicationPolicy:
     append_only: bool = False
     owner: str = ""  # what the root is marked with when it is made
     adopt: bool = False  # the root exists, and is nobody's yet
+    limited: bool = False  # the account there is bound by `snapshot_limit` and `filesystem_limit`, as root is not
     left_out: frozenset[Guid] = frozenset()  # guids of source datasets that do not go there, though points have them
 
 

@@ -182,6 +182,39 @@ def test_a_full_target_is_told_before_anything_is_sent_and_recovers(world: World
     assert_replicated(world)
 
 
+def test_a_limit_of_snapshots_is_told_before_anything_is_sent_and_recovers(world: World) -> None:
+    """The receive itself would speak of a space quota, and of each disk after the other."""
+    world.run()
+    world.target.bound = True
+    there = world.target.count(ROOT, "snapshot")
+    world.target.datasets[ROOT].props["snapshot_limit"] = str(there + 3)
+    world.runner.ran.clear()
+    report = world.run()
+    failed = world.results(report, Outcome.FAILED)
+    assert len(failed) == 1, "four are due, and the guest with two disks goes first"
+    assert f"snapshot_limit of {ROOT} on {TARGET} leaves" in failed[0].message
+    assert world.target.count(ROOT, "snapshot") <= there + 3
+    world.target.datasets[ROOT].props["snapshot_limit"] = str(there + 100)
+    assert world.run().exit_code is ExitCode.OK
+    assert_replicated(world)
+
+
+def test_limits_do_not_bind_root(world: World) -> None:
+    world.config.write_text(world.config.read_text().replace("user: backup", "user: root"))
+    world.run()
+    world.target.datasets[ROOT].props["snapshot_limit"] = "0"
+    assert world.run().exit_code is ExitCode.OK
+    assert_replicated(world)
+
+
+def test_a_limit_of_datasets_is_told_for_those_that_would_be_new(world: World) -> None:
+    world.run(guests=[str(DB), str(CT)])
+    world.target.bound = True
+    world.target.datasets[ROOT].props["filesystem_limit"] = str(world.target.count(ROOT, "filesystem") + 1)
+    failed = world.results(world.run(), Outcome.FAILED)
+    assert [(result.vmid, "filesystem_limit" in result.message) for result in failed] == [(WEB, True)]
+
+
 def counted(world: World) -> dict[str, int]:
     """How many processes a run started on each host, and ssh sessions."""
     return {host: len([ran for ran in world.runner.ran if ran.host == host]) for host in (HERE, TARGET)}

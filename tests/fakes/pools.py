@@ -145,6 +145,7 @@ class Pools:
     kstat: bool = True  # whether the states can be read
     version: str = "2.3.9"
     room: int = 1 << 40  # what is available everywhere, quotas apart
+    bound: bool = False  # by `snapshot_limit` and `filesystem_limit`: whoever receives here is not root
     _made: int = 0
 
     def pool(self, name: str) -> None:
@@ -300,6 +301,20 @@ class Pools:
                 left = min(left, int(dataset.props["quota"]) - sum(ds.refer for ds in self.below(name)))
             name = name.rpartition("/")[0]
         return max(0, left)
+
+    def count(self, name: str, what: str) -> int:
+        """Snapshots of a dataset and all below it, or how many filesystems and volumes are below it."""
+        below = list(self.below(name))
+        return sum(len(ds.snaps) for ds in below) if what == "snapshot" else len(below) - 1
+
+    def exceeded(self, name: str, what: str) -> bool:
+        """Whether one more would be more than a limit on the way up allows (`dsl_fs_ss_limit_check` of dsl_dir.c)."""
+        while self.bound and name:
+            dataset = self.datasets.get(name)
+            if dataset and self.count(name, what) >= int(dataset.props.get(f"{what}_limit", 1 << 62)):
+                return True
+            name = name.rpartition("/")[0]
+        return False
 
     def encryption_root(self, dataset: Ds) -> Ds | None:
         """Whose key opens it: the nearest that has one of its own, or whose parent is not encrypted. Of a clone: its

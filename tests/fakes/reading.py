@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pve_zfsbackup.host.runner import Completed
 from tests.fakes.pools import Ds, Mark, Pools, Snap, no, ok
 
+NONE = (1 << 64) - 1  # what `-p` prints for no limit, and for a count that is not kept
+
 
 class Reading:
     """What `pools` look like from outside."""
@@ -99,10 +101,19 @@ class Reading:
                 "referenced": dataset.refer, "origin": dataset.origin or "-",
                 "receive_resume_token": dataset.partial.token if dataset.partial else "-", **crypt,
                 "written": dataset.dirty,
-                "available": self.pools.available(dataset.name), **self._restored(dataset),
+                "available": self.pools.available(dataset.name), **self._restored(dataset), **self._limits(dataset),
                 "compressratio": dataset.props.get("compressratio", "1.00"),
             }  # fmt: skip
         return str(values.get(column, "-"))
+
+    def _limits(self, dataset: Ds) -> dict[str, object]:
+        """Counted where there is a limit, on the way up or here; a volume has nothing below it."""
+        found: dict[str, object] = {}
+        for what in ("snapshot",) if dataset.zvol else ("snapshot", "filesystem"):
+            counted = self.pools.inherited(dataset.name, f"{what}_limit")
+            found[f"{what}_limit"] = dataset.props.get(f"{what}_limit", NONE)
+            found[f"{what}_count"] = self.pools.count(dataset.name, what) if counted else NONE
+        return found
 
     @staticmethod
     def _restored(dataset: Ds) -> dict[str, str]:

@@ -185,6 +185,10 @@ class Receiver:
 
     def _refusal(self, name: str, package: Package, *, resumed: bool) -> str:
         dataset = self.pools.datasets.get(name)
+        if not self._has(name, package):
+            news = ("snapshot",) if dataset else ("filesystem", "snapshot")
+            if any(self.pools.exceeded(name, what) for what in news):
+                return f"cannot receive: destination {name} space quota exceeded."
         if resumed:
             return "" if dataset and dataset.partial else "cannot receive resume stream: no state"
         if dataset is None:

@@ -55,6 +55,20 @@ def test_a_snapshot_of_ours(host: Host, pools: Pools) -> None:
     assert (found.userrefs, found.clones, found.refer) == (2, False, made.refer)
 
 
+def test_what_limits_leave(host: Host, pools: Pools) -> None:
+    def left(name: str) -> tuple[int | None, int | None]:
+        found = list_host(host, [ROOT]).volumes[Dataset(name)]
+        return found.snapshots_left, found.filesystems_left
+
+    pools.snap(f"{SRC}@a")
+    assert left(ROOT) == (None, None)
+    pools.datasets[ROOT].props |= {"snapshot_limit": "3", "filesystem_limit": "1"}
+    assert left(ROOT) == (2, 0)
+    assert left(SRC) == (None, None), "it has none of its own"
+    pools.datasets[SRC].props["snapshot_limit"] = "0"
+    assert left(SRC) == (0, None)
+
+
 @pytest.mark.parametrize(
     ("name", "props"),
     [
@@ -159,7 +173,7 @@ def test_any_other_trouble_is_never_absence(host: Host, runner: FakeRunner, text
 
 def test_a_line_that_is_not_understood_is_not_skipped(host: Host, pools: Pools) -> None:
     pools.snap(f"{SRC}@a").props["pve-zfsbackup:disks"] = "evil\nrpool/other\t1"
-    with pytest.raises(ZfsError, match="columns instead of 24"):
+    with pytest.raises(ZfsError, match="columns instead of 28"):
         list_host(host, [ROOT])
 
 

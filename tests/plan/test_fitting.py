@@ -22,7 +22,7 @@ from pve_zfsbackup.model import (
 )
 from pve_zfsbackup.plan.fitting import crowded_out
 from pve_zfsbackup.plan.pairing import Sides, compare
-from pve_zfsbackup.plan.replication import plan_replication
+from pve_zfsbackup.plan.replication import ReplicationPolicy, plan_replication
 from tests.plan.worlds import HOST, POLICY, ROOT, listing, parent, stamp
 
 STORE = Dataset(f"{ROOT}/local-zfs")
@@ -52,16 +52,23 @@ def volume(vmid: int, sizes: Mapping[int, int], *, number: int = 0, disks: int =
 
 
 def judge(
-    source: list[Volume], target: list[Volume], limits: Mapping[str, int], disks: Mapping[int, int]
+    source: list[Volume],
+    target: list[Volume],
+    limits: Mapping[str, int],
+    disks: Mapping[int, int],
+    *,
+    of: str = "available",
+    policy: ReplicationPolicy = POLICY,
 ) -> Mapping[Vmid, Conflict]:
-    """`limits`: what is available in datasets of the target; `disks`: how many each guest has."""
-    there = listing(HOST, *(replace(v, available=limits.get(v.name)) for v in (parent(ROOT), parent(STORE), *target)))
+    """`limits`: what is available in datasets of the target, or `of` is; `disks`: how many each guest has."""
+    volumes = (parent(ROOT), parent(STORE), *target)
+    there = listing(HOST, *(replace(v, **{of: limits.get(v.name)}) for v in volumes))  # type: ignore[arg-type]
     sides: Sides = compare(listing(SOURCE, *source), there)
     plans: dict[Vmid, tuple[Plan, ...]] = {}
     for vmid, count in disks.items():
         plans[Vmid(vmid)] = tuple(plan_replication(disk(vmid, n), sides, POLICY) for n in range(count))
     assert not any(plan.conflicts for own in plans.values() for plan in own), "alone each has room"
-    return crowded_out(plans, sides, POLICY)
+    return crowded_out(plans, sides, policy)
 
 
 def three() -> tuple[list[Volume], dict[int, int]]:
@@ -119,3 +126,53 @@ def test_of_an_interrupted_stream_only_the_rest_counts() -> None:
     assert judge(source, [replace(there, resume=token)], {ROOT: 1650}, disks) == {}
     assert judge(source, [replace(there, resume=token)], {ROOT: 1649}, disks).keys() == {101}
     assert judge(source, [there], {ROOT: 2200}, disks).keys() == {101}
+
+
+LIMITED = replace(POLICY, limited=True)
+
+
+def test_snapshots_that_the_limit_does_not_leave_are_not_begun() -> None:
+    """At its first byte, or after hours at its last, a receive would say that a space quota is exceeded."""
+    source = [volume(100, {1: 10, 2: 10, 3: 10}), volume(101, {1: 10, 2: 10}), volume(102, {3: 10})]
+    target = [volume(vmid, {1: 10}, replica=True) for vmid in (100, 101)]
+    disks = dict.fromkeys((100, 101, 102), 1)
+
+    def out(left: int) -> Mapping[Vmid, Conflict]:
+        return judge(source, target, {ROOT: left}, disks, of="snapshots_left", policy=LIMITED)
+
+    assert out(4) == {}
+    assert out(3).keys() == {102}, "those that are there go first"
+    (conflict,) = out(3).values()
+    assert conflict.kind == "target-limit"
+    told = f"snapshot_limit of {ROOT} on {HOST} leaves 0 when guests 100, 101 have been sent, and 1 would be made"
+    assert conflict.message == told
+    assert f"zfs get snapshot_limit,snapshot_count {ROOT}" in conflict.resolve
+    assert conflict.evidence == (f"{STORE}/vm-102-disk-0: 1 snapshots",)
+    assert out(1).keys() == {100, 102}
+    assert out(0).keys() == {100, 101, 102}
+
+
+def test_snapshots_of_one_package_count_each() -> None:
+    source = [volume(100, {1: 10, 2: 10, 3: 10})]
+    target = [volume(100, {1: 10}, replica=True)]
+    assert judge(source, target, {STORE: 1}, {100: 1}, of="snapshots_left", policy=LIMITED).keys() == {100}
+    minimal = replace(LIMITED, minimal=True)
+    assert judge(source, target, {STORE: 1}, {100: 1}, of="snapshots_left", policy=minimal).keys() == {100}
+    assert judge(source, target, {STORE: 2}, {100: 1}, of="snapshots_left", policy=LIMITED) == {}
+
+
+def test_new_replicas_count_against_the_limit_of_datasets() -> None:
+    source = [volume(100, {1: 10, 2: 10}), *(volume(101, {1: 10}, number=n, disks=2) for n in range(2))]
+    target = [volume(100, {1: 10}, replica=True)]
+    disks = {100: 1, 101: 2}
+    out = judge(source, target, {ROOT: 1}, disks, of="filesystems_left", policy=LIMITED)
+    assert out.keys() == {101}, "an increment makes none"
+    assert "filesystem_limit" in out[Vmid(101)].message
+    assert judge(source, target, {ROOT: 2}, disks, of="filesystems_left", policy=LIMITED) == {}
+
+
+def test_root_is_bound_by_no_such_limit() -> None:
+    source, disks = three()
+    for kind in ("snapshots_left", "filesystems_left"):
+        assert judge(source, [], {ROOT: 0}, disks, of=kind) == {}
+        assert judge(source, [], {ROOT: 0}, disks, of=kind, policy=LIMITED).keys() == disks.keys()
