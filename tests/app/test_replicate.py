@@ -451,15 +451,17 @@ def test_a_bug_at_one_target_is_told_and_does_not_end_the_other(world: World, mo
     """It strikes while a stream to this target is under way: that one is given up, those to the other go on."""
     add_target(world)
     world.source.write(FAST, 65 << 20)  # so that it goes alone, and last
-    real, struck = lanes.finish, threading.Event()
+    real, begun, struck = lanes.finish, threading.Event(), threading.Event()
 
     def finish(session: Session, target: str, works: Sequence[Work]) -> None:
         if target == TARGET and works:
+            assert begun.wait(30)
             struck.set()
             raise RuntimeError("a bug")
         real(session, target, works)
 
     def under_way() -> None:
+        begun.set()
         assert struck.wait(30)
         threading.Event().wait(0.5)
 
