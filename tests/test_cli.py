@@ -216,6 +216,24 @@ def test_golden_plans_of_the_way_back(old: World, call: Call, golden: Compare, f
     assert old.runner.changes == []
 
 
+def test_for_another_node_nothing_is_done_and_the_exit_status_says_so(old: World, call: Call) -> None:
+    old.node.cluster = {"pve2": "online"}
+    words = ("restore", "100", "--as", "300", "--node", "pve2", "--start", "--yes")
+    asked = call(*words)
+    assert asked.code == 2
+    point = old.complete(TARGET, WEB)[-1]
+    command = f"pve-zfsbackup restore 100 --at {point} --from backup1 --as 300 --start"
+    assert asked.stdout.splitlines()[-1].strip() == command
+    told = json.loads(call(*words, "--dry-run", "--json").stdout)
+    assert (told["node"], " ".join(told["command"]), told["done"]) == ("pve2", command, False)
+    assert call(*words, "--dry-run").code == 0
+    assert old.runner.changes == []
+    assert call(*words, "--files").code == 3
+    here = call("restore", "100", "--as", "300", "--node", "pve1", "--yes")
+    assert here.code == 0
+    assert (old.node.etc / "qemu-server/300.conf").exists()
+
+
 def test_the_way_back_is_confirmed_or_not_gone(old: World, call: Call) -> None:
     asked = call("restore", "100", "--as", "300")
     assert asked.code == 3

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pve_zfsbackup.app.gather import Inventory, inventory, job_names
@@ -25,15 +25,23 @@ from pve_zfsbackup.app.restore_point import find_origin
 from pve_zfsbackup.app.restore_receive import Pull, Supply
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, CommandError, ConfigError, GuestBusyError, PveError
-from pve_zfsbackup.host.guest_files import check_writable, config_path, read_owners, write_config, write_firewall
+from pve_zfsbackup.host.guest_files import (
+    check_writable,
+    config_path,
+    read_nodes,
+    read_owners,
+    write_config,
+    write_firewall,
+)
 from pve_zfsbackup.host.guests import is_running, read_config_file, read_storages
 from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.lock import migration_lock, run_lock
 from pve_zfsbackup.host.private import write_private
 from pve_zfsbackup.host.pvesh import PveshApi
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
-from pve_zfsbackup.model import SOURCE, STAGING, Dataset, GuestKind, NodeState, Origin, Restore, Vmid, Wish
+from pve_zfsbackup.model import SOURCE, STAGING, Cluster, Dataset, GuestKind, NodeState, Origin, Restore, Vmid, Wish
 from pve_zfsbackup.plan.restore import plan_restore
+from pve_zfsbackup.plan.restore_elsewhere import plan_elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +105,24 @@ def plan_of(session: Session, found: Inventory, wish: Wish, origin: Origin) -> P
     state = node_state(session, found, wish)
     jobs = job_names(session.config, next((guest for guest in found.guests if guest.vmid == wish.vmid), None))
     return Prepared(plan=plan_restore(wish, origin, state, secrets.token_bytes(16)), state=state, jobs=jobs)
+
+
+def tell_elsewhere(
+    session: Session, request: Request, node: str, more: Sequence[str] = (), *, origin: Origin | None = None
+) -> Restored:
+    """What another node of the cluster has to do; nothing is done here. `origin` is a point in a box, `more` as for
+    `plan_elsewhere`. Raises as `prepare`."""
+    wish = request.wish
+    if request.where == SOURCE:
+        message = f"--from source names this node's own snapshots, which node {node} cannot read"
+        raise ConfigError([message], hint="name a target or a box that has the point")
+    cluster = Cluster(
+        nodes=read_nodes(session.api), owners=read_owners(session.api), storages=read_storages(session.api)
+    )
+    if origin is None:
+        found = inventory(session)
+        origin = find_origin(session, found, wish.vmid, at=request.at, where=request.where, abroad=True)
+    return Restored(plan=plan_elsewhere(wish, origin, cluster, node, more))
 
 
 def node_state(session: Session, found: Inventory, wish: Wish) -> NodeState:
@@ -183,7 +209,8 @@ def _surroundings(session: Session, prepared: Prepared) -> Iterator[str]:
         try:
             PveshApi(session.runner).put("/pools", poolid=plan.pool, vms=str(plan.wish.new))
         except PveError as error:
-            yield f"guest {plan.wish.new} could not be put into the pool {plan.pool}: {error.message}"
+            if "is already a pool member" not in error.message:  # a guest whose file was lost never left its pool
+                yield f"guest {plan.wish.new} could not be put into the pool {plan.pool}: {error.message}"
     rescan = ("disk", "rescan") if plan.origin.kind is GuestKind.VM else ("rescan",)
     try:
         _tool(session, plan, *rescan, "--vmid", str(plan.wish.new))

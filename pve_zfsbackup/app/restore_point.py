@@ -39,20 +39,25 @@ class Lying:
     point: Point
 
 
-def find_origin(session: Session, found: Inventory, vmid: Vmid, *, at: str = "", where: str = "") -> Origin:
+def find_origin(
+    session: Session, found: Inventory, vmid: Vmid, *, at: str = "", where: str = "", abroad: bool = False
+) -> Origin:
     """The point `find_point` finds, and what it says of its guest. Raises as that."""
-    lying = find_point(session, found, vmid, at=at, where=where)
+    lying = find_point(session, found, vmid, at=at, where=where, abroad=abroad)
     return origin_of(session.hosts[lying.host], lying.listing, lying.point)
 
 
-def find_point(session: Session, found: Inventory, vmid: Vmid, *, at: str = "", where: str = "") -> Lying:
+def find_point(
+    session: Session, found: Inventory, vmid: Vmid, *, at: str = "", where: str = "", abroad: bool = False
+) -> Lying:
     """The point `at` of a guest on the host `where`; without, on this node if it is there, else on the first target
-    that has it. Raises `ConfigError` where there is none, and what keeps a host that was named from answering."""
+    that has it. `abroad` looks at the targets only, which another node reaches as well. Raises `ConfigError` where
+    there is none, and what keeps a host that was named from answering."""
     if where and where not in (SOURCE, *session.config.targets):
         known = ", ".join((SOURCE, *session.config.targets, *session.config.boxes))
         raise ConfigError([f"no host or box named {where}"], hint=f"there are: {known}")
-    misses: list[str] = []
-    for host in (where,) if where else (SOURCE, *session.config.targets):
+    misses = ["source: what lies on this node, no other node can read"] if abroad else []
+    for host in (where,) if where else (*(() if abroad else (SOURCE,)), *session.config.targets):
         try:
             listing = _listing(session, found, host)
         except BackupError as error:

@@ -17,9 +17,10 @@ from pve_zfsbackup.app.catalog import read_catalog
 from pve_zfsbackup.app.files import Request as FileRequest
 from pve_zfsbackup.app.gather import inventory
 from pve_zfsbackup.app.proving import restore_on_record, rollback_on_record
-from pve_zfsbackup.app.restore import Request, Restored, plan_of, prepare, restoring_alone
-from pve_zfsbackup.app.restore_box import boxed
+from pve_zfsbackup.app.restore import Request, Restored, plan_of, prepare, restoring_alone, tell_elsewhere
+from pve_zfsbackup.app.restore_box import Boxed, boxed
 from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, rolling_alone
+from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.cli.archive import IDENTITY, noting, vault_of
 from pve_zfsbackup.cli.commands import cli
 from pve_zfsbackup.cli.files import restore_files
@@ -60,6 +61,12 @@ NO_VMID = 0
     help="Take the place of this guest, which must be stopped; its disks are kept aside.",
 )
 @click.option("--storage", "storages", multiple=True, metavar="[OLD:]NEW", help="Where disks go to. Repeatable.")
+@click.option(
+    "--node",
+    default="",
+    metavar="NODE",
+    help="The node of the cluster that gets the guest. Of another than this one, what to run there is told.",
+)
 @click.option("--start", is_flag=True, help="Start the guest when it is restored.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -89,20 +96,22 @@ NO_VMID = 0
 @common
 def restore(
     vmid: int, paths: Sequence[str], as_files: bool, at: str, where: str, disks: Sequence[str], new: int | None,
-    replace: int | None, storages: Sequence[str], start: bool, dry_run: bool, yes: bool, root: str, overwrite: bool,
-    local: str, identity: Path | None, older: bool, point: str, config_dir: Path, config_path: Path, as_json: bool,
-    verbose: bool,
+    replace: int | None, storages: Sequence[str], node: str, start: bool, dry_run: bool, yes: bool, root: str,
+    overwrite: bool, local: str, identity: Path | None, older: bool, point: str, config_dir: Path, config_path: Path,
+    as_json: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Make a guest, or some of its disks, of a recovery point.
 
     The plan is shown first. Nothing that exists is overwritten; run again after an interruption, it goes on where it
     was. With --to, the disks of a point in a box are received on any host with OpenZFS, and nothing else is done.
+    With --node and another node's name nothing is done: what to run there is told, and the exit status is 2.
 
     With --files, file systems of the point are opened for reading only: without PATH their tops are listed, with one it
     is, and with --to it is copied. PATH is as in the guest, or in one file system: scsi0-part2:/etc/fstab.
     """
     if as_files:
-        if guest := [name for name, given in _of_guests(new, replace, storages, start, dry_run, identity) if given]:
+        given = _of_guests(new, replace, storages, node, start, dry_run, identity)
+        if guest := [name for name, value in given if value]:
             raise ConfigError([f"--files makes no guest: {', '.join(guest)} cannot go with it"])
         if local and where:
             raise ConfigError(["--from and --local name two places"])
@@ -115,8 +124,8 @@ def restore(
         raise ConfigError(["paths, --overwrite and --local go with --files"])
     if root:
         return _below(
-            vmid, box=where, root=root, identity=identity, point=at or point, older=older, config_dir=config_dir,
-            config_path=config_path, as_json=as_json, verbose=verbose,
+            vmid, box=where, root=root, node=node, identity=identity, point=at or point, older=older,
+            config_dir=config_dir, config_path=config_path, as_json=as_json, verbose=verbose,
         )  # fmt: skip
     request = Request(
         vmid=Vmid(vmid),
@@ -133,7 +142,7 @@ def restore(
         restoring_alone(session),
         contextlib.ExitStack() as stack,
     ):
-        supply = None
+        box = None
         if where in session.config.boxes:
             if identity is None:
                 raise ConfigError(["--from BOX needs --identity FILE, with the age identity from the safe"])
@@ -142,20 +151,32 @@ def restore(
             )
             for problem in box.problems:
                 terminal.note(problem)
-            supply = box.supply
-            prepared = plan_of(session, inventory(session), request.wish, box.origin)
+        if node and node != session.node:
+            given = (("--identity", identity), ("--older", older), ("--start", start))
+            words = ((name,) if value is True else (name, str(value)) for name, value in given if value)
+            more = [word for pair in words for word in pair]
+            done = tell_elsewhere(session, request, node, more, origin=box.origin if box else None)
         else:
-            prepared = prepare(session, request)
-        done = Restored(plan=prepared.plan)
-        if not dry_run and not prepared.plan.conflicts:
-            _confirm(restore_lines(done), yes=yes, quiet=as_json)
-            done, untold = restore_on_record(session, prepared, supply, start=start)
-            tell_notes(untold)
+            done = _here(session, request, box, start=start, dry_run=dry_run, yes=yes, quiet=as_json)
     if as_json:
         terminal.print_json(restore_json(done))
     else:
         _say(restore_lines(done))
-    return ExitCode.FAILED if done.plan.conflicts else ExitCode.OK
+    return ExitCode.OK if done.done or (dry_run and not done.plan.conflicts) else ExitCode.FAILED
+
+
+def _here(
+    session: Session, request: Request, box: Boxed | None, *, start: bool, dry_run: bool, yes: bool, quiet: bool
+) -> Restored:
+    """Plan the restore on this node and, confirmed, carry it out."""
+    prepared = plan_of(session, inventory(session), request.wish, box.origin) if box else prepare(session, request)
+    planned = Restored(plan=prepared.plan)
+    if dry_run or planned.plan.conflicts:
+        return planned
+    _confirm(restore_lines(planned), yes=yes, quiet=quiet)
+    done, untold = restore_on_record(session, prepared, box.supply if box else None, start=start)
+    tell_notes(untold)
+    return done
 
 
 @cli.command()
@@ -193,12 +214,13 @@ def rollback(
 
 
 def _of_guests(
-    new: int | None, replace: int | None, storages: Sequence[str], start: bool, dry_run: bool, identity: Path | None
+    new: int | None, replace: int | None, storages: Sequence[str], node: str, start: bool, dry_run: bool,
+    identity: Path | None,
 ) -> tuple[tuple[str, object], ...]:
     """Options that a copy of files has no use for, with what they were given."""
     return (
-        ("--as", new), ("--replace", replace), ("--storage", storages), ("--start", start), ("--dry-run", dry_run),
-        ("--identity", identity),
+        ("--as", new), ("--replace", replace), ("--storage", storages), ("--node", node), ("--start", start),
+        ("--dry-run", dry_run), ("--identity", identity),
     )  # fmt: skip
 
 
@@ -225,10 +247,12 @@ def storage_map(storages: Sequence[str]) -> dict[str, str]:
 
 
 def _below(
-    vmid: int, *, box: str, root: str, identity: Path | None, point: str, older: bool, config_dir: Path,
+    vmid: int, *, box: str, root: str, node: str, identity: Path | None, point: str, older: bool, config_dir: Path,
     config_path: Path, as_json: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Receive a guest's disks from a box: all it needs is the box, the age identity and the file with the signers."""
+    if node:
+        raise ConfigError(["--to makes no guest: --node cannot go with it"])
     if not box or identity is None:
         raise ConfigError(["--to needs --from BOX and --identity FILE"])
     vault = vault_of(config_path, box)

@@ -37,6 +37,12 @@ def read_owners(api: Api) -> dict[Vmid, str]:
     return {Vmid(int(entry["vmid"])): str(entry.get("node") or "") for entry in found if entry.get("vmid")}
 
 
+def read_nodes(api: Api) -> dict[str, str]:
+    """Every node of the cluster with its status: online, offline or unknown (pve-facts §a). Raises `PveError`."""
+    found = api.get("/nodes") or []
+    return {str(entry["node"]): str(entry.get("status") or "unknown") for entry in found if entry.get("node")}
+
+
 def check_writable(root: Path) -> None:
     """Raises `PveError` when nothing can be written below /etc/pve now. Without a quorum no write bit shows there, not
     even that of the link `local`; unmounted, there is no such link (pve-facts §h)."""

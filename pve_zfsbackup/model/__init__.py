@@ -34,7 +34,7 @@ from pve_zfsbackup.model.rates import (
     rate_at,
 )
 from pve_zfsbackup.model.reasons import Candidate, Fate, Fit, Reasoning
-from pve_zfsbackup.model.restore import ASIDE, STAGING, Aside, DiskRestore, NodeState, Origin, Restore, Wish
+from pve_zfsbackup.model.restore import ASIDE, STAGING, Aside, Cluster, DiskRestore, NodeState, Origin, Restore, Wish
 from pve_zfsbackup.model.selectors import (
     DISK_FORMS,
     SELECTOR_FORMS,
@@ -100,6 +100,7 @@ __all__ = [
     "Begun",
     "Bookmark",
     "Candidate",
+    "Cluster",
     "Compress",
     "Conflict",
     "Consistency",

@@ -63,6 +63,16 @@ class NodeState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What Proxmox tells everywhere of a cluster: each node's status (online, offline, unknown), whose guest is where,
+    and which storage is for which nodes."""
+
+    nodes: Mapping[str, str]
+    owners: Mapping[Vmid, str]
+    storages: Mapping[str, Storage]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiskRestore:
     """One disk: `snapshot` is received as `staging`, given its properties, and renamed to `dataset`. The two are one
     for a clone of what is encrypted: ZFS refuses to rename it, as it would leave its encryption root."""
@@ -102,7 +112,8 @@ class Restore:
     that something is done below.
 
     `config` is empty where the guest's configuration stays as it is. `copy`: another vmid, for the
-    original may still be there, or somewhere else.
+    original may still be there, or somewhere else. `node` is set where another node of the cluster has to do it, and
+    `command` is what does it there: nothing else is planned then.
     """
 
     work: str
@@ -117,6 +128,8 @@ class Restore:
     copy: bool = False
     conflicts: tuple[Conflict, ...] = ()
     notes: tuple[str, ...] = ()
+    node: str = ""
+    command: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:

@@ -8,7 +8,7 @@ is replaced has all its old disks, after it all the new ones. What lost its plac
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Final
 
@@ -42,7 +42,7 @@ def plan_restore(wish: Wish, origin: Origin, state: NodeState, seed: bytes) -> R
     copy = wish.new != wish.vmid  # the original may run where this node does not see it: on its source
     empty = Restore(work=f"{wish.new}:{origin.point.id}", origin=origin, wish=wish, copy=copy)
     keys = sorted(wish.disks or origin.point.disks)
-    conflicts = [*_unknown(wish, origin), *_unplaceable(keys, wish, origin, state)]
+    conflicts = [*unknown(wish, origin), *_unplaceable(keys, wish, origin, state)]
     if conflicts:
         return _with(empty, conflicts=tuple(conflicts))
     disks = _disks(keys, empty, state)
@@ -87,7 +87,8 @@ def _with(plan: Restore, **changes: object) -> Restore:
     return Restore(**{**values, **changes})
 
 
-def _unknown(wish: Wish, origin: Origin) -> Iterator[Conflict]:
+def unknown(wish: Wish, origin: Origin) -> Iterator[Conflict]:
+    """What the point would need to have, and has not."""
     label = origin.point.id
     if missing := sorted(wish.disks - origin.point.disks.keys()):
         message = f"the point has no disk {', '.join(missing)}"
@@ -99,6 +100,18 @@ def _unknown(wish: Wish, origin: Origin) -> Iterator[Conflict]:
 
 
 def _unplaceable(keys: Sequence[str], wish: Wish, origin: Origin, state: NodeState) -> Iterator[Conflict]:
+    yield from unplaceable(keys, wish, origin, state.storages, state.node)
+    for key in keys:
+        match = _VOLID.match(origin.point.disks.get(key, ""))
+        storage = state.storages.get(target_storage(wish, match[1])) if match else None
+        if storage and storage.pool and Dataset(storage.pool) not in state.listing.volumes:
+            yield _misplaced(key, storage.id, f"has no dataset {storage.pool} here", match[1] if match else "")
+
+
+def unplaceable(
+    keys: Sequence[str], wish: Wish, origin: Origin, storages: Mapping[str, Storage], node: str
+) -> Iterator[Conflict]:
+    """Disks that have no storage on a node of the cluster, by what Proxmox says of its storages."""
     for key in keys:
         volid = origin.point.disks.get(key, "")
         match = _VOLID.match(volid)
@@ -107,9 +120,13 @@ def _unplaceable(keys: Sequence[str], wish: Wish, origin: Origin, state: NodeSta
                 yield Conflict(kind="volume", object=key, message=f"{volid!r} is no volume name of Proxmox")
             continue
         name = target_storage(wish, match[1])
-        if reason := _storage_fault(state.storages.get(name), origin.kind, state):
-            hint = f"--storage {match[1]}:OTHER puts its disks on another storage"
-            yield Conflict(kind="storage", object=key, message=f"storage {name} {reason}", resolve=hint)
+        if reason := _storage_fault(storages.get(name), origin.kind, node):
+            yield _misplaced(key, name, reason, match[1])
+
+
+def _misplaced(key: str, storage: str, reason: str, was: str) -> Conflict:
+    hint = f"--storage {was}:OTHER puts its disks on another storage"
+    return Conflict(kind="storage", object=key, message=f"storage {storage} {reason}", resolve=hint)
 
 
 def target_storage(wish: Wish, storage: str) -> str:
@@ -117,17 +134,17 @@ def target_storage(wish: Wish, storage: str) -> str:
     return wish.storages.get(storage) or wish.storages.get("") or storage
 
 
-def _storage_fault(storage: Storage | None, kind: GuestKind, state: NodeState) -> str:
+def _storage_fault(storage: Storage | None, kind: GuestKind, node: str) -> str:
     if storage is None:
         return "does not exist here"
     if storage.type != "zfspool" or not storage.pool:
         return f"is of type {storage.type}, not ZFS"
-    if storage.disabled or (storage.nodes and state.node not in storage.nodes):
-        return f"is not available on node {state.node}"
+    if storage.disabled or (storage.nodes and node not in storage.nodes):
+        return f"is not available on node {node}"
     wanted = "images" if kind is GuestKind.VM else "rootdir"
     if storage.content and wanted not in storage.content:
         return f"takes no {wanted}"
-    return "" if Dataset(storage.pool) in state.listing.volumes else f"has no dataset {storage.pool} here"
+    return ""
 
 
 def _disks(keys: Sequence[str], plan: Restore, state: NodeState) -> tuple[DiskRestore, ...]:
@@ -212,12 +229,12 @@ def _guest_conflicts(wish: Wish, origin: Origin, state: NodeState, *, switched: 
     guest = state.guest
     if guest is None:
         message = f"is on node {node}" if node != state.node else "exists, and cannot be read"
-        yield Conflict(kind="guest-elsewhere", object=label, message=message, resolve="--as makes a copy: name a vmid")
+        there = f"--node {node} tells how it is restored there; " if node != state.node else ""
+        hint = f"{there}--as makes a copy: name a vmid"
+        yield Conflict(kind="guest-elsewhere", object=label, message=message, resolve=hint)
         return
     if not wish.replace and not wish.disks and not switched:
-        free = next(vmid for vmid in range(wish.new + 1, wish.new + len(state.owners) + 2) if vmid not in state.owners)
-        hint = f"--as {free} makes a copy beside it; --replace {wish.new} takes its place and keeps its disks aside"
-        yield Conflict(kind="guest-exists", object=label, message=f"exists ({guest.name})", resolve=hint)
+        yield guest_exists(wish.new, f"exists ({guest.name})", state.owners)
     if guest.kind is not origin.kind:
         message = f"is of kind {guest.kind.value}, the point of kind {origin.kind.value}"
         yield Conflict(kind="other-kind", object=label, message=message, resolve="--as makes a copy: name a vmid")
@@ -226,6 +243,13 @@ def _guest_conflicts(wish: Wish, origin: Origin, state: NodeState, *, switched: 
         yield Conflict(kind="locked", object=label, message=message, resolve="wait until the task has ended")
     if guest.running and wish.replace and not switched:
         yield Conflict(kind="running", object=label, message="is running", resolve="stop it first, then run this again")
+
+
+def guest_exists(vmid: Vmid, message: str, owners: Mapping[Vmid, str]) -> Conflict:
+    """The vmid is taken, and nobody said that the guest may be replaced."""
+    free = next(other for other in range(vmid + 1, vmid + len(owners) + 2) if other not in owners)
+    hint = f"--as {free} makes a copy beside it; --replace {vmid} takes its place and keeps its disks aside"
+    return Conflict(kind="guest-exists", object=f"guest {vmid}", message=message, resolve=hint)
 
 
 def _config(plan: Restore, disks: Sequence[DiskRestore], state: NodeState, seed: bytes) -> tuple[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -35,6 +36,9 @@ def _lines(shown: Restored) -> Iterator[str]:
     if point.proof and point.proof.level is Level.FAILED:
         told = moment(point.proof.at, UTC)
         yield f"ITS LAST DRILL FAILED ({told}Z): `pve-zfsbackup list {point.vmid}` shows others, --at takes one"
+    if plan.command:
+        yield f"node {plan.node} restores it, whose pools no other node reaches. Nothing was done here; there, as root:"
+        yield f"  {shlex.join(plan.command)}"
     yield from (f"{would}{_disk_line(disk)}" for disk in plan.disks)
     if plan.config:
         what = f"replace guest {plan.wish.new}" if plan.wish.replace else f"make guest {plan.wish.new}"
@@ -112,6 +116,8 @@ def restore_json(shown: Restored) -> dict[str, Any]:
         "vmid": plan.wish.new,
         "kind": plan.origin.kind.value,
         "copy": plan.copy,
+        "node": plan.node,
+        "command": list(plan.command),
         "disks": [
             {
                 "key": disk.key,

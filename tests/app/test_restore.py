@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from pve_zfsbackup.app.gather import inventory
-from pve_zfsbackup.app.restore import Prepared, Request, Restored, carry_out, prepare, restoring_alone
+from pve_zfsbackup.app.restore import Prepared, Request, Restored, carry_out, prepare, restoring_alone, tell_elsewhere
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, PveError
 from pve_zfsbackup.events import Outcome
@@ -463,6 +463,91 @@ def test_what_pmxcfs_refuses_is_told_by_its_reason_and_leaves_no_file(
     assert [path.name for path in old.node.etc.rglob("*100*")] == [], "neither a half file nor one beside it"
     restore(old, WEB)
     no_work_left(old)
+
+
+# -- On another node of the cluster
+
+
+def told(world: World, vmid: int, node: str = "pve2", **options: Any) -> Restored:
+    world.runner.revive()
+    with world.session() as session:
+        done = tell_elsewhere(session, Request(vmid=Vmid(vmid), **options), node)
+    assert not done.done
+    assert world.runner.changes == []
+    assert not world.runner.zfs(HERE, "send", "receive", "create")
+    return done
+
+
+@pytest.fixture
+def cluster(old: World) -> World:
+    """pve2 is there with the storage `local-zfs` as well; `fast` and `crypt` are of pve1 only; pve3 is off."""
+    old.node.cluster = {"pve2": "online", "pve3": "offline"}
+    old.node.storages = [
+        {**entry, "nodes": "pve1"} if entry["storage"] in ("fast", "crypt") else entry for entry in old.node.storages
+    ]
+    return old
+
+
+def test_what_another_node_has_to_do_is_told_as_a_command(cluster: World) -> None:
+    lost(cluster, WEB)
+    plan = told(cluster, WEB, storages={"fast": "local-zfs"}).plan
+    assert plan.conflicts == ()
+    assert plan.disks == ()
+    point = cluster.complete(TARGET, WEB)[-1]
+    words = ["restore", "100", "--at", point, "--from", TARGET, "--storage", "fast:local-zfs"]
+    assert list(plan.command) == ["pve-zfsbackup", *words]
+    shown = restore_lines(Restored(plan=plan))
+    assert shown[-1] == "  " + " ".join(plan.command)
+    assert "Nothing was done here" in shown[-2]
+
+
+def test_the_command_says_all_that_was_asked_for(cluster: World) -> None:
+    point = cluster.complete(TARGET, WEB)[0]
+    plan = told(cluster, WEB, new=300, at=point, disks=frozenset({"scsi0"})).plan
+    assert plan.command[3:] == ("--at", point, "--from", TARGET, "--as", "300", "--disk", "scsi0")
+    cluster.node.owned[900] = "pve2"
+    replaced = told(cluster, WEB, replace=900, storages={"": "local-zfs"}).plan
+    assert replaced.command[7:] == ("--replace", "900", "--storage", "local-zfs")
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds", "message"),
+    [
+        ({"node": "pve4"}, ["node"], "is not in this cluster"),
+        ({"node": "pve3"}, ["node"], "is offline"),
+        ({"new": 300}, ["storage"], "storage fast is not available on node pve2"),
+        ({"storages": {"": "local-zfs"}}, ["guest-elsewhere"], "is on node pve1"),
+        ({"storages": {"": "local-zfs"}, "new": 900}, ["guest-exists"], "exists on node pve2"),
+        ({"storages": {"": "local-zfs"}, "replace": 300}, ["no-guest"], "there is none that could be replaced"),
+        ({"storages": {"": "local-zfs"}, "disks": frozenset({"scsi7"})}, ["no-disk"], "the point has no disk scsi7"),
+    ],
+)
+def test_what_can_be_known_from_here_is_judged_before_anybody_goes_there(
+    cluster: World, options: dict[str, Any], kinds: list[str], message: str
+) -> None:
+    cluster.node.owned[900] = "pve2"
+    plan = told(cluster, WEB, **options).plan
+    assert [one.kind for one in plan.conflicts] == kinds
+    assert message in plan.conflicts[0].message
+    assert plan.command == ()
+
+
+def test_points_of_this_node_are_none_for_another(cluster: World) -> None:
+    with pytest.raises(ConfigError, match="which node pve2 cannot read"):
+        told(cluster, WEB, where="source")
+    for name in [name for name in cluster.target.datasets if "vm-100" in name]:
+        cluster.target.drop(name)
+    with pytest.raises(ConfigError, match="no point to restore") as caught:
+        told(cluster, WEB)
+    assert "source: what lies on this node, no other node can read" in caught.value.message
+
+
+def test_a_guest_that_is_elsewhere_says_where_to_ask(cluster: World) -> None:
+    lost(cluster, WEB)
+    cluster.node.owned[WEB] = "pve2"
+    (found,) = prepared(cluster, WEB).plan.conflicts
+    assert found.kind == "guest-elsewhere"
+    assert found.resolve.startswith("--node pve2 tells how")
 
 
 # -- Killed anywhere

@@ -52,6 +52,8 @@ class FakeNode:
     pools: list[tuple[str, str]] = field(default_factory=list)  # guests that were put into one
     members: dict[int, str] = field(default_factory=dict)  # the pools of guests
     rescanned: list[str] = field(default_factory=list)
+    cluster: dict[str, str] = field(default_factory=dict)  # the other nodes, with their status
+    owned: dict[int, str] = field(default_factory=dict)  # guests of other nodes
     options: dict[int, dict[str, str]] = field(default_factory=dict)  # set by `qm set`
     started: dict[int, str] = field(default_factory=dict)  # configurations by `qm start`
     api: str = "ok"  # or the stderr of a pvesh that fails
@@ -128,6 +130,10 @@ class FakeNode:
         elif argv[2] == "/cluster/resources":
             kinds = ("qemu", "lxc")
             answer = [{**entry, "node": self.name, "type": kind} for kind in kinds for entry in self._entries(kind)]
+            answer += [{"vmid": vmid, "node": node, "type": "qemu"} for vmid, node in self.owned.items()]
+        elif argv[2] == "/nodes":
+            nodes = {self.name: "online", **self.cluster}
+            answer = [{"node": name, "status": status, "type": "node"} for name, status in nodes.items()]
         elif len(parts) == 3:
             assert parts[1] == self.name
             answer = self._entries(parts[2])
