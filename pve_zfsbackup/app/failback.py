@@ -18,6 +18,7 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, CommandError, VerificationError
 from pve_zfsbackup.host import restoring, zfs
 from pve_zfsbackup.host.guests import is_running
+from pve_zfsbackup.host.listing import tuned
 from pve_zfsbackup.host.pipeline import Chain, carry
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import (
@@ -182,12 +183,15 @@ def _exchange(way: Way, disk: Return) -> str:
     new = look(there, disk.staging)
     if new is None or _newest(look(way.session, disk.here)) not in _guids(new):
         raise VerificationError(f"{disk.staging} on the source is not what was sent")
-    apply_props(there, disk.staging, disk.props)
+    old = look(there, disk.name)
+    # It stays so, though the new disk is a clone; one that was added meanwhile stays as it is here.
+    own = tuned(host, [disk.name])[disk.name] if old else tuned(way.session.hosts[SOURCE], [disk.here])[disk.here]
+    short = apply_props(there, disk.staging, {**disk.props, **own})
     pool = Dataset(disk.name.rpartition("/")[0])
     note = restoring.inherit_key(host, disk.staging, pool) if disk.raw else ""
+    note = "; ".join(text for text in (note, short) if text)
     if new.origin:
         restoring.promote(host, disk.staging)
-    old = look(there, disk.name)
     if old is not None:
         at = int(way.session.now().timestamp())
         restoring.put_aside(host, disk.name, old.guid, disk.aside, by="failback", at=at)

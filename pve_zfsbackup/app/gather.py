@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pve_zfsbackup.host import guests as pve_guests
 from pve_zfsbackup.host.api import Api
 from pve_zfsbackup.host.health import KSTAT, pool_of, told
 from pve_zfsbackup.host.identity import owner_id
-from pve_zfsbackup.host.listing import list_source, list_target
+from pve_zfsbackup.host.listing import list_source, list_target, tuned
 from pve_zfsbackup.host.quiesce import FreezeRules
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, SUSPENDED, Dataset, Disk, Guest, Listing, Quiesce, Selector, Storage, Vmid
@@ -142,6 +142,17 @@ def target_listings(
         except BackupError as error:
             errors[name] = error
     return listings, errors
+
+
+def with_tuned(session: Session, found: Inventory, guests: Iterable[Guest]) -> Inventory:
+    """What was found, with what somebody set on the disks of these guests themselves, for their points to carry: asked
+    in a process of its own, for a column of the listing has what is inherited as well. Raises what keeps it from being
+    read."""
+    volumes = dict(found.listing.volumes)
+    disks = {disk.dataset for guest in guests for disk in guest.protected_disks if disk.dataset}
+    for name, own in tuned(session.hosts[SOURCE], disks & volumes.keys()).items():
+        volumes[name] = replace(volumes[name], props={**volumes[name].props, **own})
+    return replace(found, listing=replace(found.listing, volumes=volumes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from pve_zfsbackup.app.restore_receive import Supply, look
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import DatasetNotFoundError, OutOfSpaceError, VerificationError, ZfsError
 from pve_zfsbackup.host import restoring, zfs
-from pve_zfsbackup.model import PROPERTY, SOURCE, STAGING, Dataset, DiskRestore, Restore, Snapshot, Volume
+from pve_zfsbackup.host.listing import tuned
+from pve_zfsbackup.model import PROPERTY, SOURCE, STAGING, Dataset, DiskRestore, Restore, Snapshot, Volume, tuning
 from pve_zfsbackup.plan.restore_props import to_set
 
 PLACE = "place"  # mark of the dataset that all unfinished work of a storage lies in
@@ -67,8 +68,8 @@ def dress(session: Session, disk: DiskRestore, plan: Restore) -> str:
 
 
 def apply_props(session: Session, dataset: Dataset, props: Mapping[str, str]) -> str:
-    """Set what differs from the point, and read it back. Room that cannot be reserved is told, and no reason to have
-    no guest."""
+    """Set what differs from the point, and read it back. Room that cannot be reserved, and what was tuned and does not
+    take here, is told, and no reason to have no guest."""
     host, found = session.hosts[SOURCE], look(session, dataset)
     assert found is not None
     short = ""
@@ -85,7 +86,19 @@ def apply_props(session: Session, dataset: Dataset, props: Mapping[str, str]) ->
     if left.keys() - ({"refreservation"} if short else set()):
         told = ", ".join(f"{name}={value}" for name, value in left.items())
         raise VerificationError(f"{dataset}: these properties did not take: {told}")
-    return short
+    return "; ".join(text for text in (short, *_tune(session, dataset, tuning(props))) if text)
+
+
+def _tune(session: Session, dataset: Dataset, wanted: Mapping[str, str]) -> Iterator[str]:
+    """Another pool, or another release of ZFS, may not know a property, or not have the room."""
+    host = session.hosts[SOURCE]
+    have = tuned(host, [dataset])[dataset] if wanted else {}
+    for name, value in wanted.items():
+        if have.get(name) != value:
+            try:
+                zfs.set_properties(host, [dataset], {name: value})
+            except ZfsError as error:
+                yield f"does not take what its disk had set, {name}={value}: {error.message}"
 
 
 def _received(session: Session, dataset: Dataset, disk: DiskRestore) -> Volume:

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from pve_zfsbackup.app.gather import Inventory, inventory
+from pve_zfsbackup.app.gather import Inventory, inventory, with_tuned
 from pve_zfsbackup.app.restore_disks import apply_props, make_places, remove_places
 from pve_zfsbackup.app.restore_receive import look
 from pve_zfsbackup.app.session import Session
@@ -17,7 +17,7 @@ from pve_zfsbackup.errors import ConfigError, GuestBusyError, GuestMissingError,
 from pve_zfsbackup.host import restoring, zfs
 from pve_zfsbackup.host.guest_files import config_path, write_config
 from pve_zfsbackup.host.guests import is_running, pack_config, read_snapshots, read_storages
-from pve_zfsbackup.host.listing import list_host
+from pve_zfsbackup.host.listing import list_host, tuned
 from pve_zfsbackup.host.lock import migration_lock, run_lock
 from pve_zfsbackup.host.quiesce import FreezeRules
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
@@ -25,6 +25,7 @@ from pve_zfsbackup.model import (
     PROPERTY,
     SOURCE,
     STAGING,
+    TUNING_PROPS,
     Dataset,
     Guest,
     Listing,
@@ -113,7 +114,7 @@ def roll_back(session: Session, plan: Rollback) -> RolledBack:
 
 def _safety_point(session: Session, guest: Guest) -> PointId:
     """A point of ours of how the guest is now. It goes aside with the disks, and can be restored from there."""
-    found = inventory(session)
+    found = with_tuned(session, inventory(session), [guest])
     plan = plan_snapshot(guest, found.listing, now=session.now(), suffix=secrets.token_hex(2), quiesce=Quiesce.OFF)
     for conflict in plan.conflicts:
         raise VerificationError(f"no safety point: {conflict.object}: {conflict.message}", hint=conflict.resolve)
@@ -151,6 +152,9 @@ def _cloned(session: Session, plan: Rollback, disk: RollbackDisk) -> Iterator[st
         raise VerificationError(f"{disk.staging} is not there, although it was cloned")
     own = restoring.own_properties(host, [disk.snapshot])[disk.snapshot.full_name]
     props = decode_props(own.get("props", "")).get(disk.key) or (current.props if current else {})
+    if current is not None:  # in place: what was tuned since stays tuned
+        props = {name: text for name, text in props.items() if name not in TUNING_PROPS}
+        props |= tuned(host, [disk.dataset])[disk.dataset]
     if note := apply_props(session, disk.staging, props):
         yield f"{disk.dataset} {note.replace('NAME', disk.dataset)}"
     zfs.set_properties(host, [disk.staging], {f"{PROPERTY}restored": f"{plan.mark(disk)},{staged.guid}"})

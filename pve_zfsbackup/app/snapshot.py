@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory
+from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, with_tuned
 from pve_zfsbackup.app.hooks import Hooks
 from pve_zfsbackup.app.outcome import blocked, failed
 from pve_zfsbackup.app.session import Session
@@ -60,6 +60,12 @@ def snapshot(session: Session, found: Inventory, items: Iterable[Assignment]) ->
     Without patience they are skipped.
     """
     version = _version(session)
+    items = tuple(items)
+    try:
+        found = with_tuned(session, found, [item.guest for item in items])
+    except BackupError as error:
+        told = f"what is set on the disks themselves could not be read, and is not in these points: {error.message}"
+        yield Result(stage=STAGE, outcome=Outcome.WARNING, message=told, hint=error.hint)
     busy: list[_Busy] = []
     for item in items:
         done = _one(session, found, item, version)
@@ -183,7 +189,7 @@ def _anew(session: Session, guest: Guest) -> tuple[Inventory, Assignment]:
     items, _ = assign(session, found, Scope())
     if not items:
         raise GuestMissingError("it is no longer here, or in no job any more")
-    return found, items[0]
+    return with_tuned(session, found, [items[0].guest]), items[0]
 
 
 def _exchanged(guest: Guest, before: str, root: Path) -> bool:

@@ -15,7 +15,7 @@ from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs import BATCH
 from pve_zfsbackup.host.zfs_errors import classified
-from pve_zfsbackup.model import PROPERTY, SUSPENDED, Dataset, Guid, Listing, Snapshot
+from pve_zfsbackup.model import PROPERTY, SUSPENDED, TUNING_PROPS, Dataset, Guid, Listing, Snapshot
 from pve_zfsbackup.model.proof import VERIFIED
 
 LIST_TIMEOUT = 900.0
@@ -100,8 +100,7 @@ def read_guids(host: Host, datasets: Iterable[Dataset]) -> dict[Dataset, frozens
     found = {name: frozenset[Guid]() for name in names}
     for start in range(0, len(names), BATCH):
         done = host.run(guids_argv(names[start : start + BATCH]), check=False, timeout=LIST_TIMEOUT)
-        told = [line for line in done.stderr.splitlines() if line.strip()]
-        if done.returncode and (done.returncode != 1 or not told or not all(map(_MISSING.search, told))):
+        if done.returncode and not _only_missing(done):
             raise classified(done)
         with _readable(host):
             found |= told_guids(done.stdout)
@@ -116,6 +115,29 @@ def read_written(host: Host, dataset: Dataset) -> int | None:
     except BackupError:
         return None
     return int(text) if text.isdigit() else None
+
+
+def tuned(host: Host, datasets: Iterable[Dataset]) -> dict[Dataset, dict[str, str]]:
+    """What somebody set of `TUNING_PROPS` on each of these datasets itself, by hand or by `receive -p`; nothing for one
+    that does not exist."""
+    names = sorted(set(datasets))
+    found: dict[Dataset, dict[str, str]] = {name: {} for name in names}
+    ask = ("zfs", "get", "-Hp", "-s", "local,received", "-o", "name,property,value", ",".join(TUNING_PROPS), "--")
+    for start in range(0, len(names), BATCH):
+        done = host.run((*ask, *names[start : start + BATCH]), check=False, timeout=LIST_TIMEOUT)
+        if done.returncode and not _only_missing(done):
+            raise classified(done)
+        with _readable(host):
+            for line in done.stdout.splitlines():
+                name, key, value = line.split("\t", 2)
+                found[Dataset(name)][key] = value
+    return found
+
+
+def _only_missing(done: Completed) -> bool:
+    """Whether all that went wrong is that datasets do not exist (any more)."""
+    told = [line for line in done.stderr.splitlines() if line.strip()]
+    return done.returncode == 1 and bool(told) and all(map(_MISSING.search, told))
 
 
 def point_properties(host: Host, snapshots: Sequence[Snapshot]) -> dict[str, dict[str, str]]:

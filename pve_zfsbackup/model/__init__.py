@@ -65,12 +65,14 @@ from pve_zfsbackup.model.zfs import (
     ONLINE,
     RESTORE_PROPS,
     SUSPENDED,
+    TUNING_PROPS,
     Bookmark,
     Listing,
     ResumeToken,
     Snapshot,
     Volume,
     World,
+    tuning,
 )
 
 __all__ = [
@@ -87,6 +89,7 @@ __all__ = [
     "SOURCE",
     "STAGING",
     "SUSPENDED",
+    "TUNING_PROPS",
     "AbortReceive",
     "Adopt",
     "Agent",
@@ -158,4 +161,5 @@ __all__ = [
     "parse_size",
     "printable",
     "rate_at",
+    "tuning",
 ]

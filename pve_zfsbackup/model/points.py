@@ -12,7 +12,7 @@ from typing import Final
 
 from pve_zfsbackup.model.names import Guid, PointId, Vmid
 from pve_zfsbackup.model.proof import Proof, decode_proof
-from pve_zfsbackup.model.zfs import UNKNOWN, Snapshot
+from pve_zfsbackup.model.zfs import RESTORE_PROPS, UNKNOWN, Snapshot
 
 PROPS_LIMIT: Final = 8000  # a user property's value ends at 8,192 bytes
 _PROPS_UNPACKED: Final = 1 << 20
@@ -128,13 +128,18 @@ def decode_disks(text: str) -> tuple[PointDisk, ...]:
 def encode_props(disks: Mapping[str, Mapping[str, str]]) -> str:
     """The value of the property `props`: JSON in ASCII, deflated where it would not fit; empty if nothing helps.
 
-    `disks` has for each key what a restore must set on that disk (RESTORE_PROPS); all disks of a point carry it all.
+    `disks` has for each key what a restore must set on that disk (RESTORE_PROPS, TUNING_PROPS); all disks of a point
+    carry it all.
     """
-    known = {key: dict(own) for key, own in disks.items() if own}
-    text = json.dumps(known, separators=(",", ":"), sort_keys=True) if known else ""
-    if len(text) > PROPS_LIMIT:
-        text = _DEFLATED + base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
-    return text if len(text) <= PROPS_LIMIT else ""
+    needed = {key: {name: own[name] for name in RESTORE_PROPS if name in own} for key, own in disks.items()}
+    for wanted in (disks, needed):  # rather without what was tuned (TUNING_PROPS) than with nothing
+        known = {key: dict(own) for key, own in wanted.items() if own}
+        text = json.dumps(known, separators=(",", ":"), sort_keys=True) if known else ""
+        if len(text) > PROPS_LIMIT:
+            text = _DEFLATED + base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
+        if len(text) <= PROPS_LIMIT:
+            return text
+    return ""
 
 
 def decode_props(text: str) -> dict[str, dict[str, str]]:

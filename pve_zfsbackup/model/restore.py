@@ -9,7 +9,7 @@ from pve_zfsbackup.model.guests import Guest, GuestKind, Storage
 from pve_zfsbackup.model.names import Dataset, Guid, Vmid
 from pve_zfsbackup.model.points import Point
 from pve_zfsbackup.model.steps import Conflict
-from pve_zfsbackup.model.zfs import Listing, Snapshot
+from pve_zfsbackup.model.zfs import Listing, Snapshot, tuning
 
 STAGING = "pzb-restore"  # below a storage's dataset, where Proxmox does not look (pve-facts §c): unfinished disks
 ASIDE = "pzb-aside"  # the same, for what a restored disk took the place of: never destroyed by us
@@ -90,6 +90,11 @@ class DiskRestore:
     @property
     def size(self) -> int:
         return self.snapshot.refer
+
+    @property
+    def tuned(self) -> dict[str, str]:
+        """What somebody had set on the disk itself."""
+        return tuning(self.props)
 
     @property
     def pool(self) -> Dataset:

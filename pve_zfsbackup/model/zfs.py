@@ -16,6 +16,17 @@ RESTORE_PROPS: Final = (
     "volsize", "volblocksize", "refreservation", "recordsize", "compression", "acltype", "xattr", "dnodesize", "quota",
     "refquota",
 )  # fmt: skip
+# The same, but only where somebody set it on the disk itself: what it inherits is its storage's affair, the old one's
+# as the new one's. Not `checksum` and `dedup`: a restore needs neither, and to put them on another pool can harm it.
+TUNING_PROPS: Final = (
+    "sync", "logbias", "primarycache", "secondarycache", "copies", "redundant_metadata", "special_small_blocks",
+    "atime", "relatime", "reservation",
+)  # fmt: skip
+
+
+def tuning(props: Mapping[str, str]) -> dict[str, str]:
+    """What of these properties somebody had set on the disk itself; a reservation last, because it may find no room."""
+    return {name: props[name] for name in TUNING_PROPS if props.get(name)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,7 @@ def _lines(shown: Restored) -> Iterator[str]:
 def _disk_line(disk: DiskRestore) -> str:
     how = "as it is encrypted, " if disk.raw else ""
     state = "there already" if disk.placed else f"{how}{size(disk.size)}"
+    state = "; ".join((state, *(f"{name}={value}" for name, value in disk.tuned.items())))
     return f"restore {disk.key} to {disk.dataset} ({state})"
 
 
@@ -127,6 +128,7 @@ def restore_json(shown: Restored) -> dict[str, Any]:
                 "volid": disk.volid,
                 "raw": disk.raw,
                 "bytes": disk.size,
+                "tuned": disk.tuned,
             }
             for disk in plan.disks
         ],

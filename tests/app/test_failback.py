@@ -80,6 +80,17 @@ def test_what_was_written_here_is_there_and_what_was_written_there_is_kept(secon
     assert failback_json(done)["done"] is True
 
 
+def test_what_is_set_on_a_disk_at_home_stays_so(second: Second) -> None:
+    """What takes its name is a clone of the common snapshot, and has nothing of its own."""
+    world = second.first
+    world.source.datasets[HOME].props |= {"sync": "always", "logbias": "throughput"}
+    away(second)
+    give(second)
+    made = world.source.datasets[HOME].props
+    assert (made["sync"], made["logbias"]) == ("always", "throughput")
+    assert "sync" not in world.source.datasets[FASTHOME].props
+
+
 def test_the_role_is_handed_back_and_replication_goes_on_from_the_same_base(second: Second) -> None:
     away(second)
     give(second, start=True)

@@ -331,6 +331,40 @@ def test_a_container_gets_back_what_a_stream_does_not_carry(old: World) -> None:
     assert old.guest(CT).running
 
 
+def test_what_somebody_set_on_a_disk_itself_comes_back_and_what_it_inherits_does_not(old: World) -> None:
+    """A pool for tests with `sync=disabled` leaves its guests when they are restored elsewhere; a database's disk with
+    `sync=always` does not."""
+    first, second = (old.source.datasets[name] for name in WEB_DISKS)
+    first.props |= {"sync": "always", "logbias": "throughput", "reservation": "1048576", "dedup": "on"}
+    old.source.datasets["fast"].props["sync"] = "disabled"
+    old.run()
+    lost(old, WEB)
+    del old.source.datasets["fast"].props["sync"]
+    plan = prepared(old, WEB).plan
+    line = next(line for line in restore_lines(Restored(plan=plan)) if "scsi0" in line)
+    assert "; sync=always; logbias=throughput; reservation=1048576)" in line
+    assert restore_json(Restored(plan=plan))["disks"][0]["tuned"]["sync"] == "always"
+    assert restore(old, WEB).notes == ()
+    made = old.source.datasets[WEB_DISKS[0]].props
+    assert {name: made[name] for name in ("sync", "logbias", "reservation")} == {
+        "sync": "always", "logbias": "throughput", "reservation": "1048576",
+    }  # fmt: skip
+    assert "dedup" not in made
+    assert not {"sync", "logbias"} & old.source.datasets[second.name].props.keys()
+
+
+def test_what_does_not_take_here_is_told_and_the_guest_is_made(old: World) -> None:
+    old.source.datasets[WEB_DISKS[0]].props |= {"special_small_blocks": "16384", "sync": "always"}
+    old.run()
+    lost(old, WEB)
+    told = "cannot set property for 'x': 'special_small_blocks' does not apply to datasets of this type"
+    old.runner.faults.append(Fault(words=("set", "special_small_blocks=16384"), answer=(1, told)))
+    (note,) = restore(old, WEB, start=True).notes
+    assert note.startswith(f"{WEB_DISKS[0]} does not take what its disk had set, special_small_blocks=16384: ")
+    assert old.guest(WEB).running
+    assert old.source.datasets[WEB_DISKS[0]].props["sync"] == "always"
+
+
 def locked(world: World) -> None:
     """The storage `crypt` has a key of its own, in a file."""
     crypt = world.source.datasets["rpool/crypt"]

@@ -12,7 +12,7 @@ from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, roll_back, 
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.errors import BackupError, ConfigError
 from pve_zfsbackup.events import Outcome
-from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.model import Vmid, decode_props
 from pve_zfsbackup.plan.points import points_of
 from tests.fakes.pools import Clock, Pools
 from tests.fakes.runner import HERE, Killed
@@ -71,6 +71,26 @@ def test_the_disks_have_the_content_of_the_point_and_everything_else_is_kept(old
     assert guids <= now_there
     assert (old.node.etc / "qemu-server/100.conf").read_text() == text, "unlocked, and as it was"
     assert not [name for name in old.source.datasets if "pzb-restore" in name]
+
+
+def test_what_is_set_on_a_disk_itself_stays_so(old: World) -> None:
+    """The disk in place is a clone from then on, and a clone has nothing of its own."""
+    points, disk = old.complete(HERE, WEB), old.source.datasets[WEB_DISKS[0]]
+    disk.props |= {"sync": "always", "primarycache": "metadata"}
+    done = back(old, WEB, points[1])
+    assert done.notes == ()
+    assert old.source.datasets[WEB_DISKS[0]] is not disk
+    made = old.source.datasets[WEB_DISKS[0]].props
+    assert (made["sync"], made["primarycache"]) == ("always", "metadata")
+    assert "sync" not in old.source.datasets[WEB_DISKS[1]].props
+    safe = prepare_of(old, done.safety or "")
+    assert safe["scsi1"]["sync"] == "always", "and the safety point knows of it"
+
+
+def prepare_of(world: World, point: str) -> dict[str, dict[str, str]]:
+    snaps = [snap for ds in world.source.datasets.values() for snap in ds.snaps.values()]
+    own = next(snap.props for snap in snaps if snap.props.get("pve-zfsbackup:point") == point)
+    return decode_props(own["pve-zfsbackup:props"])
 
 
 def test_the_way_back_from_a_rollback_is_the_safety_point(old: World) -> None:

@@ -16,7 +16,7 @@ from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host import agent as host_agent
 from pve_zfsbackup.host.agent import Agent
 from pve_zfsbackup.host.guests import unpack_config
-from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.model import Vmid, decode_props
 from tests.fakes.pools import no, ok
 from tests.fakes.runner import HERE, Fault, Ran
 from tests.fakes.world import CT, DB, WEB, World
@@ -379,3 +379,25 @@ def test_a_command_that_fails_before_means_no_freeze(world: World) -> None:
         "crash-consistent: the before-freeze command failed: /bin/pause: exit status 1: cannot pause"
     )
     assert [ran.argv[-1] for ran in world.runner.ran if ran.argv[0] == "timeout"] == ["/bin/pause", "/bin/resume"]
+
+
+def test_what_is_set_on_a_disk_itself_is_in_the_point_or_told_to_be_missing(world: World) -> None:
+    world.source.datasets[ZVOL].props["sync"] = "always"
+    world.source.datasets["rpool/data"].props["sync"] = "disabled"
+    report = world.run(Stage.SNAPSHOT)
+    assert report.exit_code is ExitCode.OK
+    assert {key: own.get("sync") for key, own in props(world).items()} == {"scsi0": "always", "scsi1": None}
+    asked = [ran.argv for ran in world.runner.ran if ran.argv[:2] == ("zfs", "get") and "local,received" in ran.argv]
+    assert len(asked) == 1, "of all guests' disks at once"
+    world.runner.faults.append(Fault(words=("get", "local,received"), answer=(1, "internal error")))
+    report = world.run(Stage.SNAPSHOT)
+    (told,) = world.results(report, Outcome.WARNING)
+    assert "is not in these points: " in told.message
+    assert len(world.complete(HERE, WEB)) == 2, "a point without it is better than none"
+    assert props(world)["scsi0"]["volsize"]
+
+
+def props(world: World) -> dict[str, dict[str, str]]:
+    newest = world.source.datasets[ZVOL].newest
+    assert newest
+    return decode_props(newest.props["pve-zfsbackup:props"])

@@ -156,6 +156,9 @@ class Reading:
                     own["volsize"] = dataset.props["volsize"]  # a zvol's snapshot lists it as its own
                 native = sorted(key for key in own if ":" not in key)
                 pairs = [(key, own[key]) for key in (*native, *sorted(set(own) - set(native)))]
+            elif source:
+                assert source == "local,received"
+                pairs = [(name, dataset.props[name]) for name in prop.split(",") if name in dataset.props]
             else:
                 pairs = [(name, self.cell(dataset, snap, name)) for name in prop.split(",")]
             for key, value in pairs:

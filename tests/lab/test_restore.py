@@ -130,7 +130,11 @@ def way(product: Product) -> Iterator[Way]:
             f"/etc/pve/qemu-server/{VM}.conf",
         )
         pve1.script(_FILES, guests_dataset(CT), "one")
-        yield Way(quick(product))
+        made = Way(quick(product))
+        # What nobody's stream carries, set on the disk itself: it comes back with it, whatever its storage has.
+        pve1.run(("zfs", "set", "sync=always", "logbias=throughput", made.disks(VM)["scsi0"]))
+        pve1.run(("zfs", "set", "primarycache=metadata", "reservation=1M", guests_dataset(CT)))
+        yield made
     finally:
         pve1.script(_CLEAN, *vmids, timeout=600)
         backup1.script('zfs destroy -R "$1" 2> /dev/null || true', ROOT)
@@ -172,7 +176,7 @@ def test_a_copy_from_the_target_is_equal_and_tells_itself_apart(
     assert made["net0"] != was["net0"]
     assert "onboot" not in made
     for copy, original in zip(way.disks(COPY).values(), way.disks(VM).values(), strict=True):
-        names = ("volsize", "volblocksize", "refreservation", "compression")
+        names = ("volsize", "volblocksize", "refreservation", "compression", "sync", "logbias")
         assert way.get(copy, *names) == way.get(original, *names)
         assert way.get(copy, "origin", "mountpoint") == ["-", "-"]
     snapshots = way.pve1.run(("zfs", "list", "-H", "-t", "snapshot", "-o", "name", *way.disks(COPY).values())).lines
@@ -210,12 +214,13 @@ def test_a_container_comes_back_with_acl_quota_and_attributes(
 ) -> None:
     point = history[CT][0]
     wanted = expected(way, point)
-    names = ("acltype", "xattr", "refquota", "recordsize")
+    names = ("acltype", "xattr", "refquota", "recordsize", "primarycache", "reservation")
     was = way.get(guests_dataset(CT), *names)
     way.back("restore", str(CT), "--at", point["point"], "--replace", str(CT), "--from", "backup1")
     (dataset,) = way.disks(CT).values()
     assert way.contents(CT) == wanted
     assert way.get(dataset, *names) == was
+    assert was[-2:] == ["metadata", "1048576"]
     assert way.pve1.run(("cat", f"/{dataset}/etc/hostname")).stdout == "one\n"
     code = "import os, sys; f = sys.argv[1]; print([(x, len(os.getxattr(f, x))) for x in sorted(os.listxattr(f))])"
     told = way.pve1.run(("python3", "-c", code, f"/{dataset}/etc/hostname")).stdout
@@ -268,6 +273,8 @@ def test_rolled_back_in_place_and_replicated_on(way: Way, vmid: int) -> None:
     assert "lock" not in way.config(vmid)
     if vmid == CRYPT:
         assert way.get(places["scsi0"], "encryptionroot", "keystatus") == ["rpool/crypt", "available"]
+    if vmid == VM:
+        assert way.get(places["scsi0"], "sync", "logbias") == ["always", "throughput"]
     way.replicated()
     assert there <= {one["point"] for one in way.points(vmid, "backup1")}, "nothing is lost there"
     assert way.points(vmid, "backup1")[-1]["point"] == way.points(vmid)[-1]["point"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -22,6 +23,15 @@ def test_any_number_of_disks_comes_back_and_fits(count: int) -> None:
     assert len(text) < 8192
     assert text.isascii()
     assert text.isprintable()
+
+
+def test_what_was_tuned_is_left_out_where_it_would_not_fit() -> None:
+    """Else nothing would come back at all, not even the quotas."""
+    tuned, chance = {"sync": "always"}, random.Random(1)
+    disks = {f"scsi{n}": DISK | tuned | {"reservation": str(chance.randrange(10**100))} for n in range(200)}
+    assert decode_props(encode_props(disks)) == dict.fromkeys(disks, DISK)
+    few = {"scsi0": DISK | tuned, "scsi1": DISK}
+    assert decode_props(encode_props(few)) == few
 
 
 def test_nothing_is_known_of_disks_without_properties() -> None:
