@@ -207,7 +207,8 @@ def _surroundings(session: Session, prepared: Prepared) -> Iterator[str]:
     plan, guest = prepared.plan, prepared.state.guest
     if plan.pool and (guest is None or guest.pool != plan.pool):
         try:
-            PveshApi(session.runner).put("/pools", poolid=plan.pool, vms=str(plan.wish.new))
+            where = {"poolid": plan.pool, "vms": str(plan.wish.new), "allow-move": True}  # out of the one it is in now
+            PveshApi(session.runner).put("/pools", **where)
         except PveError as error:
             if "is already a pool member" not in error.message:  # a guest whose file was lost never left its pool
                 yield f"guest {plan.wish.new} could not be put into the pool {plan.pool}: {error.message}"
