@@ -13,12 +13,14 @@ from pve_zfsbackup.errors import BackupError, CommandError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.health import pool_of, pool_properties
 from pve_zfsbackup.host.pools import DENIED, read_pools, scan_of, start_scrub
+from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import ONLINE, SOURCE
 from pve_zfsbackup.model.health import Scan
 
 STAGE: Final = "verify-pools"
 POLL: Final = 10.0
 DAY: Final = 86_400
+UNKNOWN: Final = "UNKNOWN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,7 @@ class PoolFound:
     scan: Scan
     problems: tuple[str, ...]
     started: bool = False  # a scrub, by us
+    unasked: str = ""  # what the account there may not ask, and who can
 
 
 def verify_pools(
@@ -56,10 +59,9 @@ def _one(session: Session, host: str, pool: str, *, follow: bool, note: Callable
     try:
         scan = scan_of(place, pool, restricted=restricted)
     except CommandError as error:
-        if not restricted or error.returncode != DENIED:
+        if host == SOURCE or error.returncode != DENIED:
             raise
-        told = Scan(state=pool_properties(place, pool).get("health", "UNKNOWN"))  # more it lets nobody ask
-        return PoolFound(host=host, pool=pool, scan=told, problems=tuple(_problems(told)))
+        return _denied(place, pool)
     due = bool(limit) and (scan.ended is None or session.now().timestamp() - scan.ended > limit * DAY)
     started = due and host == SOURCE and not scan.running and scan.state in (ONLINE, "DEGRADED")
     if started:
@@ -72,6 +74,23 @@ def _one(session: Session, host: str, pool: str, *, follow: bool, note: Callable
     overdue = due and not started and not scan.running
     problems = (*_problems(scan), *([_overdue(scan, session.now().timestamp())] if overdue else ()))
     return PoolFound(host=host, pool=pool, scan=scan, problems=problems, started=started)
+
+
+def _denied(place: Host, pool: str) -> PoolFound:
+    """A forced command that lets no `zpool status` through: what is left to ask knows of no error, and is not called
+    good for that."""
+    unasked = "errors and scrubs"
+    try:
+        state = pool_properties(place, pool).get("health", UNKNOWN)
+    except CommandError as error:
+        if error.returncode != DENIED:
+            raise
+        state, unasked = UNKNOWN, "state, errors and scrubs"
+    scan = Scan(state=state)
+    problems = () if state == UNKNOWN else tuple(_problems(scan))
+    why = "its receiver is older than the question, or not configured as append-only here"
+    told = f"{unasked} cannot be asked ({why}): `zpool status -v {pool}` there tells"
+    return PoolFound(host=place.name, pool=pool, scan=scan, problems=problems, unasked=told)
 
 
 def _problems(scan: Scan) -> Iterator[str]:
@@ -94,10 +113,12 @@ def as_result(found: PoolFound | Result) -> Result:
     """A pool as a result of a run has it."""
     if isinstance(found, Result):
         return found
-    told = f"pool {found.pool}: {'; '.join(found.problems) or found.scan.state}"
+    told = "; ".join([*(found.problems or (found.scan.state,)), *([found.unasked] if found.unasked else ())])
+    told = f"pool {found.pool}: {told}"
+    good = Outcome.WARNING if found.unasked else Outcome.OK
     return Result(
         stage=STAGE,
-        outcome=Outcome.FAILED if found.problems else Outcome.OK,
+        outcome=Outcome.FAILED if found.problems else good,
         host=_target(found.host),
         message=f"{told}; a scrub was started" if found.started else told,
         hint=f"on {found.host}: `zpool status -v {found.pool}`" if found.problems else "",

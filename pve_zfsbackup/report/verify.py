@@ -75,7 +75,8 @@ def pools_table(found: Sequence[PoolFound], now: float) -> Table:
     for entry in found:
         scrub = "not known" if entry.scan.ended is None else f"{age(int(now - entry.scan.ended))} ago"
         scrub = f"runs, {entry.scan.done:.0f} % done" if entry.scan.running else scrub
-        rows.append((entry.host, entry.pool, entry.scan.state, scrub, "; ".join(entry.problems) or "good"))
+        told = "; ".join([*entry.problems, *([entry.unasked] if entry.unasked else ())]) or "good"
+        rows.append((entry.host, entry.pool, entry.scan.state, scrub, told))
     columns = ("where", "pool", "state", "last scrub", "found")
     return Table(columns=columns, rows=clean(rows))
 
@@ -95,6 +96,7 @@ def pools_json(found: Sequence[PoolFound], results: Sequence[Result]) -> dict[st
                 "scrub_running": entry.scan.running,
                 "scrub_started": entry.started,
                 "problems": list(entry.problems),
+                "not_asked": entry.unasked,
             }
             for entry in found
         ],

@@ -253,7 +253,7 @@ class Pools:
         assert argv[1:-1] == ("get", "-Hp", "-o", "property,value", "all", "--"), argv
         if argv[-1] not in self.txgs:
             return no(argv, f"cannot open '{argv[-1]}': no such pool")
-        pairs = {"size": "1099511627776", "health": "ONLINE"}
+        pairs = {"size": "1099511627776", "health": self.states.get(argv[-1], "ONLINE")}
         pairs["readonly"] = "on" if argv[-1] in self.sealed else "off"
         return ok(argv, "".join(f"{name}\t{value}\n" for name, value in (pairs | self.features).items()))
 
