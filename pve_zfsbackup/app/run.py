@@ -78,6 +78,8 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
     is the first stage, `ConfigError` for an unusable configuration, and whatever keeps it from finding the guests at
     all; a guest's or a target's failure is a `Result`.
     """
+    if not session.config.jobs and session.config.receives:
+        return Report(run="", results=(), notes=("no job: this host only receives",), seconds=0.0)
     if not session.config.jobs:
         raise ConfigError(
             ["no job is configured, so nothing would ever be protected"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import click
 
 from pve_zfsbackup import terminal
 from pve_zfsbackup.app import chains, pools
-from pve_zfsbackup.app.drill import STAGE, Ground, Rules, as_result, as_told, drill, drilling_alone, on_node, on_target
+from pve_zfsbackup.app.drill import STAGE, Ground, Rules, as_result, as_told, drill, drilling_alone, on_target
 from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.grounds import grounds
 from pve_zfsbackup.app.planting import forget, plant
 from pve_zfsbackup.app.proving import Proved, failures, prove
 from pve_zfsbackup.app.run import exit_code
@@ -40,6 +41,8 @@ from pve_zfsbackup.report.verify import (
 )
 
 DAY = 86_400.0
+# Of drills on a host without a configuration. Not where runs have theirs: cron takes that for a node that had one.
+LOCAL_JOURNAL = Path("/var/log/pve-zfsbackup/local")
 
 
 class Span(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic since click 8.2
@@ -123,24 +126,25 @@ def verify_drill(
     """Open the newest point of each guest that is due, check and mount its file systems, and look for its files.
 
     The point's snapshots are cloned; nothing of the guest is touched, and nothing stays. Named guests are drilled
-    whether due or not. On a target, run it there as root with --local: that is the honest drill.
+    whether due or not. On a target, run it there as root with --local, or name its roots as `verify: local` in a
+    configuration there, which makes cron do it every week: that is the honest drill.
     """
     if root:
         if jobs:
             raise ConfigError(["--job is for the node: a target knows no jobs"])
-        config = load_config(config_path) if config_path.exists() else Config()
+        config = load_config(config_path) if config_path.exists() else Config(journal_dir=LOCAL_JOURNAL)
         home = Home(config=config, runner=ProcessRunner(), node=node_name(config.api.node or ""))
         with drilling_alone(config):
             ground = on_target(config, home.runner, Dataset(root), guests, Expected(files=tuple(files)))
             rules = _rules(config, budget, read, named=bool(guests), boot=boot)
-            proved = _drilled(home, ground, rules, boot_wait)
+            proved = _drilled(home, [ground], rules, boot_wait)
         return _show(proved, as_json=as_json, verbose=verbose)
     if files:
         raise ConfigError(["--expect goes with --local; on the node, jobs have `verify-files`"])
     with session_of(config_path) as session, drilling_alone(session.config):
-        ground = on_node(session, Scope(jobs=tuple(jobs), guests=tuple(guests)))
         rules = _rules(session.config, budget, read, named=bool(guests), boot=boot)
-        proved = _drilled(session, ground, rules, boot_wait)
+        places = grounds(session, Scope(jobs=tuple(jobs), guests=tuple(guests)))
+        proved = _drilled(session, places, rules, boot_wait)
     return _show(proved, as_json=as_json, verbose=verbose)
 
 
@@ -167,10 +171,18 @@ def verify_plant(
     return exit_code(results)
 
 
-def _drilled(home: Home, ground: Ground, rules: Rules, wait: float) -> Proved[Drilled | Result]:
-    boots = replace(ground.boots, yard=replace(ground.boots.yard, wait=wait))
-    drills = drill(replace(ground, boots=boots), rules, home.config, home.now().timestamp())
-    return prove(home, STAGE, drills, as_result, as_told)
+def _drilled(home: Home, places: Iterable[Ground | Result], rules: Rules, wait: float) -> Proved[Drilled | Result]:
+    """One place after another; of one that cannot be looked at there is a result."""
+
+    def drills() -> Iterator[Drilled | Result]:
+        for place in places:
+            if isinstance(place, Result):
+                yield place
+                continue
+            boots = replace(place.boots, yard=replace(place.boots.yard, wait=wait))
+            yield from drill(replace(place, boots=boots), rules, home.config, home.now().timestamp())
+
+    return prove(home, STAGE, drills(), as_result, as_told)
 
 
 def _rules(config: Config, budget: float | None, read: str | None, *, named: bool, boot: bool) -> Rules:

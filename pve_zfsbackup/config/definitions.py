@@ -244,6 +244,11 @@ class Config:
         default=Path("/var/lib/pve-zfsbackup"),
     )
 
+    @property
+    def receives(self) -> bool:
+        """Whether this host has replicas of others: then it may have no job of its own."""
+        return bool(self.verify.local or self.failover.root)
+
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Two targets at one place would take each other's replicas for their own."""

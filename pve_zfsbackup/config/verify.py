@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pve_zfsbackup.config import kinds
 from pve_zfsbackup.config.option import option
+from pve_zfsbackup.model import Dataset
 from pve_zfsbackup.model.proof import Reading
 
 
@@ -28,6 +29,13 @@ class Verify:
         "How much is read of disks and files in a drill, so that ZFS checks its sums.",
         kinds.READING,
         default=Reading.SAMPLE,
+    )
+    local: tuple[Dataset, ...] = option(
+        "Where replicas lie that this host received, as a list: `verify drill` opens those of every guest there, "
+        "besides the points of its own guests. A host that only receives needs this and no job.",
+        kinds.ROOT,
+        default=(),
+        example="[tank/pve-zfsbackup]",
     )
     scrub_every: float = option(
         "`verify pools` starts a scrub of a pool of this node when the last one is older; 0 never starts one. Debian's "

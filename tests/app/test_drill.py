@@ -7,15 +7,17 @@ from dataclasses import replace
 
 import pytest
 
+from pve_zfsbackup.app.chains import verify_points
 from pve_zfsbackup.app.drill import STAGE, Ground, Rules, as_result, as_told, drill, drilling_alone, on_node, on_target
 from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.grounds import grounds
 from pve_zfsbackup.app.health import judge
 from pve_zfsbackup.app.history import history
 from pve_zfsbackup.app.proofs import proofs_between
 from pve_zfsbackup.app.proving import prove
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.app.status import status, status_of
-from pve_zfsbackup.errors import ConfigError, LockedError, VerificationError
+from pve_zfsbackup.errors import ConfigError, ExitCode, LockedError, VerificationError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Dataset, parse_selector
@@ -308,6 +310,68 @@ def test_on_a_target_root_drills_the_replicas(world: World, disks: Disks) -> Non
     assert (end.judgement.level, end.judgement.problems, end.host) == (Level.FILES, (), "here")
     assert proof(world, f"{ROOT}/local-zfs/vm-100-disk-0", TARGET).startswith("files ")
     nothing_is_left(world, disks)
+
+
+def received(world: World, text: str) -> None:
+    """We are on the backup host, which has a configuration of its own."""
+    world.runner.pools[HERE] = world.target
+    lines = [line for line in world.config.read_text().splitlines() if "-dir: " in line]
+    world.config.write_text("\n".join([*lines, text]))
+    world.runner.ran.clear()
+
+
+def all_drilled(world: World, disks: Disks, *guests: str) -> list[Drilled | Result]:
+    ends: list[Drilled | Result] = []
+    with world.session() as session:
+        for place in grounds(session, Scope(guests=tuple(parse_selector(text) for text in guests))):
+            if isinstance(place, Result):
+                ends.append(place)
+            else:
+                ends += drill(at(disks, place), RULES, session.config, session.now().timestamp())
+    return ends
+
+
+def test_a_host_that_only_receives_drills_what_it_received_and_asks_no_proxmox(world: World, disks: Disks) -> None:
+    disks.contents = {
+        f"{ROOT}/local-zfs/vm-100-disk-0": linux(),
+        f"{ROOT}/fast/vm-100-disk-0": Content(kind="xfs"),
+        f"{ROOT}/local-zfs/subvol-200-disk-0": Content(files=ROOTFS),
+    }
+    received(world, f"verify: {{local: [tank/gone, {ROOT}]}}\n")
+    gone, *ends = all_drilled(world, disks)
+    assert isinstance(gone, Result)
+    assert (gone.outcome, gone.host) == (Outcome.FAILED, "here")
+    assert gone.message.startswith("tank/gone: ")
+    levels = {end.vmid: end.judgement.level for end in ends if isinstance(end, Drilled)}
+    assert levels == {WEB: Level.FILES, DB: Level.POINTS, CT: Level.FILES}
+    assert not [ran for ran in world.runner.ran if ran.argv[0] == "pvesh"]
+    nothing_is_left(world, disks)
+    again = [end.vmid for end in all_drilled(world, disks) if isinstance(end, Drilled)]
+    assert again == [DB], "the others are not due"
+    with pytest.raises(ConfigError, match="this host has no job"):
+        all_drilled(world, disks, "100")
+
+
+def test_its_other_cron_jobs_have_nothing_to_do_there(world: World) -> None:
+    received(world, f"verify: {{local: [{ROOT}]}}\n")
+    report = world.run()
+    assert (report.exit_code, report.results) == (ExitCode.OK, ())
+    with world.session() as session:
+        assert list(verify_points(session, Scope())) == []
+    assert world.runner.ran == []
+    assert not (world.place / "log/journal.jsonl").exists()
+
+
+def test_a_node_drills_both_its_own_guests_and_what_it_received(world: World, disks: Disks) -> None:
+    """As where two nodes take each other's replicas."""
+    world.source.add("rpool/taken")
+    world.config.write_text(world.config.read_text() + "verify: {local: [rpool/taken]}\n")
+    assert {end.vmid for end in all_drilled(world, disks) if isinstance(end, Drilled)} == {WEB, DB, CT}
+    with world.session() as session:
+        places = [place.place for place in grounds(session, Scope()) if isinstance(place, Ground)]
+        assert places == ["rpool/taken", "source"]
+        named = Scope(guests=(parse_selector("100"),))
+        assert [place.place for place in grounds(session, named) if isinstance(place, Ground)] == ["source"]
 
 
 def test_the_proof_stays_on_the_host_where_it_was_made(world: World, call: Call) -> None:
