@@ -61,8 +61,7 @@ _COLUMN: Final = re.compile(
     "encryption|encryptionroot|keystatus|keyformat|origin|receive_resume_token|ivsetguid|written|logicalused|"
     "logicalreferenced|usedbysnapshots|usedbydataset|usedbychildren|volsize|volblocksize|recordsize|compression|"
     "compressratio|quota|refquota|reservation|refreservation|readonly|mountpoint|canmount|mounted|volmode|snapdir|"
-    "xattr|acltype|defer_destroy|objsetid|snapshots_changed|snapshot_limit|snapshot_count|"
-    "filesystem_limit|filesystem_count"
+    "xattr|acltype|defer_destroy|objsetid|snapshots_changed|(?:snapshot|filesystem)_(?:limit|count)"
 )
 # What each property of a point may hold. Text that people wrote is printable ASCII, as every line here is.
 _TEXT, _PACKED = re.compile(r".{0,1024}"), re.compile(r"[A-Za-z0-9_=-]{1,8191}")
@@ -994,10 +993,10 @@ class Keeper:
         try:
             self._collect(root, report)
             found = seen(self.site, root, LIST_TIMEOUT)
-            self._abort(root, found, report)
             self._hold(found, report)
             self._prune(root, found, report)
             report.empty = sorted(_empty(root, found))
+            self._abort(root, found, report)  # the last: what the account put into its spool may be anything
         except Exception as error:  # also a bug is this root's alone
             report.problems.append(str(error) if isinstance(error, TroubleError | OSError) else repr(error))
         return report
@@ -1035,7 +1034,7 @@ class Keeper:
             stale = self.now - known[1] >= root.stale_partials
             if not (stale or dataset in self.requests) or not _is_below(dataset, root.name):
                 continue
-            current = ask(self.site, "get", "-Hp", "-o", "value", "receive_resume_token", "--", dataset, hear=True)
+            current = self._ask("get", "-Hp", "-o", "value", "receive_resume_token", "--", dataset)
             if current.out.strip() in ("", "-") or (stale and current.out.strip() != token):
                 report.notes.append(f"{dataset}: its receive went on; nothing is aborted")
             elif self.dry or self._did(report, dataset, "receive", "-A", "--", dataset):
@@ -1047,8 +1046,11 @@ class Keeper:
             if not self.dry:
                 strike()
 
+    def _ask(self, *words: str) -> Told:  # a pool that is suspended meanwhile keeps no other root waiting for ever
+        return ask(self.site, *words, timeout=LIST_TIMEOUT, hear=True)
+
     def _did(self, report: Report, what: str, *words: str) -> bool:
-        told = ask(self.site, *words, timeout=LIST_TIMEOUT, hear=True)
+        told = self._ask(*words)
         if told.status:
             self._failed(report, what, words[0], told)
         return told.status == 0
@@ -1064,11 +1066,11 @@ class Keeper:
         free = [snap.name for snap in found.snaps if not snap.held]
         for start in range(0, len(free), BATCH):
             batch = free[start : start + BATCH]
-            if self.dry or ask(self.site, "hold", TAG, *batch, hear=True).status == 0:
+            if self.dry or self._ask("hold", TAG, *batch).status == 0:
                 report.held += len(batch)
                 continue
             for name in batch:  # one that is gone made the batch fail; the others may be held by now
-                told = ask(self.site, "hold", TAG, name, hear=True)
+                told = self._ask("hold", TAG, name)
                 if told.status == 0 or "tag already exists" in told.err:
                     report.held += 1
                 else:
@@ -1079,6 +1081,7 @@ class Keeper:
         own = points(found.snaps)
         report.points = len(own)
         protected = {found.newest[dataset] for dataset in found.tokens if dataset in found.newest}
+        report.notes += (f"{snap.name} has clones: its point stays while it has" for snap in found.snaps if snap.clones)
         ahead = max((snap.creation for snap in found.snaps), default=0) - self.now
         going = [
             point  # no rule is asked for what no calendar has
@@ -1101,11 +1104,11 @@ class Keeper:
         names = [snap.name for snap in sorted(point.everything, key=lambda snap: snap.dataset)]
         wanted = {(snap.name, "guid", snap.guid) for snap in point.everything}
         wanted |= {(name, POINT, point.id) for name in names}
-        told = ask(self.site, "get", "-Hp", "-o", "name,property,value", f"guid,{POINT}", "--", *names, hear=True)
+        told = self._ask("get", "-Hp", "-o", "name,property,value", f"guid,{POINT}", "--", *names)
         if told.status or {tuple(line.split("\t")) for line in told.out.splitlines()} != wanted:
             report.problems.append(f"{point.id}: its snapshots changed since they were listed; it stays")
             return False
-        told = ask(self.site, "holds", "-H", *names, hear=True)
+        told = self._ask("holds", "-H", *names)
         others = {line.split("\t")[1] for line in told.out.splitlines()} - {TAG}
         if told.status or others:
             report.notes.append(f"{point.id} stays: held by {shown(', '.join(sorted(others)))}")
@@ -1114,7 +1117,7 @@ class Keeper:
             return True
         done = True
         for name in names:
-            ask(self.site, "release", TAG, name, hear=True)  # one without it is as free
+            self._ask("release", TAG, name)  # one without it is as free
             if not self._did(report, point.id, "destroy", name):
                 done = False
                 self._did(report, point.id, "hold", TAG, name)
@@ -1154,7 +1157,8 @@ def _all(site: Site, roots: Sequence[Root], *, dry: bool) -> list[Report]:
     keeper = Keeper(site=site, now=time.time(), dry=dry, partials=remembered(site).partials)
     reports = [keeper.root(root) for root in roots]
     if not dry:
-        remember(site, Memory(keeper.partials, keeper.now))
+        problems = {report.root: ascii("; ".join(report.problems))[1:-1][:300] for report in reports if report.problems}
+        remember(site, Memory(keeper.partials, keeper.now, problems))
     return reports
 
 
@@ -1164,6 +1168,7 @@ class Memory:
 
     partials: dict[str, tuple[str, float]] = field(default_factory=dict)
     finished: float = 0.0
+    problems: dict[str, str] = field(default_factory=dict)  # root -> what `maintain` could not do there
 
 
 def remembered(site: Site) -> Memory:
@@ -1171,7 +1176,8 @@ def remembered(site: Site) -> Memory:
         with open(f"{site.state}/maintain.json", encoding="utf-8") as file:
             known = json.load(file)
         partials = {str(name): (str(token), float(since)) for name, (token, since) in known["partials"].items()}
-        return Memory(partials, float(known["finished"]))
+        problems = {str(name): str(text) for name, text in known.get("problems", {}).items()}
+        return Memory(partials, float(known["finished"]), problems)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return Memory()
 
@@ -1231,8 +1237,10 @@ def told_as(level: int, text: str, data: Sequence[str], *, checkmk: bool) -> int
 
 
 def _judged(root: Root, found: Seen, memory: Memory, now: float, data: list[str]) -> Iterator[tuple[int, str]]:
-    newest = {point.vmid: point.creation for point in points(found.snaps) if point.complete}  # oldest first
-    watched = {vmid: at for vmid, at in newest.items() if vmid not in root.ignore_guests}
+    there = points(found.snaps)
+    newest = {point.vmid: point.creation for point in there if point.complete}  # oldest first
+    begun = {point.vmid: point.creation for point in reversed(there)}
+    watched = {vmid: at for vmid, at in (begun | newest).items() if vmid not in root.ignore_guests}
     age = now - max(newest.values(), default=0.0)
     data.append(f"'{root.name} age'={age:.0f}s;{root.warn_age:.0f};{root.crit_age:.0f};0")
     data += [f"'{root.name} guests'={len(newest)}", f"'{root.name} partials'={len(found.tokens)}"]
@@ -1246,7 +1254,10 @@ def _judged(root: Root, found: Seen, memory: Memory, now: float, data: list[str]
         data.append(f"'{root.name} guest {vmid}'={now - at:.0f}s;{root.guest_warn_age:.0f};{root.guest_crit_age:.0f};0")
         late = (now - at > root.guest_warn_age) + (now - at > root.guest_crit_age)
         if late and not level:
-            yield late, f"{root.name}: guest {vmid}: newest point {span(now - at)} old (ignore-guests if it is gone)"
+            what = "newest point" if vmid in newest else "no complete point, the first part of one"
+            yield late, f"{root.name}: guest {vmid}: {what} {span(now - at)} old (ignore-guests if it is gone)"
+    if root.name in memory.problems:
+        yield 1, f"{root.name}: maintain: {memory.problems[root.name]}"
     for dataset in sorted(found.tokens):
         since = memory.partials.get(dataset, ("", now))[1]
         if now - since > root.partial_warn_age:

@@ -91,6 +91,31 @@ def test_one_quiet_guest_among_many_alarms(
     assert check(world, capfd, "ignore-guests = [101]")[0] == 0
 
 
+@pytest.mark.parametrize(("days", "status"), [(1, 0), (3, 1), (9, 2)])
+def test_a_guest_that_never_gets_whole_alarms_among_others_that_do(
+    world: World, capfd: pytest.CaptureFixture[str], days: int, status: int
+) -> None:
+    """One of its disks cannot be received: its points come every day, and none of them restores it."""
+    world.days(100, 0.1)
+    world.days(101, *range(1, days + 1), disks=2, present=1)
+    found, out = check(world, capfd)
+    assert found == status
+    assert ("guest 101: no complete point, the first part of one" in out) == (status > 0)
+    assert check(world, capfd, "ignore-guests = [101]")[0] == 0
+
+
+def test_what_maintain_could_not_do_is_a_warning_of_its_root(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its words go to whoever reads the mail of cron, which is often nobody."""
+    world.days(100, 0.1)
+    problems = {ROOT: "7 of 9 points would go, more than max-share of 30 %", "tank/gone": "x"}
+    receiver.remember(world.site, Memory({}, float(world.now), problems))
+    status, out = check(world, capfd)
+    assert (status, "tank/gone" in out) == (1, False)
+    assert f"{ROOT}: maintain: 7 of 9 points would go" in out
+    receiver.remember(world.site, Memory({}, float(world.now)))
+    assert check(world, capfd)[0] == 0
+
+
 def test_a_suspended_pool_is_critical_and_zfs_is_not_asked(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     world.days(100, 0.1)
     state = world.place / "kstat" / "tank" / "state"

@@ -8,6 +8,7 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,6 +176,38 @@ def test_a_clock_before_the_newest_point_destroys_nothing(world: World) -> None:
     assert (report.destroyed, len(world.did("destroy", "release"))) == ([], 0)
     assert "a clock is wrong" in report.problems[0]
     assert set(ids) < set(world.points())
+
+
+def test_no_command_of_it_waits_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that is suspended in the middle of a run kept the lock, and no root of any pool was looked after again."""
+    endless: list[tuple[str, ...]] = []
+    real = world.ask
+
+    def asked(site: receiver.Site, *words: str, timeout: float | None = None, **more: Any) -> receiver.Told:
+        if timeout is None:
+            endless.append(words)
+        return real(site, *words, timeout=timeout, **more)
+
+    monkeypatch.setattr(receiver, "ask", asked)
+    world.days(100, 20, 19, 18, 3)
+    request(world, world.interrupted(100).name)
+    report = world.maintain(minimum_count=1, max_share=100, keep_last=1)
+    assert (report.problems, report.held, len(report.aborted), len(report.destroyed)) == ([], 4, 1, 3)
+    assert endless == []
+
+
+def test_a_command_that_never_ends_is_its_roots_problem(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.days(100, 20, 19, 18, 3)
+    real = world.ask
+
+    def asked(site: receiver.Site, *words: str, timeout: float | None = None, **more: Any) -> receiver.Told:
+        if words[0] == "hold":
+            raise receiver.TroubleError("zfs hold: no answer within 900 s")
+        return real(site, *words, timeout=timeout, **more)
+
+    monkeypatch.setattr(receiver, "ask", asked)
+    reports = receiver._all(world.site, [root(), receiver.Root(name="tank/backups", account=ACCOUNT)], dry=False)
+    assert [report.problems for report in reports] == [["zfs hold: no answer within 900 s"]] * 2
 
 
 def test_what_has_clones_stays(world: World) -> None:
@@ -395,6 +428,19 @@ def test_a_request_outside_of_the_root_is_not_heard(world: World, name: str) -> 
     assert world.did("receive") == []
 
 
+def test_a_request_that_cannot_be_struck_out_keeps_nothing_else_from_being_done(world: World) -> None:
+    """The account may make a directory of that name: its root would never be held or pruned again."""
+    world.days(100, 20, 19, 18, 3)
+    path = request(world, world.disk(100).name)
+    path.unlink()
+    path.mkdir()
+    report = world.maintain(minimum_count=1, max_share=100, keep_last=1)
+    assert len(report.problems) == 1
+    assert path.name in report.problems[0]
+    assert report.held == 4
+    assert len(report.destroyed) == 3
+
+
 def test_requests_of_another_account_are_not_heard(world: World) -> None:
     dataset = world.interrupted(100)
     request(world, dataset.name)
@@ -514,6 +560,11 @@ def test_a_problem_is_one_line_on_stderr_and_the_status(today: World, capfd: pyt
     assert out == ""
     assert err.count("\n") == 1
     assert "more than max-share of 30 %" in err
+    known = receiver.remembered(today.site)
+    assert known.finished == today.now, "it did what it could"
+    assert "more than max-share of 30 %" in known.problems[ROOT]
+    assert run(today, "maintain", text="max-share = 100") == 0
+    assert receiver.remembered(today.site).problems == {}
 
 
 def test_json_tells_everything(today: World, capfd: pytest.CaptureFixture[str]) -> None:
