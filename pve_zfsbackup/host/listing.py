@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pve_zfsbackup.errors import BackupError, DatasetNotFoundError, ZfsError
 from pve_zfsbackup.host.health import KSTAT, local_states, pool_of, state_argv, suspended
-from pve_zfsbackup.host.rows import SOURCE_COLUMNS, TARGET_COLUMNS, volumes
+from pve_zfsbackup.host.pools import DENIED
+from pve_zfsbackup.host.rows import LIMITS, SOURCE_COLUMNS, TARGET_COLUMNS, volumes
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs import BATCH
@@ -52,14 +53,17 @@ def list_target(host: Host, root: Dataset) -> Listing:
 
     Raises `PoolSuspendedError`, and what `list_host` does.
     """
-    pool = pool_of(root)
-    done = host.run_line((state_argv(pool), _argv([root], None, TARGET_COLUMNS)), timeout=LIST_TIMEOUT)
+    pool, columns = pool_of(root), TARGET_COLUMNS
+    done = host.run_line((state_argv(pool), _argv([root], None, columns)), timeout=LIST_TIMEOUT)
+    if done.returncode == DENIED:  # its receiver is from before the limits: they are not told, and the rest is
+        columns = tuple(name for name in TARGET_COLUMNS if name not in LIMITS)
+        done = host.run_line((state_argv(pool), _argv([root], None, columns)), timeout=LIST_TIMEOUT)
     lines = done.stdout.splitlines()
     if not lines and done.returncode == 1 and not done.stderr.strip():
         raise suspended(host, pool)
     if not lines and done.returncode in (2, 127):  # no such file, or no grep: not one that knows the pool's state
         return list_host(host, [root])
-    return replace(_listing(host, [root], done, lines[1:], TARGET_COLUMNS), health={pool: "".join(lines[:1]).strip()})
+    return replace(_listing(host, [root], done, lines[1:], columns), health={pool: "".join(lines[:1]).strip()})
 
 
 def _argv(roots: Sequence[Dataset], depth: int | None, columns: Sequence[str]) -> tuple[str, ...]:

@@ -32,9 +32,9 @@ _OURS: Final = tuple(
     PROPERTY + name for name in ("point", "disks", "consistency", "window", "volume", "verified", "owner", "failover")
 )
 # They bind whoever is not root (`dsl_enforce_ds_ss_limits` of dsl_dir.c): an account on a target.
-_LIMITS: Final = ("snapshot_limit", "snapshot_count", "filesystem_limit", "filesystem_count")
+LIMITS: Final = ("snapshot_limit", "snapshot_count", "filesystem_limit", "filesystem_count")
 NO_LIMIT: Final = (1 << 64) - 1  # what `-p` prints for none
-TARGET_COLUMNS: Final = _NATIVE + _OURS + _LIMITS
+TARGET_COLUMNS: Final = _NATIVE + _OURS + LIMITS
 # What a restore needs is asked for where new points are made: on the source.
 SOURCE_COLUMNS: Final = _NATIVE + _OURS + RESTORE_PROPS + (PROPERTY + "restore", PROPERTY + "restored")
 # Seconds; in the year 9892, so that it can be shown in any time zone. What comes with a stream may be any number.

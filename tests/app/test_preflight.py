@@ -199,6 +199,23 @@ def test_a_limit_of_snapshots_is_told_before_anything_is_sent_and_recovers(world
     assert_replicated(world)
 
 
+def test_a_receiver_that_is_older_than_the_limits_is_asked_without_them(world: World) -> None:
+    """Who brings the node up to date before the target would have sent nothing more there."""
+    told = "pve-zfsbackup-receiver: denied: 'type,name' is not allowed here"
+    for columns in {argv[argv.index("-o") + 1] for argv in listings(world)}:
+        world.runner.faults.append(Fault(words=("list", columns), host=TARGET, answer=(126, told), again=True))
+    assert world.run().exit_code is ExitCode.OK
+    assert_replicated(world)
+
+
+def listings(world: World) -> list[tuple[str, ...]]:
+    """As the target is asked for them."""
+    world.run()
+    found = [argv for argv in world.runner.zfs(TARGET, "list") if "-r" in argv]
+    assert any("snapshot_limit" in argv[argv.index("-o") + 1] for argv in found)
+    return found
+
+
 def test_limits_do_not_bind_root(world: World) -> None:
     world.config.write_text(world.config.read_text().replace("user: backup", "user: root"))
     world.run()
