@@ -130,14 +130,17 @@ def node_state(session: Session, found: Inventory, wish: Wish) -> NodeState:
     guest = next((guest for guest in found.guests if guest.vmid == wish.new), None)
     texts = read_config_file(guest.vmid, guest.kind, root=session.pve_root, digest=guest.digest) if guest else {}
     roots = [Dataset(f"{root}/{STAGING}") for root in sorted(found.listing.roots)]
+    owners = read_owners(session.api)
+    owner = owners.get(wish.new, session.node)
     return NodeState(
         node=session.node,
         listing=found.listing,
         work=list_host(session.hosts[SOURCE], roots, columns=SOURCE_COLUMNS),
         storages=read_storages(session.api),
-        owners=read_owners(session.api),
+        owners=owners,
         guest=guest,
         config=texts.get("conf", ""),
+        owner_offline=owner != session.node and read_nodes(session.api).get(owner) == "offline",
     )
 
 

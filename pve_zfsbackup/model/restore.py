@@ -60,6 +60,7 @@ class NodeState:
     owners: Mapping[Vmid, str]
     guest: Guest | None = None
     config: str = ""
+    owner_offline: bool = False  # the node that has the wished vmid is another one, and does not answer the cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ from pve_zfsbackup.model import (
 from pve_zfsbackup.plan.failover import cloned
 from pve_zfsbackup.plan.guest_config import Fresh, exchange, rewrite, settings, volume_in
 from pve_zfsbackup.plan.restore_room import no_room
+from pve_zfsbackup.plan.restore_taken import AS, guest_elsewhere, guest_exists
 from pve_zfsbackup.plan.snapshot import LOCKS
 
 _NUMBERED: Final = re.compile(r"(?:vm|base|subvol|basevol)-([1-9][0-9]{2,8})-disk-([0-9]+)\Z")
@@ -228,28 +229,21 @@ def _guest_conflicts(wish: Wish, origin: Origin, state: NodeState, *, switched: 
         return
     guest = state.guest
     if guest is None:
-        message = f"is on node {node}" if node != state.node else "exists, and cannot be read"
-        there = f"--node {node} tells how it is restored there; " if node != state.node else ""
-        hint = f"{there}--as makes a copy: name a vmid"
-        yield Conflict(kind="guest-elsewhere", object=label, message=message, resolve=hint)
+        if node == state.node:
+            yield Conflict(kind="guest-elsewhere", object=label, message="exists, and cannot be read", resolve=AS)
+        else:
+            yield guest_elsewhere(wish, origin.kind, node, state.node, offline=state.owner_offline)
         return
     if not wish.replace and not wish.disks and not switched:
         yield guest_exists(wish.new, f"exists ({guest.name})", state.owners)
     if guest.kind is not origin.kind:
         message = f"is of kind {guest.kind.value}, the point of kind {origin.kind.value}"
-        yield Conflict(kind="other-kind", object=label, message=message, resolve="--as makes a copy: name a vmid")
+        yield Conflict(kind="other-kind", object=label, message=message, resolve=AS)
     if guest.lock:
         message = f"is locked ({guest.lock})" + (f": {LOCKS[guest.lock]}" if guest.lock in LOCKS else "")
         yield Conflict(kind="locked", object=label, message=message, resolve="wait until the task has ended")
     if guest.running and wish.replace and not switched:
         yield Conflict(kind="running", object=label, message="is running", resolve="stop it first, then run this again")
-
-
-def guest_exists(vmid: Vmid, message: str, owners: Mapping[Vmid, str]) -> Conflict:
-    """The vmid is taken, and nobody said that the guest may be replaced."""
-    free = next(other for other in range(vmid + 1, vmid + len(owners) + 2) if other not in owners)
-    hint = f"--as {free} makes a copy beside it; --replace {vmid} takes its place and keeps its disks aside"
-    return Conflict(kind="guest-exists", object=f"guest {vmid}", message=message, resolve=hint)
 
 
 def _config(plan: Restore, disks: Sequence[DiskRestore], state: NodeState, seed: bytes) -> tuple[str, tuple[str, ...]]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pve_zfsbackup.model import Cluster, Conflict, Origin, Restore, Wish
-from pve_zfsbackup.plan.restore import guest_exists, unknown, unplaceable
+from pve_zfsbackup.plan.restore import unknown, unplaceable
+from pve_zfsbackup.plan.restore_taken import guest_elsewhere, guest_exists
 
 
 def plan_elsewhere(wish: Wish, origin: Origin, cluster: Cluster, node: str, more: Sequence[str] = ()) -> Restore:
@@ -18,7 +19,7 @@ def plan_elsewhere(wish: Wish, origin: Origin, cluster: Cluster, node: str, more
     conflicts = [*_absent(node, cluster), *unknown(wish, origin)]
     if not conflicts:
         keys = sorted(wish.disks or origin.point.disks)
-        conflicts += [*unplaceable(keys, wish, origin, cluster.storages, node), *_taken(wish, cluster, node)]
+        conflicts += [*unplaceable(keys, wish, origin, cluster.storages, node), *_taken(wish, origin, cluster, node)]
     return Restore(
         work=f"{wish.new}:{origin.point.id}",
         origin=origin,
@@ -40,13 +41,13 @@ def _absent(node: str, cluster: Cluster) -> Iterator[Conflict]:
         yield Conflict(kind="node", object=f"node {node}", message=message, resolve=hint)
 
 
-def _taken(wish: Wish, cluster: Cluster, node: str) -> Iterator[Conflict]:
+def _taken(wish: Wish, origin: Origin, cluster: Cluster, node: str) -> Iterator[Conflict]:
     owner, label = cluster.owners.get(wish.new), f"guest {wish.new}"
     if owner is None and wish.replace:
         yield Conflict(kind="no-guest", object=label, message="there is none that could be replaced")
     elif owner not in (None, node):
-        hint = f"migrate it first, or leave out --node {node}; --as makes a copy: name a vmid"
-        yield Conflict(kind="guest-elsewhere", object=label, message=f"is on node {owner}", resolve=hint)
+        offline = cluster.nodes.get(str(owner)) == "offline"
+        yield guest_elsewhere(wish, origin.kind, str(owner), node, offline=offline)
     elif owner is not None and not wish.replace and not wish.disks:
         yield guest_exists(wish.new, f"exists on node {node}", cluster.owners)
 

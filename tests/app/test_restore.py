@@ -584,6 +584,29 @@ def test_a_guest_that_is_elsewhere_says_where_to_ask(cluster: World) -> None:
     assert found.resolve.startswith("--node pve2 tells how")
 
 
+@pytest.mark.parametrize("vmid", [WEB, CT])
+def test_a_guest_of_a_lost_node_is_taken_over_by_its_configuration(cluster: World, vmid: int) -> None:
+    """What stays of it in the cluster is its file; with the file here, and no disk, it is replaced by name."""
+    folder = "qemu-server" if vmid == WEB else "lxc"
+    path = cluster.node.etc / f"{folder}/{vmid}.conf"
+    text = path.read_text()
+    lost(cluster, vmid)
+    cluster.node.owned[vmid] = "pve3"
+    (found,) = prepared(cluster, vmid).plan.conflicts
+    assert (found.kind, found.message) == ("guest-elsewhere", "is on node pve3, which is offline")
+    move = f"mv /etc/pve/nodes/pve3/{folder}/{vmid}.conf /etc/pve/nodes/pve1/{folder}/"
+    assert found.resolve.startswith(f"if pve3 is off for certain: `{move}`, then --replace {vmid}; --as")
+    (copy,) = prepared(cluster, DB, new=vmid).plan.conflicts
+    assert "mv " not in copy.resolve, "of another guest nothing is known of what was there"
+    del cluster.node.owned[vmid]
+    path.write_text(text)
+    done = restore(cluster, vmid, replace=vmid, start=True, storages={"fast": "local-zfs"})
+    assert done.plan.aside == ()
+    keys = ("scsi0", "scsi1") if vmid == WEB else ("rootfs",)
+    assert all(dataset_of(cluster, config(cluster, vmid)[key]) in cluster.source.datasets for key in keys)
+    assert cluster.guest(vmid).running
+
+
 # -- Killed anywhere
 
 
