@@ -13,7 +13,6 @@ from pve_zfsbackup.model import ONLINE, SOURCE, SUSPENDED
 from pve_zfsbackup.model.health import Condition, Finding, Level, Pool
 
 Conditions = Mapping[tuple[str, str], Condition]  # by host and pool
-SHOWN = 5  # devices in one line
 
 
 def conditions(session: Session, found: History, pools: Sequence[Pool]) -> tuple[Conditions, tuple[Finding, ...]]:
@@ -59,9 +58,7 @@ def judged(told: Conditions, pools: Sequence[Pool]) -> Iterator[Finding]:
 def _judged(about: str, condition: Condition) -> Iterator[Finding]:
     if condition.errors:
         yield Finding(level=Level.CRITICAL, about=about, text=condition.errors)
-    devices = [str(device) for device in condition.devices[:SHOWN]]
-    more = len(condition.devices) - SHOWN
-    text = "; ".join([*devices, f"{more} more devices"] if more > 0 else devices)
+    text = condition.told
     if condition.state != ONLINE:
         level = Level.WARNING if condition.state == "DEGRADED" else Level.CRITICAL
         yield Finding(level=level, about=about, text=f"{condition.state}: {text}" if text else condition.state)

@@ -12,6 +12,7 @@ from pve_zfsbackup.model.names import Vmid
 from pve_zfsbackup.model.proof import Proven
 from pve_zfsbackup.model.room import Outlook
 
+SHOWN: Final = 5  # devices of a pool that are named
 SKEW: Final = 3600  # seconds by which clocks may differ; what is newer is from the future: a clock was set back
 
 
@@ -87,6 +88,12 @@ class Condition:
     known: bool = True
     errors: str = ""
     devices: tuple[Device, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """The devices in words: of many, the first."""
+        more = len(self.devices) - SHOWN
+        return "; ".join([*map(str, self.devices[:SHOWN]), *([f"{more} more devices"] if more > 0 else ())])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

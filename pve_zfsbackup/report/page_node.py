@@ -8,7 +8,7 @@ from pve_zfsbackup.app.health import SOON_WARN
 from pve_zfsbackup.app.history import Coverage
 from pve_zfsbackup.app.overview import Overview
 from pve_zfsbackup.model import SOURCE
-from pve_zfsbackup.model.health import Pool
+from pve_zfsbackup.model.health import Condition, Pool
 from pve_zfsbackup.model.room import Outlook
 from pve_zfsbackup.model.runs import PastRun, Trouble
 from pve_zfsbackup.report.drawing import bar, columns
@@ -31,7 +31,7 @@ def space(view: Overview) -> Markup:
     )
     pools = table(
         ("Pool of this node", "Use", "State", "Size", "Free"),
-        [_pool(pool) for pool in view.health.pools],
+        [_pool(pool, view.health.conditions.get((SOURCE, pool.name))) for pool in view.health.pools],
         numbers=("Size", "Free"),
         kind="roots",
     )
@@ -85,8 +85,11 @@ def _full(one: Outlook) -> Child:
     )
 
 
-def _pool(pool: Pool) -> tuple[Child, ...]:
-    state = pool.health if pool.health == "ONLINE" else pill("critical", pool.health)
+def _pool(pool: Pool, condition: Condition | None) -> tuple[Child, ...]:
+    """The devices that are not as they should be stand beside the state: ONLINE says little of them."""
+    state: Child = pool.health if pool.health == "ONLINE" else pill("critical", pool.health)
+    if condition and condition.devices:
+        state = tag("span", state, " ", tag("small", condition.told))
     return (
         pool.name,
         bar([("used", pool.used_share)], f"{pool.used_share:.0%} used"),

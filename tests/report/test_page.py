@@ -22,7 +22,7 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.model import Archived, Dataset, Point, PointId, Vmid
 from pve_zfsbackup.model.aside import PutAside
-from pve_zfsbackup.model.health import Finding, Level, Verification
+from pve_zfsbackup.model.health import Condition, Device, Finding, Level, Verification
 from pve_zfsbackup.model.room import Outlook
 from pve_zfsbackup.model.runs import PastProof, PastRun, StageTold, Trouble
 from pve_zfsbackup.report.drawing import FARTHEST, NEAREST, TICKS, bar, columns, place, strip
@@ -245,6 +245,15 @@ def test_a_forecast_is_told_only_where_there_is_one(view: Overview) -> None:
     assert "not filling" in page
 
 
+def test_devices_stand_beside_the_state_of_their_pool(view: Overview) -> None:
+    pool = view.health.pools[0]
+    lost = tuple(Device(name=f"sd{number}", state="FAULTED") for number in range(7))
+    conditions = {("source", pool.name): Condition(state="ONLINE", devices=lost)}
+    page = report_page(dataclasses.replace(view, health=dataclasses.replace(view.health, conditions=conditions)))
+    named = "; ".join(f"sd{number} FAULTED" for number in range(5))
+    assert f"ONLINE <small>{named}; 2 more devices</small>" in page
+
+
 def test_names_and_messages_are_only_text(view: Overview) -> None:
     """Every name anybody else chose, at once."""
     coverage = tuple(
@@ -254,7 +263,8 @@ def test_names_and_messages_are_only_text(view: Overview) -> None:
     ages = tuple(dataclasses.replace(one, guest=EVIL, consistency=EVIL) for one in view.health.ages)
     finding = Finding(level=Level.CRITICAL, about=EVIL, text=EVIL)
     pools = tuple(dataclasses.replace(pool, name=EVIL, health=EVIL) for pool in view.health.pools)
-    health = dataclasses.replace(view.health, ages=ages, findings=(finding,), pools=pools)
+    lost = {("source", EVIL): Condition(state=EVIL, errors=EVIL, devices=(Device(name=EVIL, state=EVIL, why=EVIL),))}
+    health = dataclasses.replace(view.health, ages=ages, findings=(finding,), pools=pools, conditions=lost)
     trouble = Trouble(stage=EVIL, outcome="failed", guest=EVIL, host=EVIL, message=EVIL)
     run = PastRun(name=EVIL, started=view.history.now, stages={EVIL: StageTold()}, troubles=(trouble,), broken_off=EVIL)
     costs = tuple(dataclasses.replace(one, freed=None, reason=EVIL) for one in view.costs)
