@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from typing import assert_never
 
 from pve_zfsbackup.errors import BackupError, VerificationError
 from pve_zfsbackup.events import Emit, Progress
-from pve_zfsbackup.host import listing, zfs
+from pve_zfsbackup.host import destroying, listing, zfs
 from pve_zfsbackup.host.pipeline import Chain, carry
 from pve_zfsbackup.host.quiesce import FreezeRules, Quiescer, Window
+from pve_zfsbackup.host.settling import settle
 from pve_zfsbackup.host.ssh import Host
-from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import (
     PROPERTY,
     SOURCE,
@@ -60,7 +59,7 @@ class Executor:
         moved = 0
         for kind, run in groupby(steps, key=_kind):
             if kind is Mark:
-                self._settle([step for step in run if isinstance(step, Mark | Hold | Release)])
+                settle(self.hosts, [step for step in run if isinstance(step, Mark | Hold | Release)])
             elif kind is DestroyBookmark:
                 self._forget([step for step in run if isinstance(step, DestroyBookmark)])
             elif kind is Destroy:
@@ -184,58 +183,10 @@ class Executor:
             for done in [threads.submit(zfs.destroy_bookmark, host, step.bookmark) for step in steps]:
                 done.result()
 
-    def _settle(self, steps: Sequence[Mark | Hold | Release]) -> None:
-        """All of a host in one session, in order. Where a hold is there already, the holds are looked at one by one."""
-        marks = self._marks([step for step in steps if isinstance(step, Mark)])
-        for name in dict.fromkeys(step.host for step in steps):
-            commands: list[tuple[str, ...]] = []
-            holds: list[Hold | Release] = []
-            for kind, run in groupby((step for step in steps if step.host == name), key=type):
-                if kind is Mark:
-                    commands += zfs.set_commands(marks[name])
-                    marks[name] = []
-                    continue
-                own = [step for step in run if isinstance(step, Hold | Release)]
-                holds += own
-                for tag in dict.fromkeys(step.tag for step in own):
-                    snapshots = [step.snapshot for step in own if step.tag == tag]
-                    commands += zfs.hold_commands("hold" if kind is Hold else "release", tag, snapshots)
-            failed = self.hosts[name].run_all(commands)
-            if failed and not zfs.is_settled(failed):
-                raise classified(failed)
-            releases = [command for command in commands if command[1] == "release"]
-            # Somebody else's hold is counted like ours: that the last command found no tag of ours is no failure.
-            if failed and not (releases == commands[-1:] and zfs.is_settled(failed, ("release",))):
-                self._holds(holds)
-
-    def _marks(self, steps: Sequence[Mark]) -> dict[str, list[tuple[Sequence[str], Mapping[str, str]]]]:
-        """What to set, by host: the point's properties of the source snapshots, one group per set of equal ones."""
-        found: dict[str, list[tuple[Sequence[str], Mapping[str, str]]]] = defaultdict(list)
-        if not steps:
-            return found
-        properties = listing.point_properties(self.hosts[SOURCE], [step.source for step in steps])
-        groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = defaultdict(list)
-        for step in steps:
-            own = dict(properties[step.source.full_name])
-            if f"{PROPERTY}point" not in own:
-                raise VerificationError(f"{step.source.full_name}: lost its properties, the replica is not marked")
-            own[f"{PROPERTY}volume"] = step.volume
-            if step.disks:
-                own[f"{PROPERTY}disks"] = step.disks
-            groups[step.host, tuple(sorted(own.items()))].append(f"{step.dataset}@{step.source.name}")
-        for (host, pairs), names in groups.items():
-            found[host].append((names, dict(pairs)))
-        return found
-
-    def _holds(self, steps: Sequence[Hold | Release]) -> None:
-        for (host, tag, kind), own in groupby(steps, key=lambda step: (step.host, step.tag, type(step))):
-            action = zfs.hold if kind is Hold else zfs.release
-            action(self.hosts[host], tag, [step.snapshot for step in own])
-
     def _destroy(self, steps: Sequence[Destroy]) -> None:
         failed: list[tuple[Snapshot, Exception]] = []
         for host in dict.fromkeys(step.host for step in steps):
-            failed += zfs.destroy(self.hosts[host], [step.snapshot for step in steps if step.host == host])
+            failed += destroying.destroy(self.hosts[host], [step.snapshot for step in steps if step.host == host])
         if failed:
             raise BackupError(
                 f"{len(failed)} snapshots could not be destroyed: "

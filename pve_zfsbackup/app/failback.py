@@ -16,7 +16,7 @@ from pve_zfsbackup.app.restore_disks import apply_props, make_places, remove_pla
 from pve_zfsbackup.app.restore_receive import look
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, CommandError, VerificationError
-from pve_zfsbackup.host import restoring, zfs
+from pve_zfsbackup.host import destroying, restoring, zfs
 from pve_zfsbackup.host.guests import is_running
 from pve_zfsbackup.host.listing import tuned
 from pve_zfsbackup.host.pipeline import Chain, carry
@@ -226,4 +226,4 @@ def _tidy(way: Way) -> None:
             volume = look(session, name)
             mine = [s for s in volume.snapshots if s.name.startswith(PREFIX) and not s.clones] if volume else []
             # Ours by their name and by where they are; `destroy` looks at the guid again.
-            zfs.destroy(host, [replace(s, point=PointId(f"{way.guest.vmid}/failback")) for s in mine])
+            destroying.destroy(host, [replace(s, point=PointId(f"{way.guest.vmid}/failback")) for s in mine])

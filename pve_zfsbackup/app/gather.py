@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class Inventory:
     guests: tuple[Guest, ...]
     listing: Listing
     notes: tuple[str, ...] = ()
+    asked: dict[str, Future[Listing]] = field(default_factory=dict)
+    """Targets whose listing was asked for meanwhile: each answer is for whoever takes it out first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +86,15 @@ class Assignment:
         return max(job.lock_wait for job in self.jobs)
 
 
-def inventory(session: Session, *, only: Vmid | None = None) -> Inventory:
+def inventory(session: Session, *, only: Vmid | None = None, targets: Iterable[str] = ()) -> Inventory:
     """Ask the API for the guests and ZFS for the datasets of the node's storages: one listing. `only` asks for one
-    guest."""
-    return inventory_of(session.api, session.node, session.hosts[SOURCE], session.kstat, only=only)
+    guest. `targets` are asked at the same time, and not waited for."""
+    names = list(targets)
+    threads = ThreadPoolExecutor(max(1, len(names)))
+    asked = {name: threads.submit(target_listing, session, name) for name in names}
+    threads.shutdown(wait=False)
+    found = inventory_of(session.api, session.node, session.hosts[SOURCE], session.kstat, only=only)
+    return replace(found, asked=asked)
 
 
 def inventory_of(api: Api, node: str, host: Host, kstat: Path = KSTAT, *, only: Vmid | None = None) -> Inventory:
@@ -110,6 +118,12 @@ def _roots(storages: Mapping[str, Storage], node: str) -> list[Dataset]:
 def visible_listing(session: Session, name: str) -> Listing:
     """What the target's root shows, whosoever it is: only to be looked at. Raises when it cannot be asked."""
     return list_target(session.hosts[name], session.config.targets[name].root)
+
+
+def first_listing(session: Session, found: Inventory, name: str) -> Listing:
+    """The answer that was asked for with the inventory, else one asked for now. Raises as `target_listing` does."""
+    asked = found.asked.pop(name, None)
+    return asked.result() if asked else target_listing(session, name)
 
 
 def target_listing(session: Session, name: str) -> Listing:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
 from pve_zfsbackup.app.cost import costs
-from pve_zfsbackup.app.gather import Assignment, Inventory, target_listings
+from pve_zfsbackup.app.gather import Assignment, Inventory, first_listing, target_listings
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.events import Outcome, Result
@@ -19,6 +20,7 @@ from pve_zfsbackup.plan.takeover import takeovers
 
 STAGE = "prune"
 SHOWN = 2  # guests named where all have the same trouble
+AT_ONCE = 4  # guests: each destroy waits for the pool, and they can wait for the same transaction group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,7 @@ class PruneWork:
 def plan_all(session: Session, found: Inventory, items: Sequence[Assignment]) -> PruneWork:
     """Decide for every guest, with one listing per target."""
     names = [name for name in session.config.targets if any(name in item.targets for item in items)]
-    listings, errors = target_listings(session, names)
+    listings, errors = target_listings(session, names, lambda _, name: first_listing(session, found, name))
     world = {SOURCE: found.listing, **listings}
     guests = decide(session, world, items, silent=frozenset(errors))
     silent = [failed(STAGE, error, host=name) for name, error in errors.items()]
@@ -83,10 +85,14 @@ def decide(
 
 
 def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
-    """Carry it out, guest by guest."""
-    for pruning in work.guests:
-        if pruning.fault is None:
-            yield from _one(session, pruning)
+    """Carry it out, some guests at a time; who ends it early waits for those under way."""
+    threads = ThreadPoolExecutor(AT_ONCE)
+    try:
+        able = (pruning for pruning in work.guests if pruning.fault is None)
+        for results in threads.map(lambda pruning: list(_one(session, pruning)), able):
+            yield from results
+    finally:
+        threads.shutdown(cancel_futures=True)
     yield from work.silent
     if ahead := [pruning.item.guest.vmid for pruning in work.guests if pruning.plan.ahead]:
         yield _waiting(ahead)

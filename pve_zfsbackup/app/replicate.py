@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
 
-from pve_zfsbackup.app.gather import Assignment, Inventory, show_rooms, target_listing
+from pve_zfsbackup.app.gather import Assignment, Inventory, first_listing, show_rooms
 from pve_zfsbackup.app.lanes import Course, attempt
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.patience import Patience
@@ -72,7 +72,7 @@ def _to_target(session: Session, found: Inventory, works: Sequence[Work], course
         refused = len(course.refused)
         fault: BackupError | None = None
         try:
-            listing = target_listing(session, course.target)
+            listing = first_listing(session, found, course.target)
             if not remarked:
                 yield from remarks(session, found, listing, STAGE)
                 show_rooms(session, listing)

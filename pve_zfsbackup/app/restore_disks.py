@@ -9,7 +9,7 @@ from dataclasses import replace
 from pve_zfsbackup.app.restore_receive import Supply, look
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import DatasetNotFoundError, OutOfSpaceError, VerificationError, ZfsError
-from pve_zfsbackup.host import restoring, zfs
+from pve_zfsbackup.host import destroying, restoring, zfs
 from pve_zfsbackup.host.listing import tuned
 from pve_zfsbackup.model import PROPERTY, SOURCE, STAGING, Dataset, DiskRestore, Restore, Snapshot, Volume, tuning
 from pve_zfsbackup.plan.restore_props import to_set
@@ -151,7 +151,7 @@ def settle_snapshots(session: Session, plan: Restore) -> None:
                 own = plan.origin.own.get(disk.key, {})
                 zfs.set_properties(host, [snapshot.full_name], {PROPERTY + key: text for key, text in own.items()})
             elif not disk.history and not snapshot.clones:
-                failed = zfs.destroy(host, [replace(snapshot, point=plan.origin.point.id)])
+                failed = destroying.destroy(host, [replace(snapshot, point=plan.origin.point.id)])
                 for _, error in failed:
                     raise error
 

@@ -107,7 +107,7 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
                 if stage is Stage.REPLICATE and (kept := _kept_from(hooks, stage)):
                     written.result(kept)
                     continue
-                found = inventory(session)
+                found = inventory(session, targets=_wanted(session.config, scope, stage))
                 if not number:
                     show_rooms(session, found.listing)
                 items, remarks = assign(session, found, scope)
@@ -139,6 +139,14 @@ def needed(config: Config, stages: Sequence[Stage]) -> tuple[Stage, ...]:
     if not left:
         raise ConfigError(["no job names a box"], hint="add `boxes: [NAME]` to a job, and the box to `boxes`")
     return left
+
+
+def _wanted(config: Config, scope: Scope, stage: Stage) -> list[str]:
+    """Targets this stage surely has to do with: of a few guests it is not known yet."""
+    if stage not in (Stage.REPLICATE, Stage.PRUNE) or scope.guests:
+        return []
+    jobs = (job for name, job in config.jobs.items() if not scope.jobs or name in scope.jobs)
+    return list(dict.fromkeys(target for job in jobs for target in job.targets))
 
 
 def _sweep(session: Session, written: _Written, locks: OneLock) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -17,9 +16,7 @@ from pve_zfsbackup.errors import (
     BackupError,
     CommandTimeoutError,
     DatasetNotFoundError,
-    HostUnreachableError,
     QueuedError,
-    VerificationError,
 )
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
@@ -31,9 +28,8 @@ _Item = TypeVar("_Item")
 _TAG = re.compile(r"^cannot (hold|release)\b.*: (tag already exists|no such tag) on this dataset$")
 TIMEOUT = 300.0  # seconds
 BATCH = 400  # snapshots in one command: over ssh it is one argument, and Linux takes 128 KiB in one
-TOGETHER = 10  # datasets that are pruned at the same time
 QUEUED = 75  # EX_TEMPFAIL of an append-only target: its maintenance will do it
-_BOOKMARKS = b"""\
+BOOKMARKS = b"""\
 local names, failed = (...)["argv"], {}
 for i = 1, #names, 2 do
   local code = zfs.sync.bookmark(names[i], names[i + 1])
@@ -77,13 +73,13 @@ def set_commands(groups: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> l
     return [
         ("zfs", "set", *(f"{key}={value}" for key, value in properties.items()), *batch)
         for names, properties in groups
-        for batch in _batches(names)
+        for batch in batches(names)
     ]
 
 
 def hold_commands(verb: str, tag: str, snapshots: Sequence[Snapshot]) -> list[tuple[str, ...]]:
     """`verb` is hold or release."""
-    return [("zfs", verb, tag, *batch) for batch in _batches([snapshot.full_name for snapshot in snapshots])]
+    return [("zfs", verb, tag, *batch) for batch in batches([snapshot.full_name for snapshot in snapshots])]
 
 
 def is_settled(failed: Completed, verbs: Sequence[str] = ("hold", "release")) -> bool:
@@ -126,7 +122,7 @@ def estimate(host: Host, step: Send | Resume) -> int:
 def compress_ratios(host: Host, datasets: Sequence[Dataset]) -> dict[Dataset, float]:
     """How much smaller ZFS made their blocks; those that do not say are left out. Raises nothing."""
     found: dict[Dataset, float] = {}
-    for batch in _batches(datasets):
+    for batch in batches(datasets):
         with contextlib.suppress(BackupError):
             done = host.run(("zfs", "get", "-Hp", "-o", "name,value", "compressratio", "--", *batch), check=False)
             pairs = (line.split("\t") for line in done.stdout.splitlines() if line.count("\t") == 1)
@@ -165,7 +161,7 @@ def release(host: Host, tag: str, snapshots: Sequence[Snapshot]) -> None:
 
 
 def _each(host: Host, verb: str, tag: str, snapshots: Sequence[Snapshot], *, tolerated: str) -> None:
-    for names in _batches([snapshot.full_name for snapshot in snapshots]):
+    for names in batches([snapshot.full_name for snapshot in snapshots]):
         done = host.run(("zfs", verb, tag, *names), check=False)
         fine = not done.returncode or is_settled(done, ("release",))
         for name in names if not fine else ():  # one by one tells which, whatever the batch did
@@ -189,10 +185,10 @@ def create_bookmarks(host: Host, wanted: Sequence[tuple[Snapshot, str]]) -> froz
     made: set[str] = set()
     for pool in sorted({snapshot.dataset.partition("/")[0] for snapshot, _ in wanted}):
         own = [(s.full_name, f"{s.dataset}#{name}") for s, name in wanted if s.dataset.partition("/")[0] == pool]
-        for batch in _batches(own) if len(own) > 1 and host.destination is None else ():
+        for batch in batches(own) if len(own) > 1 and host.destination is None else ():
             argv = ("zfs", "program", "-j", pool, "-", *(name for pair in batch for name in pair))
             with contextlib.suppress(BackupError):  # whether they were made is seen at their disk's turn
-                done = host.run(argv, check=False, input=_BOOKMARKS)
+                done = host.run(argv, check=False, input=BOOKMARKS)
                 made |= _made(done, [bookmark for _, bookmark in batch])
     return frozenset(made)
 
@@ -213,7 +209,7 @@ def destroy_bookmark(host: Host, bookmark: Bookmark) -> None:
 def current_guids(host: Host, names: Iterable[str]) -> dict[str, Guid]:
     """The guids these snapshots have now; those that no longer exist are left out."""
     found: dict[str, Guid] = {}
-    for batch in _batches(list(names)):
+    for batch in batches(list(names)):
         done = host.run(("zfs", "get", "-Hp", "-o", "name,value", "guid", *batch), check=False)
         told = done.stderr.splitlines()
         # Without a word nothing is known to be gone: it was killed, not answered.
@@ -223,77 +219,6 @@ def current_guids(host: Host, names: Iterable[str]) -> dict[str, Guid]:
     return found
 
 
-def destroy(host: Host, snapshots: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
-    """Destroy snapshots after checking each guid; returns those that could not be, and why.
-
-    Some datasets at a time, so that hardly any time lies between look and deed. Raises `HostUnreachableError`, and
-    what goes wrong with a single dataset as a whole; of many datasets the others go on.
-    """
-    if foreign := [snap.full_name for snap in snapshots if snap.point is None]:
-        raise VerificationError(f"{foreign[0]} is not ours and will not be destroyed")
-    found: dict[Dataset, list[Snapshot]] = defaultdict(list)
-    for snap in snapshots:
-        found[snap.dataset].append(snap)
-    groups = list(found.values())
-    failed: list[tuple[Snapshot, Exception]] = []
-    for start in range(0, len(groups), TOGETHER):
-        try:
-            failed += _destroy_some(host, groups[start : start + TOGETHER])
-        except HostUnreachableError:
-            raise  # the other datasets are there as well
-        except BackupError:
-            if len(groups) == 1:
-                raise
-            for own in groups[start : start + TOGETHER]:
-                failed += _destroy_alone(host, own)
-    return failed
-
-
-def _destroy_alone(host: Host, own: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
-    try:
-        return _destroy_some(host, [own])
-    except BackupError as error:
-        if isinstance(error, HostUnreachableError):
-            raise
-        return [(snap, error) for snap in own]
-
-
-def _destroy_some(host: Host, groups: Sequence[Sequence[Snapshot]]) -> list[tuple[Snapshot, Exception]]:
-    """The batch of a dataset is all or nothing (one held member stalls all): after a failure they go one by one."""
-    batches: list[Sequence[Snapshot]] = []
-    failed: list[tuple[Snapshot, Exception]] = []
-    guids = current_guids(host, (snap.full_name for own in groups for snap in own))
-    for own in groups:
-        for snap in own:
-            if guids.get(snap.full_name, snap.guid) != snap.guid:
-                told = f"{snap.full_name}: guid is {guids[snap.full_name]}, planned was {snap.guid}"
-                failed.append((snap, VerificationError(told)))
-        batches += _batches([snap for snap in own if guids.get(snap.full_name) == snap.guid])
-    if host.destination and len(batches) > 1:
-        if host.run_all([("zfs", "destroy", _together(batch)) for batch in batches]) is None:
-            return failed
-        left = current_guids(host, (snap.full_name for batch in batches for snap in batch))
-        batches = [[snap for snap in batch if left.get(snap.full_name) == snap.guid] for batch in batches]
-    for batch in batches:
-        failed += _destroy_batch(host, batch) if batch else ()
-    return failed
-
-
-def _together(batch: Sequence[Snapshot]) -> str:
-    return f"{batch[0].dataset}@{','.join(snap.name for snap in batch)}"
-
-
-def _destroy_batch(host: Host, batch: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
-    done = host.run(("zfs", "destroy", _together(batch)), check=False)
-    failed: list[tuple[Snapshot, Exception]] = []
-    for snap in batch if done.returncode else ():
-        single = host.run(("zfs", "destroy", snap.full_name), check=False)
-        if single.returncode:
-            error = classified(single)
-            if not isinstance(error, DatasetNotFoundError):
-                failed.append((snap, error))
-    return failed
-
-
-def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
-    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+def batches(items: Sequence[_Item], size: int = BATCH) -> Iterator[Sequence[_Item]]:
+    """Parts of at most so many."""
+    return (items[start : start + size] for start in range(0, len(items), size))

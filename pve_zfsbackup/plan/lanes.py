@@ -11,7 +11,7 @@ from pve_zfsbackup.model import Dataset, Resume, Send, Snapshot, Step, Vmid
 
 BIG = 64 << 20  # a stream of that size gains nothing from company
 FULL = 256 << 20  # of small streams in one session: guests shall be finished along the way
-MANY = 64
+MANY = 20  # guests are finished while others are sent: the target waits for its disks then, this node for its processor
 LINE = 96 << 10  # bytes of the command line of a session: Linux takes 128 KiB in one argument
 STREAMS = 200  # of one disk beside others: more are cut into several sessions, which can be done with a disk alone
 COST = 1 << 20  # what any stream costs besides its bytes

@@ -67,17 +67,18 @@ def test_many_guests_cost_few_sessions_and_few_commands(world: World) -> None:
     assert_replicated(world, vmids)
     lines = world.runner.lines
     carried = [line for line in lines if "zfs receive" in line]
-    assert len(carried) == 1, "one lane, one session"
-    assert carried[0].count("zfs receive") == 44
+    assert len(carried) == 3, "some twenty disks in each: a guest is finished while others are sent"
+    assert sum(line.count("zfs receive") for line in carried) == 44
     small = [line for line in lines if line not in carried]
-    assert carried[0].count("zfs list -Hp -d 1") == 1, "and it reads back what arrived"
+    assert all(line.count("zfs list -Hp -d 1") == 1 for line in carried), "and they read back what arrived"
     assert not [line for line in small if line.startswith("zfs list -Hp -d 1")]
     marked = [line for line in small if line.startswith("zfs set") and "pve-zfsbackup:point" in line]
-    assert 1 <= len(marked) <= 3, "joined"
-    assert marked[-1].count("zfs hold") == 1, "and held in the same session"
+    assert len(marked) <= 9, "joined, three sessions side by side"
+    held = [line for line in small if "zfs hold" in line]
+    assert 1 <= len(held) <= len(carried), "and held together"
     assert len(world.runner.zfs(HERE, "program")) == 1, "all bookmarks of a pool at once"
     assert len(world.runner.zfs(HERE, "bookmark")) <= 1, "where there are several"
-    assert len(world.runner.zfs(HERE, "get")) == 1
+    assert len(world.runner.zfs(HERE, "get")) == len(held)
     assert not [argv for argv in world.runner.zfs(HERE, "send") if "-nvP" in argv], "nobody needs their exact size"
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pve_zfsbackup.host.zfs import _BOOKMARKS
+from pve_zfsbackup.host.destroying import DESTROY
+from pve_zfsbackup.host.zfs import BOOKMARKS
 
 Step = tuple[Any, ...]
 
@@ -51,7 +52,14 @@ def more(base: str, snapshot: str, target: str, *, cut: int | None = None, flag:
 
 
 def bookmarks(pool: str, *names: str) -> Step:
-    return ("fed", ("zfs", "program", "-j", pool, "-", *names), _BOOKMARKS.decode())
+    return ("fed", ("zfs", "program", "-j", pool, "-", *names), BOOKMARKS.decode())
+
+
+def destroys(pool: str, *names: str) -> Step:
+    """Names with a `!` go with a guid that is none of theirs."""
+    pairs = ((name[:-1], "=1") if name[-1] == "!" else (name, f"={{signed:{name}}}") for name in names)
+    words = (word for pair in pairs for word in pair)
+    return ("fed", ("zfs", "program", "-j", pool, "-", *words), DESTROY.decode())
 
 
 S, D = "{b}/src", "{b}/dst"
@@ -199,6 +207,16 @@ CASES: Mapping[str, tuple[Step, ...]] = {
         bookmarks("rpool", f"{S}@a", f"{S}#a:t", "{b}/two@a", "{b}/two#c"),
         bookmarks("rpool", f"{S}@a", "fast/other#x"),
         ls("{b}", columns="type,name,guid"),
+    ),
+    "destroys-at-once": (
+        *make(S), snap(f"{S}@a"), snap(f"{S}@b"), snap(f"{S}@c"), snap(f"{S}@d"), snap(f"{S}@e"),
+        ("zfs", "create", "-s", "-V", "8M", "{b}/two"), snap("{b}/two@a"), snap("{b}/two@b"),
+        ("zfs", "hold", "t", f"{S}@b"), ("zfs", "clone", f"{S}@c", "{b}/clone"),
+        destroys("rpool", f"{S}@a", f"{S}@b", f"{S}@c", f"{S}@d!", f"{S}@missing!", "{b}/nowhere@a!", "{b}/two@a"),
+        ls("{b}", columns="type,name"),
+        destroys("rpool", f"{S}@e", "{b}/two@b"),
+        destroys("rpool", f"{S}@d", "fast/other@x!"),
+        ls("{b}", columns="type,name"),
     ),
     "bookmarks": (
         *make(S), snap(f"{S}@a"), full(f"{S}@a", D),

@@ -35,10 +35,16 @@ def _filled(pools: Pools, step: Sequence[Any], base: str) -> Sequence[Any]:
         assert partial is not None
         return partial.token
 
+    def signed(match: re.Match[str]) -> str:
+        guid = int(pools.get(match[1]).guid)
+        return str(guid - (1 << 64) if guid >> 63 else guid)
+
     def fill(part: Any) -> Any:
         if isinstance(part, tuple):
             return tuple(fill(item) for item in part)
-        return re.sub(r"\{token:([^}]+)\}", token, part.replace("{b}", base)) if isinstance(part, str) else part
+        if not isinstance(part, str):
+            return part
+        return re.sub(r"\{signed:([^}]+)\}", signed, re.sub(r"\{token:([^}]+)\}", token, part.replace("{b}", base)))
 
     return tuple(fill(part) for part in step)
 

@@ -1,4 +1,4 @@
-"""`python3 -m tests.conformance.record`: boots the lab's pve1 and writes openzfs.json anew."""
+"""`python3 -m tests.conformance.record`: writes openzfs.json anew, on pve1 (PZB_LAB_ATTACH: of a lab that is up)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.conformance.cases import CASES, KEY
 from tests.conformance.fake import ROOT
 from tests.conformance.transcript import comparable
 from tests.lab.host import Host
-from tests.lab.lab import PVE1, Lab
+from tests.lab.lab import borrowed
 
 HERE = Path(__file__).parent
 
@@ -29,7 +29,7 @@ def write(version: str, cases: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def main() -> None:
-    with Lab(specs=(PVE1,)) as lab:
+    with borrowed() as lab:
         write(lab.pve1.run(("zfs", "version")).lines[0], play(lab.pve1))
 
 

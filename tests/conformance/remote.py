@@ -107,10 +107,16 @@ def filled(step, base):
     def token(match):
         return run(("zfs", "get", "-H", "-o", "value", "receive_resume_token", match[1]))["stdout"].strip()
 
+    def signed(match):
+        guid = int(run(("zfs", "get", "-Hp", "-o", "value", "guid", match[1]))["stdout"])
+        return str(guid - (1 << 64) if guid >> 63 else guid)
+
     def fill(part):
         if isinstance(part, list):
             return [fill(item) for item in part]
-        return re.sub(r"\{token:([^}]+)\}", token, part.replace("{b}", base)) if isinstance(part, str) else part
+        if not isinstance(part, str):
+            return part
+        return re.sub(r"\{signed:([^}]+)\}", signed, re.sub(r"\{token:([^}]+)\}", token, part.replace("{b}", base)))
 
     return fill(step)
 

@@ -7,10 +7,18 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pve_zfsbackup.host.destroying import DESTROY
 from pve_zfsbackup.host.runner import Completed
-from pve_zfsbackup.host.zfs import _BOOKMARKS
+from pve_zfsbackup.host.zfs import BOOKMARKS
 from tests.fakes.pools import Ds, Keys, Mark, Pools, Snap, no, ok
 from tests.fakes.reading import Reading
+
+NO_POOL_OF_ITS = """\
+Channel program execution failed:
+[string "channel program"]:4: dataset '{name}' is not in the target pool
+stack traceback:
+\t[C]: in function 'exists'
+\t[string "channel program"]:4: in main chunk"""
 
 
 class FakeZfs:
@@ -24,8 +32,9 @@ class FakeZfs:
         if argv[1] in ("load-key", "change-key") or any(word.startswith("keyformat=") for word in argv):
             return FakeKeys(self, input or b"").run(argv)
         if argv[1] == "program":
-            assert input == _BOOKMARKS, "the product has one channel program"
-            return self.bookmarks(argv)
+            programs = {BOOKMARKS: self.bookmarks, DESTROY: self.destroys}
+            assert input in programs, "the product has two channel programs"
+            return programs[input](argv)
         verb, words = argv[1], [word for word in argv[2:] if word != "--"]
         commands: dict[str, Callable[[Sequence[str], list[str]], Completed]] = {
             "list": self.reading.list,
@@ -253,6 +262,25 @@ class FakeZfs:
         for name in there:
             self._drop(self.pools.datasets[dataset], name.partition("@")[2])
         return ok(argv)
+
+    def destroys(self, argv: Sequence[str]) -> Completed:
+        """The channel program: each by itself and only with its guid; the names of those that are left."""
+        assert argv[2] == "-j"
+        assert argv[4] == "-"
+        left: dict[str, int] = {}
+        for name, guid in zip(argv[5::2], argv[6::2], strict=True):
+            if name.partition("/")[0] != argv[3]:
+                return no(argv, NO_POOL_OF_ITS.format(name=name))
+            snap = self.pools.find(name)
+            if snap is None:
+                continue
+            same = int(snap.guid) == int(guid.removeprefix("=")) % (1 << 64)
+            if not same or self._pinned(name):
+                left[name] = 1
+            else:
+                dataset, _, label = name.partition("@")
+                self._drop(self.pools.datasets[dataset], label)
+        return ok(argv, json.dumps({"return": left}, separators=(",", ":")))
 
     def _spec(self, dataset: str, labels: str) -> list[str]:
         """`a,b%d`: names, and ranges of whatever lies between, both ends included."""

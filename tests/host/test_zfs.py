@@ -17,7 +17,7 @@ from pve_zfsbackup.errors import (
     VerificationError,
     ZfsError,
 )
-from pve_zfsbackup.host import zfs
+from pve_zfsbackup.host import destroying, zfs
 from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Destination, Host
@@ -179,7 +179,7 @@ def test_only_a_hold_that_is_there_already_passes_for_settled() -> None:
 def test_destroying_goes_by_guid(source: Host, runner: FakeRunner) -> None:
     snaps = [taken(source, number) for number in (1, 2)]
     impostor = replace(snaps[0], guid=Guid("17"))
-    failed = zfs.destroy(source, [impostor, snaps[1]])
+    failed = destroying.destroy(source, [impostor, snaps[1]])
     assert [snap for snap, _ in failed] == [impostor]
     assert isinstance(failed[0][1], VerificationError)
     assert names(runner) == [snaps[0].name]
@@ -188,7 +188,7 @@ def test_destroying_goes_by_guid(source: Host, runner: FakeRunner) -> None:
 def test_what_is_not_ours_is_never_destroyed(source: Host, runner: FakeRunner) -> None:
     snap = taken(source, 1)
     with pytest.raises(VerificationError, match="not ours"):
-        zfs.destroy(source, [snap, replace(snap, point=None)])
+        destroying.destroy(source, [snap, replace(snap, point=None)])
     assert names(runner) == [snap.name]
     assert not runner.zfs(HERE, "destroy")
 
@@ -196,22 +196,44 @@ def test_what_is_not_ours_is_never_destroyed(source: Host, runner: FakeRunner) -
 def test_gone_is_what_was_wanted(source: Host, runner: FakeRunner) -> None:
     snap = taken(source, 1)
     del runner.pools[HERE].datasets[SRC].snaps[snap.name]
-    assert zfs.destroy(source, [snap]) == []
+    assert destroying.destroy(source, [snap]) == []
     assert not runner.zfs(HERE, "destroy")
 
 
 def test_one_command_destroys_many(source: Host, runner: FakeRunner) -> None:
     snaps = [taken(source, number) for number in range(1, 6)]
-    assert zfs.destroy(source, snaps) == []
+    before = len(runner.ran)
+    assert destroying.destroy(source, snaps) == []
+    assert len(runner.ran) - before == 1, "a channel program: look and deed in one transaction group"
+    assert names(runner) == []
+
+
+@pytest.mark.parametrize("answer", [(1, "Channel program execution failed"), (0, "no JSON"), (2, "")])
+def test_where_there_is_no_channel_program_commands_do_it(
+    source: Host, runner: FakeRunner, answer: tuple[int, str]
+) -> None:
+    snaps = [taken(source, number) for number in range(1, 6)]
+    runner.faults.append(Fault(words=("program",), answer=answer))
+    assert destroying.destroy(source, snaps) == []
     (argv,) = runner.zfs(HERE, "destroy")
     assert argv == ("zfs", "destroy", f"{SRC}@{','.join(snap.name for snap in snaps)}")
+    assert names(runner) == []
+
+
+def test_a_guid_of_more_than_63_bits_is_recognised(source: Host, runner: FakeRunner) -> None:
+    snaps = [taken(source, number) for number in (1, 2)]
+    for number, snap in enumerate(snaps):
+        runner.pools[HERE].datasets[SRC].snaps[snap.name].guid = (1 << 64) - 2 + number
+    large = [replace(snap, guid=Guid(str((1 << 64) - 2 + number))) for number, snap in enumerate(snaps)]
+    assert destroying.destroy(source, large) == []
+    assert not runner.zfs(HERE, "destroy"), "no command had to look at them again"
     assert names(runner) == []
 
 
 def test_a_held_one_stalls_the_batch_and_only_itself(source: Host, runner: FakeRunner) -> None:
     snaps = [taken(source, number) for number in range(1, 6)]
     runner.pools[HERE].datasets[SRC].snaps[snaps[2].name].holds.add("admin")
-    failed = zfs.destroy(source, snaps)
+    failed = destroying.destroy(source, snaps)
     assert [(snap, type(error)) for snap, error in failed] == [(snaps[2], SnapshotHeldError)]
     assert names(runner) == [snaps[2].name]
 
@@ -219,9 +241,10 @@ def test_a_held_one_stalls_the_batch_and_only_itself(source: Host, runner: FakeR
 def test_guids_that_cannot_be_read_are_not_taken_for_gone(source: Host, runner: FakeRunner) -> None:
     snaps = [taken(source, number) for number in (1, 2)]
     text = f"cannot open '{snaps[0].full_name}': dataset does not exist\ncannot open '{SRC}@x': I/O error"
+    runner.faults.append(Fault(words=("program",), answer=(1, "Channel program execution failed")))
     runner.faults.append(Fault(words=("get",), answer=(1, text)))
     with pytest.raises(CommandError):
-        zfs.destroy(source, snaps)
+        destroying.destroy(source, snaps)
     assert len(names(runner)) == 2
 
 
@@ -247,7 +270,7 @@ def left(runner: FakeRunner) -> list[str]:
 
 def test_many_replicas_are_pruned_in_few_sessions(target: Host, runner: FakeRunner) -> None:
     snaps = there(runner, 30)
-    assert zfs.destroy(target, snaps) == []
+    assert destroying.destroy(target, snaps) == []
     assert left(runner) == []
     assert len(runner.lines) == 6, "of ten replicas the guids in one session, and then they go in another"
 
@@ -256,7 +279,7 @@ def test_one_replica_that_cannot_be_pruned_is_alone(target: Host, runner: FakeRu
     snaps = there(runner, 12)
     runner.pools["backup1"].datasets["tank/d3"].snaps[snaps[3].name].holds.add("admin")
     impostor = replace(snaps[5], guid=Guid("17"))
-    failed = zfs.destroy(target, [*snaps[:5], impostor, *snaps[6:]])
+    failed = destroying.destroy(target, [*snaps[:5], impostor, *snaps[6:]])
     assert {snap.dataset: type(error) for snap, error in failed} == {
         "tank/d3": SnapshotHeldError, "tank/d5": VerificationError,
     }  # fmt: skip
@@ -267,7 +290,7 @@ def test_one_replica_that_cannot_be_looked_at_is_alone(target: Host, runner: Fak
     snaps = there(runner, 4)
     text = f"cannot open '{snaps[1].full_name}': I/O error"
     runner.faults.append(Fault(words=("get", snaps[1].full_name), answer=(1, text), again=True))
-    assert [snap for snap, _ in zfs.destroy(target, snaps)] == [snaps[1]]
+    assert [snap for snap, _ in destroying.destroy(target, snaps)] == [snaps[1]]
     assert left(runner) == ["tank/d1"]
 
 
@@ -275,7 +298,7 @@ def test_a_target_that_is_away_fails_as_a_whole(target: Host, runner: FakeRunner
     snaps = there(runner, 4)
     runner.down["backup1"] = "ssh: connect to host backup1 port 22: No route to host"
     with pytest.raises(HostUnreachableError):
-        zfs.destroy(target, snaps)
+        destroying.destroy(target, snaps)
 
 
 def test_thousands_of_snapshots_fit_into_arguments(target: Host, runner: FakeRunner) -> None:
@@ -298,6 +321,6 @@ def test_thousands_of_snapshots_fit_into_arguments(target: Host, runner: FakeRun
     zfs.hold(counted, "t", snaps)
     zfs.release(counted, "t", snaps)
     zfs.set_properties(counted, [snap.full_name for snap in snaps], {"pve-zfsbackup:conf": "c" * 8000})
-    assert zfs.destroy(counted, snaps) == []
+    assert destroying.destroy(counted, snaps) == []
     assert not pools.datasets["tank/dst"].snaps
     assert max(sizes) < 1 << 17, "Linux takes 128 KiB in one argument (MAX_ARG_STRLEN)"

@@ -12,7 +12,7 @@ import pytest
 
 from pve_zfsbackup.app.target_check import Checked, check_target
 from pve_zfsbackup.config import Target
-from pve_zfsbackup.host import listing, pipeline, zfs
+from pve_zfsbackup.host import destroying, listing, pipeline, zfs
 from pve_zfsbackup.host.runner import Completed, Piped, Runner
 from pve_zfsbackup.host.ssh import Destination, Host, Link
 from pve_zfsbackup.model import Compress, Dataset, Guid, PointDisk, PointId, Resume, Send, Snapshot, encode_disks
@@ -152,7 +152,7 @@ def test_what_setups_check_asks_is_understood(monkeypatch: pytest.MonkeyPatch) -
     [
         pytest.param(lambda host: zfs.hold(host, "pve-zfsbackup", [_ours()]), id="hold"),
         pytest.param(lambda host: zfs.release(host, "pve-zfsbackup", [_ours()]), id="release"),
-        pytest.param(lambda host: zfs.destroy(host, [_ours()]), id="destroy"),
+        pytest.param(lambda host: destroying.destroy(host, [_ours()]), id="destroy"),
         pytest.param(lambda host: zfs.current_guids(host, [_ours().full_name]), id="get"),
         pytest.param(lambda host: zfs.set_properties(host, [DISK], {"readonly": "off"}), id="readonly"),
         pytest.param(lambda host: listing.list_host(host, [Dataset("tank/backups/pve2")]), id="other-root"),
