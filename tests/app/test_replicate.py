@@ -75,10 +75,10 @@ def test_many_guests_cost_few_sessions_and_few_commands(world: World) -> None:
     marked = [line for line in small if line.startswith("zfs set") and "pve-zfsbackup:point" in line]
     assert len(marked) <= 9, "joined, three sessions side by side"
     held = [line for line in small if "zfs hold" in line]
-    assert 1 <= len(held) <= len(carried), "and held together"
+    assert held == marked, "and held in the same sessions"
     assert len(world.runner.zfs(HERE, "program")) == 1, "all bookmarks of a pool at once"
     assert len(world.runner.zfs(HERE, "bookmark")) <= 1, "where there are several"
-    assert len(world.runner.zfs(HERE, "get")) == len(held)
+    assert 1 <= len(world.runner.zfs(HERE, "get")) <= len(carried)
     assert not [argv for argv in world.runner.zfs(HERE, "send") if "-nvP" in argv], "nobody needs their exact size"
 
 
