@@ -48,7 +48,9 @@ for snapshot in $(zfs list -H -r -t snapshot -o name "${root%/*}" 2> /dev/null);
   for tag in $(zfs holds -H "$snapshot" | cut -f2); do zfs release "$tag" "$snapshot"; done
 done
 ! zfs list "${root%/*}" > /dev/null 2>&1 || zfs destroy -r "${root%/*}"
-cp /etc/pve-zfsbackup-receiver.toml.before /etc/pve-zfsbackup-receiver.toml
+policy=/etc/pve-zfsbackup-receiver.toml
+rm -f $policy
+[ ! -e $policy.before ] || cp $policy.before $policy
 """
 _POINTS = r"""
 for name in $(zfs list -H -r -t snapshot,bookmark -o name rpool fast | grep -e '@pzb:' -e '#.*pzb' || :); do
@@ -94,7 +96,7 @@ def node(pve1: Host, backup1: Host, installed: Host, debs: tuple[Path, ...]) -> 
     """The product and its generated configuration here, the receiver's package and an ordinary root there."""
     assert installed is pve1
     install(backup1, debs, "pve-zfsbackup-receiver")
-    backup1.script('[ -e "$1.before" ] || cp "$1" "$1.before"', RECEIVER)
+    backup1.script('[ ! -e "$1" ] || [ -e "$1.before" ] || cp "$1" "$1.before"', RECEIVER)
     backup1.script(_FORGET, ACCOUNT, ROOT)  # a run that was cut off may have left it
     pve1.run(("systemctl", "stop", "cron"))
     inject.prepare(pve1)

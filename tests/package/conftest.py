@@ -32,7 +32,9 @@ def tools() -> None:
     """Debian's tools these tests call, installed when missing."""
     if os.geteuid() != 0:
         pytest.fail("the package tests install into Debian roots: they need root")
-    packages = ("debootstrap", "dpkg-dev", "groff-base", "iproute2", "man-db")
+    packages = (
+        "apt-utils", "debootstrap", "dpkg-dev", "fish", "gnupg", "groff-base", "iproute2", "man-db", "piuparts", "zsh",
+    )  # fmt: skip
     subprocess.run([PROJECT / "tools" / "need", *packages], check=True)
 
 
@@ -54,6 +56,55 @@ def unpacked(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("unpacked")
     subprocess.run(["dpkg-deb", "-R", deb, directory], check=True)
     return directory
+
+
+@pytest.fixture(scope="session")
+def receiver(deb: Path) -> Path:
+    """The target's package."""
+    (found,) = deb.parent.glob("pve-zfsbackup-receiver_*_all.deb")
+    return found
+
+
+OLD = "0.0.9"
+CRON, LOGROTATE = "/etc/cron.d/pve-zfsbackup", "/etc/logrotate.d/pve-zfsbackup"
+POLICY = "/etc/pve-zfsbackup-receiver.toml"
+
+
+@pytest.fixture(scope="session")
+def older(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of before: the present one as 0.0.9, whose two conffiles were others and whose program said so."""
+    tree = shutil.copytree(unpacked, tmp_path_factory.mktemp("older") / "tree", symlinks=True)
+    module = "usr/lib/python3/dist-packages/pve_zfsbackup/__init__.py"
+    _alter(tree, module, r"(?m)^__version__ = .*$", f'__version__ = "{OLD}"')
+    _alter(tree, CRON[1:], r"(?m)^37 3 ", "41 3 ")
+    _alter(tree, LOGROTATE[1:], r"(?m)^(\s*)rotate \d+$", r"\1rotate 3")
+    return _packed(tree, "pve-zfsbackup")
+
+
+@pytest.fixture(scope="session")
+def older_receiver(receiver: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The target's package as 0.0.9, which shipped its policy as a conffile."""
+    tree = tmp_path_factory.mktemp("older-receiver") / "tree"
+    subprocess.run(["dpkg-deb", "-R", receiver, tree], check=True)
+    (example,) = tree.glob("usr/share/doc/*/examples/*.toml")
+    example.rename(tree / POLICY[1:])
+    with (tree / "DEBIAN/conffiles").open("a") as file:
+        file.write(f"{POLICY}\n")
+    return _packed(tree, "pve-zfsbackup-receiver")
+
+
+def _alter(tree: Path, path: str, old: str, new: str) -> None:
+    text = (tree / path).read_text()
+    changed, count = re.subn(old, new, text)
+    assert (count, changed == text) == (1, False), path
+    (tree / path).write_text(changed)
+
+
+def _packed(tree: Path, name: str) -> Path:
+    _alter(tree, "DEBIAN/control", r"(?m)^Version: .*$", f"Version: {OLD}")
+    deb = tree.parent / f"{name}_{OLD}_all.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, deb], check=True, stdout=subprocess.DEVNULL)
+    return deb
 
 
 def depends(deb: Path) -> list[str]:

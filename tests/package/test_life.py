@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.package.conftest import PROJECT, Prepared, install
+from tests.package.conftest import CRON, LOGROTATE, OLD, PROJECT, Prepared, install
 from tests.package.roots import Root
 
 SECRET = "01234567-89ab-cdef-0123-456789abcdef"
@@ -166,31 +165,8 @@ def test_purge_succeeds_when_the_api_fails_and_keeps_keys_of_others(root: Root) 
 
 # -- upgrade and reinstallation
 
-CRON, LOGROTATE = "/etc/cron.d/pve-zfsbackup", "/etc/logrotate.d/pve-zfsbackup"
-OLD = "0.0.9"
-MODULE = "usr/lib/python3/dist-packages/pve_zfsbackup/__init__.py"
 OWN = "/etc/pve-zfsbackup /var/lib/pve-zfsbackup /var/log/pve-zfsbackup /run/pve-zfsbackup"
 KEEP = ("-o", "Dpkg::Options::=--force-confold")
-
-
-@pytest.fixture(scope="session")
-def older(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package of before: the present one as 0.0.9, whose two conffiles were others and whose program said so."""
-    place = tmp_path_factory.mktemp("older")
-    tree = shutil.copytree(unpacked, place / "tree", symlinks=True)
-    for path, old, new in (
-        ("DEBIAN/control", r"(?m)^Version: .*$", f"Version: {OLD}"),
-        (MODULE, r"(?m)^__version__ = .*$", f'__version__ = "{OLD}"'),
-        (CRON[1:], r"(?m)^37 3 ", "41 3 "),
-        (LOGROTATE[1:], r"(?m)^(\s*)rotate \d+$", r"\1rotate 3"),
-    ):
-        text = (tree / path).read_text()
-        changed, count = re.subn(old, new, text)
-        assert (count, changed == text) == (1, False), path
-        (tree / path).write_text(changed)
-    deb = place / f"pve-zfsbackup_{OLD}_all.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, deb], check=True, stdout=subprocess.DEVNULL)
-    return deb
 
 
 def lived_in(root: Root) -> str:
@@ -233,6 +209,26 @@ def test_an_upgrade_keeps_what_is_the_nodes_own(bare: Root, older: Path, deb: Pa
     assert bare.attempt("test", "-e", "/tmp/pvesh.log").returncode == 1, "an upgrade asks Proxmox nothing"
     assert [line.split()[-1] for line in bare.attempt("dpkg", "-V", "pve-zfsbackup").stdout.splitlines()] == [CRON]
     assert bare.run("dpkg", "--audit") == ""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("prepared", ["bookworm"], indirect=True)
+def test_an_upgrade_of_the_release_keeps_it_all(bare: Root, deb: Path) -> None:
+    """Proxmox VE 8 to 9 as far as Debian goes: another Python, libraries and OpenZFS under the same package."""
+    install(bare, deb)
+    before, edited = lived_in(bare), bare.run("cat", CRON)
+    bare.run("sed", "-i", "s/bookworm/trixie/g", "/etc/apt/sources.list")
+    bare.run("apt-get", "-q", "update", network=True)
+    said = bare.run("apt-get", "-qy", *KEEP, "dist-upgrade", network=True)
+    assert "Traceback" not in said
+    assert bare.run("cat", "/etc/debian_version").startswith("13")
+    assert bare.run("python3", "--version").startswith("Python 3.13")
+    assert version(bare)[0] == f"ii {deb.name.split('_')[1]}"
+    assert (owned(bare), bare.run("cat", CRON)) == (before, edited)
+    assert "cpython-313" in bare.shell("ls /usr/lib/python3/dist-packages/pve_zfsbackup/__pycache__")
+    assert bare.run("dpkg", "--audit") == ""
+    purge(bare)
+    assert bare.attempt("ls", "/usr/lib/python3/dist-packages/pve_zfsbackup").returncode != 0
 
 
 def test_what_was_removed_comes_back_as_it_was(root: Root, deb: Path) -> None:

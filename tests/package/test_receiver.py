@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.package.conftest import PROJECT, depends, install
+from tests.package.conftest import POLICY, PROJECT, depends, install
 from tests.package.roots import Root
 from tests.package.test_life import listing
 
 NAME = "pve-zfsbackup-receiver"
-
-
-@pytest.fixture(scope="module")
-def receiver(deb: Path) -> Path:
-    (found,) = deb.parent.glob(f"{NAME}_*_all.deb")
-    return found
+WRITTEN = '[roots."tank/backups/pve1"]\nkeep-last = 1\n'  # by `setup target`
 
 
 @pytest.fixture
@@ -33,7 +28,7 @@ def test_it_is_the_one_file_and_what_belongs_to_it(receiver: Path, tmp_path: Pat
     assert program.read_bytes() == (PROJECT / "pve_zfsbackup/receiver.py").read_bytes()
     assert program.stat().st_mode & 0o7777 == 0o755
     assert not (tmp_path / "usr/lib").exists()
-    assert sorted((tmp_path / "DEBIAN/conffiles").read_text().split()) == [f"/etc/cron.d/{NAME}", f"/etc/{NAME}.toml"]
+    assert sorted((tmp_path / "DEBIAN/conffiles").read_text().split()) == [f"/etc/cron.d/{NAME}"]
     state = tmp_path / "var/lib" / NAME
     assert (state.stat().st_mode & 0o7777, (state / "spool").stat().st_mode & 0o7777) == (0o711, 0o1733)
     page = tmp_path / f"usr/share/man/man8/{NAME}.8.gz"
@@ -53,14 +48,20 @@ def test_it_works_on_a_host_without_proxmox(target: Root) -> None:
     assert denied.returncode == 126
     assert "denied: 'destroy' is not allowed here" in denied.stdout
     checked = target.attempt(NAME, "check")
+    assert (checked.returncode, f"{POLICY}: No such file or directory" in checked.stdout) == (3, True)
+    target.run("cp", f"/usr/share/doc/{NAME}/examples/{NAME}.toml", POLICY)
+    checked = target.attempt(NAME, "check")
     assert (checked.returncode, "names no root" in checked.stdout) == (3, True)
 
 
 def test_cron_is_silent_before_anything_is_configured(target: Root) -> None:
     (line,) = [line for line in target.run("cat", f"/etc/cron.d/{NAME}").splitlines() if " root " in line]
+    target.put("/usr/local/sbin/sleep", "#!/bin/sh\n: >/tmp/slept\n", "0755")
     assert target.shell(line.partition(" root ")[2]) == ""
-    target.run("rm", f"/etc/{NAME}.toml")
+    assert target.attempt("test", "-e", "/tmp/slept").returncode == 1
+    target.run("cp", f"/usr/share/doc/{NAME}/examples/{NAME}.toml", POLICY)
     assert target.shell(line.partition(" root ")[2]) == ""
+    target.run("test", "-e", "/tmp/slept")
 
 
 def test_an_account_without_rights_can_leave_requests_nobody_else_reads(target: Root) -> None:
@@ -75,9 +76,28 @@ def test_an_account_without_rights_can_leave_requests_nobody_else_reads(target: 
 def test_purge_leaves_nothing_behind(bare: Root, receiver: Path) -> None:
     before = listing(bare)
     install(bare, receiver)
+    bare.put(POLICY, "")
     bare.run(NAME, "maintain")
     bare.run("setpriv", "--reuid", "nobody", "--clear-groups", "--", "mkdir", f"/var/lib/{NAME}/spool/65534")
-    bare.put(f"/etc/{NAME}.toml", '[roots."tank/backups/pve1"]\nkeep-last = 1\n')
+    bare.put(POLICY, WRITTEN)
     said = bare.run("apt-get", "-qy", "purge", NAME)
     assert "replicas and their holds are left as they are, and so is the account with its keys" in said
+    assert listing(bare) == before
+
+
+def test_an_upgrade_leaves_the_policy_alone_and_asks_nothing(bare: Root, receiver: Path, older_receiver: Path) -> None:
+    """Also from a package that shipped it: `setup target` adds to the file, and dpkg would ask about a conffile."""
+    before = listing(bare)
+    install(bare, older_receiver)
+    bare.shell(f"cat >> {POLICY} <<'END'\n{WRITTEN}END")
+    policy = bare.run("cat", POLICY)
+    assert policy.endswith(WRITTEN)
+    install(bare, receiver)
+    assert bare.run("dpkg-query", "-W", "-f", "${Version}", NAME) == receiver.name.split("_")[1]
+    assert bare.run("cat", POLICY) == policy
+    assert bare.shell(f"ls -d {POLICY}*").split() == [POLICY]
+    assert bare.attempt(NAME, "check").stdout.startswith("RECEIVER CRITICAL - tank/backups/pve1: ")
+    install(bare, receiver, "--reinstall")
+    assert bare.run("cat", POLICY) == policy
+    bare.run("apt-get", "-qy", "purge", NAME)
     assert listing(bare) == before
