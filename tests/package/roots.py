@@ -36,14 +36,26 @@ ENVIRONMENT = {
     "TERM": "dumb",
 }
 # $0 is the lower directories, $1 the place of upper, work and root; the command follows.
-_INSIDE = """
+_MOUNT = """
 set -e
 ip link set lo up
 mount -t overlay overlay -o "lowerdir=$0,upperdir=$1/upper,workdir=$1/work" "$1/root"
+"""
+_INSIDE = (
+    _MOUNT
+    + """
 mount -t proc proc "$1/root/proc"
 place=$1; shift
 exec chroot "$place/root" "$@"
 """
+)
+_BESIDE = (
+    _MOUNT
+    + """
+mount -t proc proc /proc
+shift; exec "$@"
+"""
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +103,19 @@ class Root:
         self, *command: str, network: bool = False, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run a command that may fail; stderr goes where stdout goes."""
+        return self._started(_INSIDE, command, network=network, stdin=stdin)
+
+    def beside(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of this host that looks at the mounted root, `place`/root, and may change it."""
+        return self._started(_BESIDE, command)
+
+    def _started(
+        self, script: str, command: Sequence[str], *, network: bool = False, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         namespaces = ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--ipc"]
         namespaces += [] if network else ["--net"]
         lower = ":".join(str(layer) for layer in self.layers)
-        argv = ["nice", "unshare", *namespaces, "--", "sh", "-c", _INSIDE, lower, str(self.place), *command]
+        argv = ["nice", "unshare", *namespaces, "--", "sh", "-c", script, lower, str(self.place), *command]
         return subprocess.run(
             argv,
             check=False,
