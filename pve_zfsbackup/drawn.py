@@ -13,17 +13,18 @@ from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.progress import Progress as RichProgress
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from pve_zfsbackup.events import Outcome, Progress
-from pve_zfsbackup.report.format import Table, Tone
+from pve_zfsbackup.report.format import Table, Tone, size
 
 _COLOURS = {Outcome.OK: "green", Outcome.SKIPPED: "dim", Outcome.WARNING: "yellow", Outcome.FAILED: "red"}
 
@@ -99,6 +100,13 @@ def _narrowed(widths: Sequence[int], width: int) -> list[int]:
     return found
 
 
+class _Rate(ProgressColumn):
+    """In the units of everything else: rich's own is decimal beside binary sizes."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{size(int(task.speed))}/s" if task.speed else "", "progress.data.speed")
+
+
 class Bars:
     """A bar for each stream on standard error, results above them."""
 
@@ -109,7 +117,7 @@ class Bars:
             TextColumn("{task.description}"),
             BarColumn(),
             DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            _Rate(),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
