@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long  # not seen passing as a whole yet: a machine under load made it time out
 SECONDS = 60.0
 CONFIG = """\
 journal-dir: {place}
