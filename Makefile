@@ -31,7 +31,7 @@ test-package: ## install, use and purge the package on bookworm and trixie
 test-lab: ## the tests on real ZFS
 	@$(PHASES) set-up deb lab
 
-test-report: ## the report in a real browser (installs chromium); pictures in build/reports
+test-report: ## the report and the terminal in a real browser (installs chromium); pictures in build/reports
 	@$(PHASES) set-up chromium report
 
 test-long: ## all of the package and lab tests, with what takes too long for `make test`: hours
