@@ -16,6 +16,7 @@ from pve_zfsbackup.app.restore_disks import (
     bring,
     label_old,
     make_places,
+    outdate,
     place,
     put_aside,
     remove_places,
@@ -149,6 +150,7 @@ def carry_out(session: Session, prepared: Prepared, supply: Supply | None = None
     plan = prepared.plan
     if plan.config:  # it is written last, and hours may be received in vain before
         check_writable(session.pve_root)
+    outdate(session, plan.former)
     make_places(session, plan.work, plan.folder, plan.parents)
     moved, notes = bring(session, plan, supply or Pull(session=session, origin=plan.origin.host))
     place(session, plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pve_zfsbackup.app.restore_receive import Supply, look
@@ -39,6 +39,14 @@ def remove_places(session: Session, work: str, folder: str, parents: tuple[Datas
         restoring.remove_place(host, Dataset(f"{pool}/{STAGING}/{folder}"), work)
         with contextlib.suppress(ZfsError):  # another restore is under way there
             restoring.remove_place(host, Dataset(f"{pool}/{STAGING}"), PLACE)
+
+
+def outdate(session: Session, former: Sequence[Volume]) -> None:
+    """Let these be disks that were made of the point before, and not those of the restore that now begins: cut off and
+    repeated, it would take them for its own, although a guest has written to them since."""
+    for volume in former:
+        mark = f"{volume.restored},,{volume.guid}"
+        zfs.set_properties(session.hosts[SOURCE], [volume.name], {f"{PROPERTY}restored": mark})
 
 
 def bring(session: Session, plan: Restore, supply: Supply) -> tuple[int, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from pve_zfsbackup.app.gather import Inventory, inventory, with_tuned
-from pve_zfsbackup.app.restore_disks import apply_props, make_places, remove_places
+from pve_zfsbackup.app.restore_disks import apply_props, make_places, outdate, remove_places
 from pve_zfsbackup.app.restore_receive import look
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.snapshot import texts_of
@@ -101,6 +101,7 @@ def roll_back(session: Session, plan: Rollback) -> RolledBack:
     with migration_lock(guest.vmid, directory=session.migration_locks):
         if is_running(session.api, guest):
             raise GuestBusyError(f"guest {guest.vmid}: was started meanwhile", hint="stop it, then run this again")
+        outdate(session, plan.former)
         _keep_origin(session, plan)
         make_places(session, plan.work, plan.folder, plan.parents)
         _lock(session, guest, locked=True, digest="" if plan.begun else guest.digest)

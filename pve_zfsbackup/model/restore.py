@@ -9,7 +9,7 @@ from pve_zfsbackup.model.guests import Guest, GuestKind, Storage
 from pve_zfsbackup.model.names import Dataset, Guid, Vmid
 from pve_zfsbackup.model.points import Point
 from pve_zfsbackup.model.steps import Conflict
-from pve_zfsbackup.model.zfs import Listing, Snapshot, tuning
+from pve_zfsbackup.model.zfs import Listing, Snapshot, Volume, tuning
 
 STAGING = "pzb-restore"  # below a storage's dataset, where Proxmox does not look (pve-facts §c): unfinished disks
 ASIDE = "pzb-aside"  # the same, for what a restored disk took the place of: never destroyed by us
@@ -119,7 +119,8 @@ class Restore:
 
     `config` is empty where the guest's configuration stays as it is. `copy`: another vmid, for the
     original may still be there, or somewhere else. `node` is set where another node of the cluster has to do it, and
-    `command` is what does it there: nothing else is planned then.
+    `command` is what does it there: nothing else is planned then. `former` are disks that an earlier restore
+    made of the same point.
     """
 
     work: str
@@ -127,6 +128,7 @@ class Restore:
     wish: Wish
     disks: tuple[DiskRestore, ...] = ()
     aside: tuple[Aside, ...] = ()
+    former: tuple[Volume, ...] = ()
     parents: tuple[Dataset, ...] = ()
     config: str = ""
     firewall: str = ""

@@ -104,7 +104,9 @@ class Volume:
     owner: str = ""  # on a target: whose replicas these are, see `plan.standing`
     props: Mapping[str, str] = field(default_factory=dict)  # on the source: what a restore needs, see RESTORE_PROPS
     work: str = ""  # of which restore this is the unfinished work; inherited from the dataset it lies in
-    restored: str = ""  # "point,key": made of that point's disk by a restore; only where it names this very dataset
+    # "point,key": made of that point's disk by a restore; only where it names this very dataset. A comma behind it
+    # tells that another restore of the same point has begun since.
+    restored: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,7 @@ def plan_failback(
             elif disk.storage:  # and not a CD-ROM, a cloud-init drive or a path of the host
                 conflicts.append(_added(guest, disk, taken))
             continue
-        key = volume.restored.partition(",")[2]
+        key = volume.restored.split(",")[1]
         found = _return(guest, key, volume, replicas, there, folder)
         if isinstance(found, Conflict):
             conflicts.append(found)

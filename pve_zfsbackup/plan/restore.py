@@ -26,6 +26,7 @@ from pve_zfsbackup.model import (
     Snapshot,
     Storage,
     Vmid,
+    Volume,
     Wish,
 )
 from pve_zfsbackup.plan.failover import cloned
@@ -65,6 +66,7 @@ def plan_restore(wish: Wish, origin: Origin, state: NodeState, seed: bytes) -> R
     gone = {old.dataset for old in aside}
     return _with(
         empty,
+        former=() if continuing else tuple(made for disk in disks for made in _made(disk.key, empty, disk.pool, state)),
         disks=tuple(replace(disk, history=bool(config) and not copy and _alone(disk, state, gone)) for disk in disks),
         aside=aside,
         parents=tuple(sorted(parents)),
@@ -185,13 +187,17 @@ def _disks(keys: Sequence[str], plan: Restore, state: NodeState) -> tuple[DiskRe
 
 
 def _placed(key: str, plan: Restore, pool: str, state: NodeState) -> Dataset | None:
+    return next((volume.name for volume in _made(key, plan, pool, state)), None)
+
+
+def _made(key: str, plan: Restore, pool: str, state: NodeState) -> Iterator[Volume]:
+    """What the marks say was made for the guest of this disk of the point: by this restore, or by one before it."""
     for name, volume in sorted(state.listing.volumes.items()):
         here = name.rpartition("/")[0] == pool
         number = _NUMBERED.match(name.rpartition("/")[2])
         ours = volume.restored == f"{plan.origin.point.id},{key}"
         if here and ours and number and int(number[1]) == plan.wish.new:
-            return name
-    return None
+            yield volume
 
 
 def _begun(plan: Restore, snapshot: Snapshot, pool: str, state: NodeState) -> Dataset | None:

@@ -48,7 +48,7 @@ class RollbackDisk:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollback:
     """The plan. `newer` are points that go aside, `others` snapshots of others that do; `begun`: an earlier try was cut
-    off."""
+    off. `former` are disks with the marks of an earlier way back to this point, which would pass for this one's."""
 
     guest: Guest
     point: Point
@@ -56,6 +56,7 @@ class Rollback:
     newer: tuple[PointId, ...] = ()
     others: tuple[str, ...] = ()
     untouched: tuple[str, ...] = ()  # keys of disks that are no part of the point
+    former: tuple[Volume, ...] = ()
     begun: bool = False
     conflicts: tuple[Conflict, ...] = ()
 
@@ -82,8 +83,8 @@ def plan_rollback(
     """`places` are the datasets of the guest's disks as its configuration names them, there or not; `work` has the
     unfinished work, `theirs` names Proxmox's own snapshots of the guest."""
     plan = Rollback(guest=guest, point=point)
-    begun = any(volume.work == plan.work for volume in work.volumes.values())
-    disks = tuple(_disks(plan, places, listing, work))
+    begun = _begun(plan, work)
+    disks = tuple(_disks(plan, places, listing, begun=begun))
     touched = {disk.dataset for disk in disks}
     newer = [(disk, s) for disk in disks for s in _newer(disk, listing.volumes.get(disk.dataset))]
     return Rollback(
@@ -93,12 +94,31 @@ def plan_rollback(
         newer=tuple(sorted({s.point for _, s in newer if s.point})),
         others=tuple(s.full_name for _, s in newer if s.point is None and s.name not in theirs),
         untouched=tuple(disk.key for disk in guest.disks if disk.dataset and disk.dataset not in touched),
+        former=() if begun else tuple(_former(plan, disks, listing)),
         begun=begun,
         conflicts=tuple(_conflicts(plan, disks, [s for _, s in newer], theirs, begun=begun)),
     )
 
 
-def _disks(plan: Rollback, places: Sequence[Dataset], listing: Listing, work: Listing) -> Iterator[RollbackDisk]:
+def _begun(plan: Rollback, work: Listing) -> bool:
+    """Whether an earlier try is under way still: places that are empty, of a guest without the lock, tell of one that
+    did nothing yet, or came to its end."""
+    mine = [name for name, volume in work.volumes.items() if volume.work == plan.work]
+    return any(plan.guest.lock == LOCK or not name.endswith(f"/{plan.folder}") for name in mine)
+
+
+def _done(plan: Rollback, key: str, current: Volume) -> bool:
+    return current.restored == f"{plan.point.id},{key}"
+
+
+def _former(plan: Rollback, disks: Sequence[RollbackDisk], listing: Listing) -> Iterator[Volume]:
+    for disk in disks:
+        current = listing.volumes.get(disk.dataset)
+        if current is not None and _done(plan, disk.key, current):
+            yield current
+
+
+def _disks(plan: Rollback, places: Sequence[Dataset], listing: Listing, *, begun: bool) -> Iterator[RollbackDisk]:
     """The disks of the guest that the point has a snapshot of, where it lies now."""
     for place in sorted(places):
         pool, _, name = place.rpartition("/")
@@ -106,7 +126,7 @@ def _disks(plan: Rollback, places: Sequence[Dataset], listing: Listing, work: Li
         current = listing.volumes.get(place)
         for key, snapshot in sorted(plan.point.snapshots.items()):
             if key in plan.point.disks and snapshot.dataset in (place, staging):
-                done = current is not None and current.restored == f"{plan.point.id},{key}"
+                done = begun and current is not None and _done(plan, key, current)
                 yield RollbackDisk(
                     key=key,
                     dataset=place,

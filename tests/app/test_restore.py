@@ -622,6 +622,11 @@ def two_points(place: Path, clock: Clock, way: str) -> World:
         world.write()
     if way == "lost":
         lost(world, WEB)
+    if way == "again":  # what the guest has was made of the very point, and written to since
+        world.guest(WEB).running = False
+        restore(world, WEB, **WAYS[way])
+        for name in [name for name in world.source.datasets if f"-{WEB}-disk" in name and "pzb-aside" not in name]:
+            world.source.write(name, 1 << 20)
     world.runner.revive()
     return world
 
@@ -643,6 +648,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "replace-from-target": {"replace": WEB, "where": TARGET},
     "copy": {"new": 300},
     "disk": {"disks": frozenset({"scsi1"}), "replace": WEB},
+    "again": {"replace": WEB, "where": TARGET},
 }
 
 

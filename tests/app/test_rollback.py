@@ -105,6 +105,27 @@ def test_the_way_back_from_a_rollback_is_the_safety_point(old: World) -> None:
     assert sorted(old.source.datasets[name].content for name in made) == sorted(heads.values())
 
 
+@pytest.mark.parametrize("first", ["rollback", "restore"])
+def test_a_second_time_to_the_same_point_is_no_less_a_rollback(old: World, first: str) -> None:
+    """The upgrade was tried again, and failed again: the marks of the first way back are no reason to do nothing."""
+    point = old.complete(HERE, WEB)[-1]
+    if first == "rollback":
+        disks = {disk.dataset for disk in back(old, WEB, point).plan.disks}
+    else:
+        with old.session() as session:
+            found = prepare(session, Request(vmid=Vmid(WEB), replace=WEB, at=point, where=TARGET))
+            disks = {disk.dataset for disk in carry_out(session, found).plan.disks}
+    wanted = {name: old.source.datasets[name].content for name in disks}
+    for name in disks:
+        old.source.write(name, 1 << 20)
+    spoilt = [old.source.datasets[name].content for name in disks]
+    done = back(old, WEB, point)
+    assert {disk.dataset for disk in done.plan.disks} == disks
+    assert {name: old.source.datasets[name].content for name in disks} == wanted
+    assert all(content in [ds.content for ds in old.source.datasets.values()] for content in spoilt), "nothing is lost"
+    assert here(old, WEB)[-1] == point
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_replication_goes_on_and_loses_nothing(old: World, number: int) -> None:
     points = old.complete(TARGET, WEB)
@@ -202,10 +223,17 @@ def snapshots(pools: Pools) -> set[tuple[int, tuple[str, ...]]]:
     return {(snap.guid, snap.content) for ds in pools.datasets.values() for snap in ds.snaps.values()}
 
 
-def test_killed_at_every_command_and_repeated_it_converges(tmp_path: Path, world: World) -> None:
-    """And whenever the guest may start, its disks are all as before or all of the point."""
+@pytest.mark.parametrize("again", [False, True])
+def test_killed_at_every_command_and_repeated_it_converges(tmp_path: Path, world: World, again: bool) -> None:
+    """And whenever the guest may start, its disks are all as before or all of the point. `again`: they were rolled back
+    to it before."""
     first = two_points(tmp_path / "first", world.clock)
     points = first.complete(HERE, WEB)
+    if again:
+        first.guest(WEB).running = False
+        back(first, WEB, points[0])
+        first.write()
+        first.runner.revive()
     heads = {name: first.source.datasets[name].content for name in WEB_DISKS}
     goal = {name: next(iter(first.source.datasets[name].snaps.values())).content for name in WEB_DISKS}
     whole = twin(first, tmp_path / "whole")

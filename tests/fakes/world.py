@@ -156,6 +156,8 @@ class World:
         twin.runner.pools = {HERE: twin.source, TARGET: twin.target}
         for vmid in twin.node.guests.keys() - self.node.guests.keys():
             twin.node.remove(vmid)
+        for path in self.node.etc.glob("*/*.conf"):
+            (place / path.relative_to(self.place)).write_text(path.read_text())
         return twin
 
     @property
