@@ -14,6 +14,7 @@ from pve_zfsbackup.app.gather import Assignment, Inventory, first_listing, targe
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host.lock import RESTORE, held
 from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Plan, Snapshot, Vmid, World
 from pve_zfsbackup.plan.prune import PrunePlan, PrunePolicy, plan_prune, survey
 from pve_zfsbackup.plan.takeover import takeovers
@@ -64,7 +65,9 @@ def decide(
     guests = []
     for item in items:
         vmid = item.guest.vmid
-        taken = [f"taken over by {found[vmid].host}" for found in elsewhere.values() if vmid in found]
+        still = [f"taken over by {found[vmid].host}" for found in elsewhere.values() if vmid in found]
+        # Its snapshots may be there all the same: half a point would pass for whole without them, and age others out.
+        still += [f"{disk.key} is not seen here: {disk.reason}" for disk in item.guest.disks if disk.lost]
         keep: dict[str, Sequence[Keep]] = {SOURCE: [job.keep for job in item.jobs]}
         keep |= {name: [session.config.targets[name].keep] for name in item.targets if name in world}
         policy = PrunePolicy(
@@ -73,7 +76,7 @@ def decide(
             unasked=item.unasked,
             boxes=boxes,
             append_only=append_only,
-            taken="; ".join(taken),
+            still="; ".join(still),
         )
         try:
             decided = plan_prune(item.guest.vmid, seen, policy, tz=session.timezone, now=now)
@@ -85,17 +88,26 @@ def decide(
 
 
 def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
-    """Carry it out, some guests at a time; who ends it early waits for those under way."""
-    threads = ThreadPoolExecutor(AT_ONCE)
+    """Carry it out, some guests at a time; who ends it early waits for those under way. While a restore is at work
+    nothing goes: the point that it reads for hours may be the next."""
+    threads, waiting = ThreadPoolExecutor(AT_ONCE), False
     try:
         able = (pruning for pruning in work.guests if pruning.fault is None)
-        for results in threads.map(lambda pruning: list(_one(session, pruning)), able):
-            yield from results
+        for results in threads.map(lambda pruning: _unless_read(session, pruning), able):
+            waiting = waiting or results is None
+            yield from results or ()
     finally:
         threads.shutdown(cancel_futures=True)
+    if waiting:
+        told = "the rest is left to the next run: a restore is at work, and what it reads must stay"
+        yield Result(stage=STAGE, outcome=Outcome.SKIPPED, message=told)
     yield from work.silent
     if ahead := [pruning.item.guest.vmid for pruning in work.guests if pruning.plan.ahead]:
         yield _waiting(ahead)
+
+
+def _unless_read(session: Session, pruning: Pruning) -> list[Result] | None:
+    return None if held(session.config.runtime_dir, RESTORE) else list(_one(session, pruning))
 
 
 def _waiting(ahead: Sequence[Vmid]) -> Result:

@@ -36,7 +36,7 @@ from pve_zfsbackup.host.guest_files import (
 )
 from pve_zfsbackup.host.guests import is_running, read_config_file, read_storages
 from pve_zfsbackup.host.listing import list_host
-from pve_zfsbackup.host.lock import migration_lock, run_lock
+from pve_zfsbackup.host.lock import RESTORE, migration_lock, run_lock
 from pve_zfsbackup.host.private import write_private
 from pve_zfsbackup.host.pvesh import PveshApi
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
@@ -89,7 +89,7 @@ class Restored:
 @contextlib.contextmanager
 def restoring_alone(session: Session) -> Iterator[None]:
     """One restore at a time. Snapshots and replication go on meanwhile. Raises `LockedError`."""
-    with run_lock(session.config.runtime_dir, "restore"):
+    with run_lock(session.config.runtime_dir, RESTORE):
         yield
 
 

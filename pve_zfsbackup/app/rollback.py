@@ -18,7 +18,7 @@ from pve_zfsbackup.host import restoring, zfs
 from pve_zfsbackup.host.guest_files import config_path, write_config
 from pve_zfsbackup.host.guests import is_running, pack_config, read_snapshots, read_storages
 from pve_zfsbackup.host.listing import list_host, tuned
-from pve_zfsbackup.host.lock import migration_lock, run_lock
+from pve_zfsbackup.host.lock import RESTORE, migration_lock, run_lock
 from pve_zfsbackup.host.quiesce import FreezeRules
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
 from pve_zfsbackup.model import (
@@ -57,7 +57,7 @@ class RolledBack:
 def rolling_alone(session: Session) -> Iterator[None]:
     """No run and no restore is at work meanwhile. Raises `LockedError`."""
     with contextlib.ExitStack() as locks:
-        for work in ("restore", "snapshot", "replicate"):
+        for work in (RESTORE, "snapshot", "replicate"):
             locks.enter_context(run_lock(session.config.runtime_dir, work))
         yield
 

@@ -13,6 +13,7 @@ from typing import Final
 from pve_zfsbackup.errors import GuestBusyError, LockedError
 from pve_zfsbackup.model import Vmid
 
+RESTORE: Final = "restore"  # while it is held nothing is pruned: what is being read must stay
 MIGRATION_LOCKS: Final = Path("/var/lock/pve-manager")
 MIGRATION_WAIT: Final = 2.0  # seconds, as pvesr has it (pve-facts §d)
 

@@ -45,7 +45,7 @@ class PrunePolicy:
     unasked: frozenset[str] = frozenset()
     boxes: frozenset[str] = frozenset()
     append_only: frozenset[str] = frozenset()
-    taken: str = ""  # why nothing of the guest goes anywhere: its role was taken over
+    still: str = ""  # why nothing of the guest goes anywhere: its role was taken over, or a disk of it is not seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +97,9 @@ def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now
     verdicts: list[Verdict] = []
     steps: list[Step] = []
     for host in sorted(seen.world, key=lambda host: (host != SOURCE, host)):
-        if policy.taken:  # what it runs from, and what it comes back to, is not ours to choose
+        if policy.still:  # what it runs from and comes back to, and which points are whole, cannot be told from here
             everything = seen.points[host].of(vmid)
-            verdicts += (Verdict(host=host, point=point, keep=True, reasons=(policy.taken,)) for point in everything)
+            verdicts += (Verdict(host=host, point=point, keep=True, reasons=(policy.still,)) for point in everything)
             continue
         own = seen.points[host].of(vmid)
         volumes = _volumes(own, seen.world[SOURCE]) if host == SOURCE else []

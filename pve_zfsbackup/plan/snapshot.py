@@ -82,7 +82,10 @@ def plan_snapshot(
     lost = tuple(f"{disk.key} {disk.volid}: {disk.reason}" for disk in guest.disks if disk.lost)
     if lost:  # a point without them would pass for complete, and in time replace those that have them
         message = f"{len(lost)} of the guest's disks are not there: {lost[0]}"
-        hint = "import the pool or run `pve-zfsbackup setup`; to go on without a disk: backup=0 or exclude-disks"
+        hint = (
+            "import the pool, enable the storage, or run `pve-zfsbackup setup`; to go on without a disk: backup=0 or "
+            "exclude-disks"
+        )
         return _blocked(Conflict(kind="lost-disk", object=label, message=message, evidence=lost, resolve=hint))
     if not guest.protected_disks:
         evidence = tuple(f"{disk.key} {disk.volid}: {disk.reason}" for disk in guest.disks)

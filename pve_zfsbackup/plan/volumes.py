@@ -38,8 +38,9 @@ class Volumes:
         disk = replace(disk, storage=storage_id, volume=name)
         storage = self.storages.get(storage_id)
         reason = self._storage_reason(storage_id, storage)
-        if reason or storage is None:
-            return replace(disk, reason=reason, lost=storage is None)
+        if reason or storage is None:  # a ZFS storage that is switched off for a while has the disk still
+            there = storage is None or (storage.type == "zfspool" and bool(storage.pool))
+            return replace(disk, reason=reason, lost=there)
         parts = _VOLUME.match(name)
         if not parts:
             return replace(disk, reason=f"not a volume name of Proxmox: {name}")

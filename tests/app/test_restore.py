@@ -420,6 +420,20 @@ def test_at_takes_a_time_or_a_point(old: World) -> None:
         assert prepared(old, WEB, new=300, at=at).plan.origin.point.id == wanted.id
 
 
+def test_the_point_it_reads_for_hours_is_not_pruned_meanwhile(old: World) -> None:
+    """It is the oldest that is kept, and the next run would take it away before its second disk was read."""
+    oldest = old.complete(HERE, WEB)[0]
+    with old.session() as session, restoring_alone(session):
+        found = prepare(session, Request(vmid=Vmid(WEB), new=Vmid(300), at=oldest, where="source"))
+        for _ in range(2):
+            report = old.run()
+        assert [result.message for result in old.results(report, Outcome.SKIPPED) if "restore" in result.message]
+        carry_out(session, found)
+    assert list(old.node.etc.glob("*/300.conf"))
+    old.run()
+    assert oldest not in old.complete(HERE, WEB)
+
+
 def test_a_target_that_does_not_answer_is_told_and_another_is_taken(old: World) -> None:
     old.runner.down[TARGET] = "ssh: connect to host backup1.example port 22: Connection refused"
     assert prepared(old, WEB, new=300).plan.origin.host == "source"

@@ -538,6 +538,21 @@ def test_new_points_do_not_wait_for_a_long_replication(world: World) -> None:
     assert len(world.points(TARGET, WEB)) == 1
 
 
+def test_half_a_point_passes_for_no_whole_one_while_the_disk_it_lacks_is_not_seen(world: World) -> None:
+    """The pool that failed in the midst of the snapshots is not imported any more: the points before are the last."""
+    for _ in range(3):
+        world.run()
+        world.write()
+    whole = world.complete(HERE, WEB)
+    world.runner.faults.append(Fault(words=("snapshot", "--"), nth=2, answer=(1, "I/O error")))
+    world.run(Stage.SNAPSHOT)
+    assert len(world.points(HERE, WEB)) == 4
+    hidden = world.node.storages.pop(0)
+    world.run()
+    world.node.storages.insert(0, hidden)
+    assert world.complete(HERE, WEB) == whole
+
+
 def test_what_a_run_at_its_snapshots_froze_is_not_thawed_by_another(world: World) -> None:
     marker = world.place / "state/frozen/100"
     marker.parent.mkdir(parents=True)

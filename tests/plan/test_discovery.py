@@ -269,6 +269,18 @@ def test_vm_drive(key: str, text: str, reason: str) -> None:
     assert (disk.dataset == DISK0) >= disk.protected
 
 
+@pytest.mark.parametrize(
+    ("storage", "lost"),
+    [("off", True), ("elsewhere", True), ("what", True), ("poolless", False), ("lvm", False), ("iscsi", False)],
+)
+def test_a_disk_whose_storage_is_switched_off_is_lost_and_not_left_out(storage: str, lost: bool) -> None:
+    """Points without it would pass for whole, and in time replace those that have it."""
+    disk = one(vm({"scsi1": f"{storage}:vm-100-disk-0"}))
+    assert disk.lost is lost
+    assert not one(vm({"scsi1": f"{storage}:vm-100-disk-0,backup=0"})).lost
+    assert not one(vm({"unused0": f"{storage}:vm-100-disk-0"})).lost
+
+
 CT_MOUNTS = [
     ("rootfs", "local-zfs:subvol-100-disk-0,size=8G", ""),
     ("rootfs", "volume=local-zfs:subvol-100-disk-0", ""),
