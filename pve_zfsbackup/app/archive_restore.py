@@ -22,6 +22,7 @@ from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import PROPERTY, Dataset, Guid, Vmid, Volume
+from pve_zfsbackup.model.health import SKEW
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
@@ -57,18 +58,20 @@ def choose(catalog: Catalog, vmid: Vmid, point: str = "", *, older: bool = False
     Raises `ConfigError` when there is none, `VerificationError` when it cannot be trusted or is not whole.
     """
     found = []
+    past = time.time() + SKEW  # a clock was wrong where it is later: what was made since is newer
     for shelf in catalog.shelves:
         for content in shelf.contents:
             archived = content.archived
             if archived and archived.vmid == vmid:
                 names = (archived.point, archived.point.partition("/")[2], archived.name)
                 if not point or point in names:
-                    found.append((archived.creation, archived.sequence, shelf, content))
+                    order = (archived.creation <= past, archived.creation, archived.sequence)
+                    found.append((order, shelf, content))
     if not found:
         closed = sum(content.inner is None for shelf in catalog.shelves for content in shelf.contents)
         hint = f"{closed} points cannot be opened with this identity" if closed else "see `verify archive`"
         raise ConfigError([f"no point of {vmid} {point}".rstrip() + " in the box"], hint=hint)
-    _, _, shelf, content = max(found, key=lambda entry: entry[:2])
+    _, shelf, content = max(found, key=lambda entry: entry[0])
     if not older:
         require_sound(shelf)
     return chosen(shelf, content)

@@ -163,7 +163,8 @@ def _planned(session: Session, request: Request, found: Inventory, listing: List
         if conflict := already(vmid, taken, session.node):
             taking.conflicts = (conflict,)
             return taking
-        choice = choose_sound(points, taken.point if taken else request.at, session.timezone)
+        at = taken.point if taken else request.at
+        choice = choose_sound(points, at, session.timezone, now=session.now().timestamp())
         if isinstance(choice, Conflict):
             taking.conflicts = (choice,)
             return taking

@@ -5,6 +5,7 @@ It runs where the snapshots are, as a drill does: on the node with its own, or, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import tzinfo
@@ -95,7 +96,7 @@ def at_root(config: Config, runner: Runner, root: Dataset, request: Request, zon
     host = Host(name=SOURCE, runner=runner)
     listing = list_target(host, root)
     require(listing, root)
-    chosen = choose_point(guest_points(listing).of(request.vmid), request.at, zone)
+    chosen = choose_point(guest_points(listing).of(request.vmid), request.at, zone, now=time.time())
     if not isinstance(chosen, Point):
         raise ConfigError([f"guest {request.vmid}: {chosen.message} ({chosen.object})"], hint=chosen.resolve)
     return Opening(bench=bench(host, config), listing=listing, point=chosen)

@@ -65,7 +65,7 @@ def find_point(
                 raise
             misses.append(f"{host}: {error.message}")
             continue
-        chosen = choose_point(points_of(listing, vmid), at, session.timezone)
+        chosen = choose_point(points_of(listing, vmid), at, session.timezone, now=session.now().timestamp())
         if isinstance(chosen, Point):
             return Lying(host=host, listing=listing, point=chosen)
         if chosen.kind == "not-understood":

@@ -70,7 +70,8 @@ def prepare_rollback(session: Session, vmid: Vmid, at: str) -> Rollback:
         raise GuestMissingError(f"guest {vmid}: this node has no such guest", hint="`restore` makes it of a point")
     roots = [Dataset(f"{root}/{STAGING}") for root in sorted(found.listing.roots)]
     work = list_host(session.hosts[SOURCE], roots, columns=SOURCE_COLUMNS)
-    chosen = choose_point(points_of(_both(found, work), vmid), at, session.timezone)
+    points = points_of(_both(found, work), vmid)
+    chosen = choose_point(points, at, session.timezone, now=session.now().timestamp())
     if not isinstance(chosen, Point):
         raise ConfigError([f"guest {vmid}: {chosen.message} ({chosen.object})"], hint=chosen.resolve)
     theirs = read_snapshots(session.api, guest)

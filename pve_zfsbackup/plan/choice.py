@@ -8,6 +8,7 @@ from datetime import datetime, tzinfo
 from itertools import takewhile
 
 from pve_zfsbackup.model import SNAPSHOT_NAME, Conflict, Point
+from pve_zfsbackup.model.health import SKEW
 from pve_zfsbackup.model.proof import Level
 
 
@@ -21,11 +22,12 @@ class Choice:
     proven: Point | None = None
 
 
-def choose_point(points: Sequence[Point], at: str, zone: tzinfo) -> Point | Conflict:
-    """The newest complete point, the newest not after a time, or the one that is named (`100/2026…`, or its stamp)."""
+def choose_point(points: Sequence[Point], at: str, zone: tzinfo, *, now: float) -> Point | Conflict:
+    """The newest complete point, the newest not after a time, or the one that is named (`100/2026…`, or its stamp). One
+    from the future is not the newest while there are others: a clock was wrong, and what was made since has more."""
     complete = [point for point in points if point.complete]
     if not at:
-        found = complete
+        found = [point for point in complete if point.creation <= now + SKEW] or complete
     elif SNAPSHOT_NAME.match(f"pzb:{at.rpartition('/')[2]}"):
         found = [point for point in complete if at in (point.id, point.stamp)]
         if not found and any(at in (point.id, point.stamp) for point in points):
@@ -46,10 +48,10 @@ def choose_point(points: Sequence[Point], at: str, zone: tzinfo) -> Point | Conf
     return max(found, key=_order)
 
 
-def choose_sound(points: Sequence[Point], at: str, zone: tzinfo) -> Choice | Conflict:
+def choose_sound(points: Sequence[Point], at: str, zone: tzinfo, *, now: float) -> Choice | Conflict:
     """As `choose_point`, but no point that a drill found wrong, unless it is named: nobody looks into a disk on the day
     of a disaster. One that no drill has opened is taken before an older proven one: it has more of the data."""
-    newest = choose_point(points, at, zone)
+    newest = choose_point(points, at, zone, now=now)
     if isinstance(newest, Conflict):
         return newest
     upto = sorted((p for p in points if p.complete and _order(p) <= _order(newest)), key=_order, reverse=True)

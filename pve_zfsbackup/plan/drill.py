@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from pve_zfsbackup.model import Dataset, Guid, Point, Vmid, Volume
+from pve_zfsbackup.model.health import SKEW
 from pve_zfsbackup.model.proof import Contents, Expected, Judgement, Level, Look, Proof, State
 from pve_zfsbackup.plan.canary import canary_notes, canary_problem
 
@@ -62,7 +63,8 @@ def turns(
 ) -> tuple[Turn, ...]:
     """In which order: never drilled first, then the longest ago. Due is who was not drilled for `every` seconds; the
     others come last, for whoever names them. `tried` is when a drill was begun last: one that broke off proved nothing
-    and is due again, behind those that wait longer. A time in the future (a clock that was wrong) counts as never."""
+    and is due again, behind those that wait longer. A time in the future (a clock that was wrong) counts as never, and
+    a point of it is not the newest while there are others."""
     found = []
     begun = {vmid: at for vmid, at in tried.items() if at <= now}
     for vmid, points in sorted(guests.items()):
@@ -71,7 +73,8 @@ def turns(
             continue
         proof = last_drill(points)
         last = proof.at if proof and proof.at <= now else None
-        found.append(Turn(vmid=vmid, point=complete[-1], last=last, due=last is None or now - last >= every))
+        past = [point for point in complete if point.creation <= now + SKEW] or complete
+        found.append(Turn(vmid=vmid, point=past[-1], last=last, due=last is None or now - last >= every))
     return tuple(sorted(found, key=lambda turn: (max(turn.last or 0, begun.get(turn.vmid, 0)), turn.vmid)))
 
 

@@ -434,6 +434,21 @@ def test_the_point_it_reads_for_hours_is_not_pruned_meanwhile(old: World) -> Non
     assert oldest not in old.complete(HERE, WEB)
 
 
+def test_what_was_made_while_a_clock_was_wrong_is_not_the_newest_for_years(old: World) -> None:
+    old.clock.now += 10 * 365 * 86_400
+    old.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    ahead = old.complete(TARGET, WEB)[-1]
+    old.clock.now -= 10 * 365 * 86_400
+    for _ in range(2):
+        old.write()
+        old.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    newest = old.complete(TARGET, WEB)[-2]
+    assert newest != ahead
+    for where in ("source", TARGET):
+        assert prepared(old, WEB, new=300, where=where).plan.origin.point.id == newest
+        assert prepared(old, WEB, new=300, where=where, at=ahead).plan.origin.point.id == ahead
+
+
 def test_a_target_that_does_not_answer_is_told_and_another_is_taken(old: World) -> None:
     old.runner.down[TARGET] = "ssh: connect to host backup1.example port 22: Connection refused"
     assert prepared(old, WEB, new=300).plan.origin.host == "source"

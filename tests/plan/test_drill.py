@@ -115,6 +115,12 @@ def test_who_waits_longest_comes_first_and_who_was_just_drilled_is_not_due() -> 
     assert found[4].point.id.endswith("000002Z-ab12")
 
 
+def test_a_point_from_the_future_is_not_the_newest() -> None:
+    guests = {Vmid(100): [point(100, 1, ""), point(100, 2, ""), replace(point(100, 3, ""), creation=NOW + 400 * DAY)]}
+    (turn,) = turns(guests, now=NOW, every=30 * DAY)
+    assert turn.point.id.endswith("000002Z-ab12")
+
+
 def test_who_broke_its_drill_is_due_again_behind_those_that_wait_longer() -> None:
     guests = {
         Vmid(100): [point(100, 1, "")],
