@@ -15,7 +15,7 @@ from pve_zfsbackup.app.archive_write import Order, Writer, Written, begun, send_
 from pve_zfsbackup.app.box import Vault, open_box
 from pve_zfsbackup.app.boxes import own_catalog
 from pve_zfsbackup.app.catalog import Catalog, Shelf, told
-from pve_zfsbackup.app.gather import Assignment, Inventory
+from pve_zfsbackup.app.gather import Assignment, Inventory, inventory
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.archive.inner import StreamFacts
@@ -88,7 +88,7 @@ def archive_plans(
             continue
         shelves = shelves_by_guest(catalog)
         for guest in guests:
-            plan = plan_guest(vault, found, guest, shelves.get(guest.vmid))
+            plan = plan_guest(session, vault, found, guest, shelves.get(guest.vmid))
             would = f"archive {plan.task.point}" if plan.task else ""
             yield guest, name, Plan(reasons=plan.reasons, warnings=plan.warnings), would
 
@@ -117,11 +117,17 @@ def _to_box(session: Session, found: Inventory, guests: Sequence[Guest], vault: 
         session.emit(Seen(room=room))
 
 
-def plan_guest(vault: Vault, found: Inventory, guest: Guest, shelf: Shelf | None) -> ArchivePlan:
+def plan_guest(
+    session: Session, vault: Vault, found: Inventory, guest: Guest, shelf: Shelf | None
+) -> ArchivePlan:
     """What is due of one guest."""
-    there = shelf.archived if shelf else ()
     return plan_archive(
-        guest, found.listing, there, archive_policy(vault.box), unusable=unusable(shelf), begun=begun(vault, guest.vmid)
+        guest,
+        found.listing,
+        shelf.archived if shelf else (),
+        replace(archive_policy(vault.box), now=session.now().timestamp()),
+        unusable=shelf.unusable if shelf else frozenset(),
+        begun=begun(vault, guest.vmid),
     )
 
 
@@ -133,17 +139,6 @@ def archive_policy(box: Box) -> ArchivePolicy:
         full_increments=box.full_increments,
         full_percent=box.full_percent,
     )
-
-
-def unusable(shelf: Shelf | None) -> frozenset[str]:
-    """Generations nothing is added to: something in them is damaged, missing, or not to be believed."""
-    if shelf is None:
-        return frozenset()
-    everything = {content.signed.outer.generation for content in shelf.contents}
-    if shelf.series.stale:
-        return frozenset(everything)
-    bad = {content.signed.outer.generation for content in shelf.contents if content.problems or not content.inner}
-    return shelf.series.damaged | bad
 
 
 def shelves_by_guest(catalog: Catalog) -> dict[Vmid, Shelf]:
@@ -160,7 +155,10 @@ def _one(work: _Work, found: Inventory, guest: Guest) -> Result:
     box = work.vault.box.name
     try:
         shelf = work.shelves.get(guest.vmid)
-        plan = plan_guest(work.vault, found, guest, shelf)
+        plan = plan_guest(work.session, work.vault, found, guest, shelf)
+        if plan.task is not None:  # those before it may have taken days, and others prune meanwhile
+            found = inventory(work.session, only=guest.vmid)
+            plan = plan_guest(work.session, work.vault, found, guest, shelf)
         if plan.task is None:
             return _result(guest, box, Outcome.SKIPPED, plan.reasons[0])
         made, stale = plan_bookmarks(guest, found.listing, plan.task, box)

@@ -14,11 +14,13 @@ from pve_zfsbackup.app.archive_write import unfinished
 from pve_zfsbackup.app.box import Vault
 from pve_zfsbackup.app.boxes import own_catalog
 from pve_zfsbackup.app.catalog import Catalog, Shelf
+from pve_zfsbackup.app.catalog_memory import memory_of
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.archive.names import OUTER, README, SCRIPT, SEGMENT, TEMPORARY, segment_name
 from pve_zfsbackup.errors import StoreForbiddenError
 from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host.lock import RESTORE, held
 from pve_zfsbackup.host.notebook import read_json, write_json
 from pve_zfsbackup.host.store import SAFE_PATH, Entry
 from pve_zfsbackup.model import ArchiveVerdict
@@ -50,8 +52,10 @@ def expire(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
 def _expired(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
     catalog = own_catalog(vault)
     for shelf in catalog.shelves:
-        if shelf.problems:
-            continue  # told already; nothing is removed from what is damaged
+        if held(session.config.runtime_dir, RESTORE):
+            return  # which may be reading what would go
+        if not _settled(shelf, _proven(vault, shelf)):
+            continue  # told already
         try:
             started = time.monotonic()
             gone = _expire(session, vault, shelf)
@@ -72,16 +76,35 @@ def _expired(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
     collect_orphans(vault, catalog, unfinished(vault).keys(), now=session.now().timestamp())
 
 
-def verdicts(session: Session, vault: Vault, shelf: Shelf) -> tuple[ArchiveVerdict, ...]:
-    """What stays and why."""
+def _settled(shelf: Shelf, proven: Set[str]) -> bool:
+    """Whether anything may be removed: nothing from a series that is not as it was written, or cannot be read. Where
+    only segments are damaged, as soon as the newest chain is whole and was read back: the box would fill for ever."""
+    if shelf.series.problems or not all(content.inner for content in shelf.contents):
+        return False
+    damaged = shelf.unusable
+    return not damaged or shelf.contents[-1].signed.outer.generation in proven - damaged
+
+
+def _proven(vault: Vault, shelf: Shelf) -> frozenset[str]:
+    """The generations that were read back."""
     read = vault.proven()
     points: dict[str, bool] = {}
     for content in shelf.contents:
         outer = content.signed.outer
         points[outer.generation] = points.get(outer.generation, True) and outer.point in read
-    proven = frozenset(generation for generation, whole in points.items() if whole)
-    now = int(session.now().timestamp())
-    return plan_expiry(shelf.archived, vault.box.keep, proven, tz=session.timezone, now=now)
+    return frozenset(generation for generation, whole in points.items() if whole)
+
+
+def verdicts(session: Session, vault: Vault, shelf: Shelf) -> tuple[ArchiveVerdict, ...]:
+    """What stays and why."""
+    return plan_expiry(
+        shelf.archived,
+        vault.box.keep,
+        _proven(vault, shelf),
+        tz=session.timezone,
+        now=int(session.now().timestamp()),
+        damaged=shelf.unusable,
+    )
 
 
 def _expire(session: Session, vault: Vault, shelf: Shelf) -> int:
@@ -91,6 +114,7 @@ def _expire(session: Session, vault: Vault, shelf: Shelf) -> int:
         stamina = Stamina(seconds=vault.box.retry_hours * 3600)
         publish_removal(vault, stamina, shelf, [archived.name for archived in going], made)
     files = {content.signed.outer.path: content.files for content in shelf.contents}
+    memory_of(vault).removing([archived.name for archived in going])
     for archived in going:
         path = f"{archived.generation}/{archived.name}"
         _remove(vault, f"{vault.writer}/{path}", files[path])
@@ -123,12 +147,15 @@ def _empty(vault: Vault, generations: Set[str]) -> None:
 def collect_orphans(vault: Vault, catalog: Catalog, own: Set[str], *, now: float) -> list[str]:
     """Remove what no manifest speaks of, seven days after it was first seen; returns what was removed.
 
-    Whole directories without an outer manifest (one that is there and not genuine is for a person to look at), and
-    beside a point what an attempt brought that was killed before it knew: segments under another name, cut uploads.
+    Whole directories without an outer manifest (one that is there and not genuine is for a person to look at, and so is
+    what is left of a point that lost its own), and beside a point what an attempt brought that was killed before it
+    knew: segments under another name, cut uploads.
     """
     path = vault.state / ORPHANS
     seen = _since(path)
-    found = {place for place, files in catalog.strays.items() if place not in own and OUTER not in files}
+    memory = memory_of(vault)
+    strays = {place for place, files in catalog.strays.items() if place not in own and OUTER not in files}
+    found = {place for place in strays if not memory.knows(place)}
     bare = {place for place, files in catalog.generations.items() if not any(e.directory for e in files.values())}
     loose = set(_loose(catalog))
     since = {place: min(seen.get(place, now), now) for place in sorted(found | bare | loose)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pve_zfsbackup.app.box import Vault, fresh
-from pve_zfsbackup.app.catalog_memory import Memory, manifest_sizes
+from pve_zfsbackup.app.catalog_memory import Memory, manifest_sizes, memory_of
 from pve_zfsbackup.archive.chain import Head, Series, Signed, assemble
 from pve_zfsbackup.archive.inner import Inner
 from pve_zfsbackup.archive.names import INNER, INNER_SIGNATURE, OPAQUE, OUTER, OUTER_SIGNATURE, WRITER, segment_name
@@ -53,6 +53,14 @@ class Shelf:
         return (*(f"series {self.series.id}: {problem}" for problem in self.series.problems), *inside)
 
     @property
+    def unusable(self) -> frozenset[str]:
+        """Generations nothing is added to: something in them is damaged, missing, or not to be believed."""
+        if self.series.stale:
+            return frozenset(content.signed.outer.generation for content in self.contents)
+        bad = (content.signed.outer.generation for content in self.contents if content.problems or not content.inner)
+        return self.series.damaged.union(bad)
+
+    @property
     def archived(self) -> tuple[Archived, ...]:
         return tuple(archived for content in self.contents if (archived := content.archived))
 
@@ -93,7 +101,7 @@ def read_catalog(
 
 def _read(vault: Vault, identity: Path | None, own: bool, unfinished: Collection[str]) -> Catalog:
     catalog = Catalog()
-    memory = _memory(vault) if own else None
+    memory = memory_of(vault) if own else None
     places = _places(vault, catalog, [vault.writer] if own else None)
     if memory and memory.any() and not catalog.generations:
         raise BackupError(
@@ -107,6 +115,11 @@ def _read(vault: Vault, identity: Path | None, own: bool, unfinished: Collection
     catalog.problems += (f"{path}: its manifests are larger than any of ours, {LIMIT >> 20} MiB" for path in large)
     wanted = [path for path in wanted if path not in large]
     catalog.strays = {path: files for path, files in places.items() if OUTER not in files}
+    catalog.problems += (
+        f"{path}: its manifest.json is gone, and the rest stays: put it back from a copy, or remove the directory"
+        for path in sorted(catalog.strays)
+        if memory and memory.knows(path)
+    )
     known = {path: found for path in wanted if memory and (found := memory.recall(path, places[path]))}
     with vault.scratch() as scratch:
         unknown = {path: manifest_sizes(places[path]) for path in wanted if path not in known}
@@ -152,11 +165,7 @@ def _lost(catalog: Catalog, memory: Memory, places: Collection[str]) -> list[str
 
 def told(vault: Vault, catalog: Catalog) -> None:
     """Somebody heard that all of a guest is gone: it may have been meant."""
-    _memory(vault).drop(catalog.lost)
-
-
-def _memory(vault: Vault) -> Memory:
-    return Memory(directory=vault.state / "manifests")
+    memory_of(vault).drop(catalog.lost)
 
 
 def _vanished(found: Collection[str], heads: Mapping[str, Head]) -> Iterator[str]:

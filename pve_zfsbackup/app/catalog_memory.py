@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pve_zfsbackup.app.box import Vault
 from pve_zfsbackup.archive.chain import Signed
 from pve_zfsbackup.archive.inner import Inner
 from pve_zfsbackup.archive.names import INNER, INNER_SIGNATURE, OUTER, OUTER_SIGNATURE
@@ -40,6 +41,10 @@ class Memory:
         except (BackupError, KeyError, ValueError):
             return None
 
+    def knows(self, path: str) -> bool:
+        """Whether a point was published at this path that nothing of ours has removed since."""
+        return self._file(path).exists()
+
     def note(self, path: str, files: Mapping[str, Entry], signed: Signed, inner: Inner | None) -> None:
         """Remember manifests that were found genuine."""
         members: dict[str, Any] = {"path": path, "sizes": manifest_sizes(files)}
@@ -64,12 +69,20 @@ class Memory:
         names = {*spare, *(self._file(path).name for path in paths)}
         self.drop({file.name for file in self.directory.glob("*.json")} - names)
 
+    def removing(self, paths: Collection[str]) -> None:
+        """What is about to be removed is no longer known: what a cut removal leaves may go."""
+        self.drop([self._file(path).name for path in paths])
+
     def drop(self, names: Collection[str]) -> None:
         for name in names:
             (self.directory / name).unlink(missing_ok=True)
 
     def _file(self, path: str) -> Path:
         return self.directory / f"{path.rpartition('/')[2]}.json"
+
+
+def memory_of(vault: Vault) -> Memory:
+    return Memory(directory=vault.state / "manifests")
 
 
 def manifest_sizes(files: Mapping[str, Entry]) -> dict[str, int]:

@@ -74,9 +74,9 @@ def exit_code(results: Iterable[Result]) -> ExitCode:
 def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) -> Report:
     """Do the stages for the guests in scope. Lists anew before each stage, because the world moves.
 
-    Where another run is at a stage, this one ends: what follows is the other's to do. Raises `LockedError` when that
-    is the first stage, `ConfigError` for an unusable configuration, and whatever keeps it from finding the guests at
-    all; a guest's or a target's failure is a `Result`.
+    Where another run is at a stage, this one ends: what follows is the other's to do; only an archive under way is
+    passed by. Raises `LockedError` when that is the first stage, `ConfigError` for an unusable configuration, and
+    whatever keeps it from finding the guests at all; a guest's or a target's failure is a `Result`.
     """
     if not session.config.jobs and session.config.receives:
         return Report(run="", results=(), notes=("no job: this host only receives",), seconds=0.0)
@@ -100,9 +100,12 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
             for number, stage in enumerate(stages):
                 try:
                     locks.take(_LOCKS[stage])
-                except LockedError as error:
-                    written.result(_deferred(stages[number:], error))
-                    written.add("deferred", {"stages": [left.value for left in stages[number:]]})
+                except LockedError as error:  # what an upload of weeks needs has its bookmark: pruning does not wait
+                    left = [stage] if stage is Stage.ARCHIVE else stages[number:]
+                    written.result(_deferred(left, error))
+                    written.add("deferred", {"stages": [one.value for one in left]})
+                    if stage is Stage.ARCHIVE:
+                        continue
                     break
                 if stage is Stage.REPLICATE and (kept := _kept_from(hooks, stage)):
                     written.result(kept)

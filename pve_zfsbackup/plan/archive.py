@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import tzinfo
+from math import inf
 
 from pve_zfsbackup.model import (
     Archived,
@@ -24,6 +25,7 @@ from pve_zfsbackup.model import (
     Snapshot,
     Volume,
 )
+from pve_zfsbackup.model.health import SKEW
 from pve_zfsbackup.plan.points import bookmark_name, bookmark_target, points_of
 from pve_zfsbackup.plan.retention import marks
 
@@ -33,12 +35,14 @@ BEGUN_DAYS = 30  # a point that cannot be finished in that time gives way to a n
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchivePolicy:
-    """When something is due and when a chain is long enough. `every` in seconds, `full_days` in days."""
+    """When something is due and when a chain is long enough. `every` in seconds, `full_days` in days; what is from
+    after `now` (seconds since the epoch) was made while a clock was wrong."""
 
     every: float
     full_days: int
     full_increments: int
     full_percent: int
+    now: float = inf
 
 
 def plan_archive(
@@ -54,9 +58,11 @@ def plan_archive(
     it is there and would build on the same: most of it may be in the box, and of a newer one nothing is.
 
     `there` are the guest's points in the box, `unusable` the generations nothing may be added to any more (damaged).
-    Disks the jobs leave out are left out.
+    Disks the jobs leave out are left out. What is from the future, here or there, was made while a clock was wrong: it
+    is not waited for.
     """
     points = [point for point in points_of(source, guest.vmid) if point.complete]
+    points = [point for point in points if point.creation <= policy.now + SKEW] or points
     if not points:
         return ArchivePlan(task=None, reasons=("the guest has no complete recovery point on the source",))
     newest = max(there, key=lambda archived: archived.sequence, default=None)
@@ -131,6 +137,8 @@ def _not_due(wanted: Point, newest: Archived | None, policy: ArchivePolicy) -> s
         return ""
     if newest.point == wanted.id:
         return f"nothing new: {wanted.id} is there"
+    if newest.creation > policy.now + SKEW:
+        return ""
     if wanted.creation <= newest.creation:
         return f"{newest.point}, which is there, is newer than {wanted.id}"
     if wanted.creation - newest.creation < policy.every:
@@ -192,18 +200,20 @@ def _warnings(parent: Archived | None, streams: Iterable[ArchiveStream]) -> Iter
 
 
 def plan_expiry(
-    there: Sequence[Archived], keep: Keep, proven: Set[str], *, tz: tzinfo, now: int
+    there: Sequence[Archived], keep: Keep, proven: Set[str], *, tz: tzinfo, now: int, damaged: Set[str] = frozenset()
 ) -> tuple[ArchiveVerdict, ...]:
     """A verdict for each point of one guest in a box, oldest first.
 
     What kept points build on stays. So does the newest chain, and until that is `proven` (its generation was read
-    back) the newest one that is, or the one before it where none is.
+    back) the newest one that is, or the one before it where none is. Points of `damaged` generations take no slot from
+    the others.
     """
     ordered = sorted(there, key=lambda archived: archived.sequence)
     reasons: dict[str, list[str]] = {archived.name: [] for archived in ordered}
-    for archived, mark in zip(ordered, marks([a.creation for a in ordered], keep, tz), strict=True):
-        if mark:
-            reasons[archived.name].append(mark)
+    for asked in (ordered, [archived for archived in ordered if archived.generation not in damaged]):
+        for archived, mark in zip(asked, marks([a.creation for a in asked], keep, tz), strict=True):
+            if mark and mark not in reasons[archived.name]:
+                reasons[archived.name].append(mark)
     if ordered:
         reasons[ordered[-1].name].append("newest archived point")
         if ordered[-1].creation > now:

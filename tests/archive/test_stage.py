@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.app import box as box_module
+from pve_zfsbackup.app.archive import archive
 from pve_zfsbackup.app.archive_verify import Level, verify_box
-from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.gather import Scope, assign, inventory
 from pve_zfsbackup.app.health import health
 from pve_zfsbackup.app.history import History, history
 from pve_zfsbackup.app.preview import preview
@@ -23,12 +24,13 @@ from pve_zfsbackup.app.setup_box import try_out
 from pve_zfsbackup.app.status import Status, status_of
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, StoreForbiddenError, StoreFullError
 from pve_zfsbackup.events import Outcome
-from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.host.lock import RESTORE, run_lock
 from pve_zfsbackup.report.points import points_json, points_table
 from pve_zfsbackup.report.status import status_json
 from tests.archive.bench import FaultyStore
 from tests.archive.worldly import Boxed
 from tests.fakes.pools import Pools
+from tests.fakes.runner import HERE
 from tests.fakes.world import CT, DB, WEB, World
 
 pytestmark = pytest.mark.processes
@@ -391,6 +393,104 @@ def test_damage_in_the_box_is_told_and_not_built_upon(boxed: Boxed) -> None:
     newest = boxed.choose(WEB)
     assert len(newest.chain) == 1  # a new full one
     assert len(boxed.choose(DB).chain) == 2
+
+
+def test_one_damaged_segment_does_not_fill_the_box_for_ever(boxed: Boxed) -> None:
+    """Nothing goes while the newest chain was not read back; then what no rule keeps does, as ever."""
+    text = boxed.world.config.read_text().replace("every-hours: 0", "every-hours: 0\n    full-increments: 1")
+    boxed.world.config.write_text(text)
+    boxed.run()
+    damaged = boxed.choose(WEB).content.signed.outer.point
+    next((boxed.world.place / "mnt/root").rglob(f"{damaged}/seg-000001-*")).unlink()
+    for _ in range(6):
+        boxed.world.write()
+        boxed.run()
+    assert len(boxed.points(WEB)) == 7
+    for _ in range(3):
+        verify_box(boxed.vault, Level.HASHED, note=lambda _: None)
+        boxed.world.write()
+        boxed.run()
+    verify_box(boxed.vault, Level.HASHED, note=lambda _: None)
+    boxed.run(Stage.ARCHIVE)
+    assert len(boxed.points(WEB)) <= 4
+    assert boxed.run(Stage.ARCHIVE).exit_code is ExitCode.OK
+    assert verify_box(boxed.vault, Level.OPENED, identity=boxed.identity, note=lambda _: None).good
+
+
+def test_a_point_that_lost_its_manifest_is_no_orphan(boxed: Boxed) -> None:
+    """Its segments are all that there is of it, and somebody may have the file."""
+    boxed.run()
+    lost = boxed.choose(WEB).content
+    manifest = boxed.world.place / "mnt/root" / lost.path / "manifest.json"
+    data = manifest.read_bytes()
+    manifest.unlink()
+    for _ in range(12):
+        boxed.world.write()
+        boxed.world.clock.now += 86_400
+        told = [message for outcome, _, message in archived(boxed.run()) if outcome is Outcome.FAILED]
+        assert any("its manifest.json is gone, and the rest stays" in message for message in told)
+    assert {path.name for path in manifest.parent.iterdir()} == set(lost.files) - {"manifest.json"}
+    manifest.write_bytes(data)
+    assert boxed.choose(WEB, lost.archived.point if lost.archived else "").chain
+
+
+def test_a_cut_removal_is_finished(boxed: Boxed) -> None:
+    """What is left of a point that was given up is an orphan, though it was known once."""
+    text = boxed.world.config.read_text().replace("every-hours: 0", "every-hours: 0\n    full-increments: 1")
+    boxed.world.config.write_text(text.replace("{keep-last: 3}", "{keep-last: 1}"))
+    boxed.run()
+    first = boxed.choose(WEB).content
+    while first.path in {content.path for shelf in boxed.catalog.shelves for content in shelf.contents}:
+        boxed.world.write()
+        verify_box(boxed.vault, Level.HASHED, note=lambda _: None)
+        boxed.run()
+    left = boxed.world.place / "mnt/root" / first.path
+    left.mkdir(parents=True)
+    (left / next(name for name in first.files if name.startswith("seg-"))).write_bytes(b"x")
+    boxed.run(Stage.ARCHIVE)
+    boxed.world.clock.now += 8 * 86_400
+    assert boxed.run(Stage.ARCHIVE).exit_code is ExitCode.OK
+    assert not left.exists()
+
+
+def test_while_a_restore_is_at_work_nothing_expires(boxed: Boxed) -> None:
+    text = boxed.world.config.read_text().replace("every-hours: 0", "every-hours: 0\n    full-increments: 1")
+    boxed.world.config.write_text(text)
+    for _ in range(6):
+        boxed.world.write()
+        boxed.run(Stage.SNAPSHOT)
+        with boxed.session() as session, run_lock(session.config.runtime_dir, RESTORE):
+            boxed.run(Stage.ARCHIVE)
+        verify_box(boxed.vault, Level.HASHED, note=lambda _: None)
+    assert len(boxed.points(WEB)) == 6
+    boxed.run(Stage.ARCHIVE)
+    assert len(boxed.points(WEB)) == 4
+
+
+def test_an_upload_of_weeks_does_not_stop_the_pruning(boxed: Boxed) -> None:
+    for _ in range(6):
+        boxed.world.write()
+        with boxed.session() as session, run_lock(session.config.runtime_dir, "archive"):
+            assert boxed.run().exit_code is ExitCode.OK
+    assert len(boxed.world.complete(HERE, WEB)) == 3
+
+
+def test_a_guest_whose_turn_comes_after_weeks_is_archived_as_it_is_then(boxed: Boxed) -> None:
+    """Others pruned meanwhile what was its newest point when the stage began."""
+    boxed.run(Stage.SNAPSHOT)
+
+    def pruned() -> None:
+        for _ in range(4):
+            boxed.world.write()
+            boxed.run(Stage.SNAPSHOT, Stage.REPLICATE, Stage.PRUNE)
+
+    with boxed.session() as session:
+        items, _ = assign(session, found := inventory(session), Scope())
+        stage = archive(session, found, items)
+        assert next(stage).outcome is Outcome.OK
+        pruned()
+        assert [result.outcome for result in stage] == [Outcome.OK, Outcome.OK]
+    assert boxed.points(CT) == boxed.world.complete(HERE, CT)[-1:]
 
 
 def test_a_point_that_somebody_removed_is_told_once_and_the_history_goes_on(boxed: Boxed) -> None:

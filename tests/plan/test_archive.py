@@ -190,6 +190,18 @@ def test_nothing_is_due(listing: Listing, archived: list[Archived], reason: str)
     assert reason in plan.reasons[0]
 
 
+def test_what_was_made_while_a_clock_was_wrong_stops_nothing() -> None:
+    """One point of a year to come, on the source or in the box, is not the newest until that year."""
+    policy = replace(POLICY, now=NOON + 2 * DAY)
+    plan = plan_archive(GUEST, world(0, 2, 20), [there(0)], policy)
+    assert plan.task is not None
+    assert plan.task.point == f"100/{stamp(2)}"
+    plan = plan_archive(GUEST, world(0, 2), [there(0), there(20, sequence=2, parent="p1")], policy)
+    assert plan.task is not None
+    assert plan.task.point == f"100/{stamp(2)}"
+    assert plan_archive(GUEST, world(20), [there(20)], policy).task is None, "that one is there"
+
+
 def test_it_waits_as_long_as_it_is_told() -> None:
     policy = ArchivePolicy(every=2 * DAY, full_days=30, full_increments=30, full_percent=100)
     assert plan_archive(GUEST, world(0, 1), [there(0)], policy).task is None
@@ -307,6 +319,14 @@ def test_an_older_chain_goes_once_the_newest_is_proven() -> None:
 
 def test_the_one_before_the_last_but_one_goes_in_any_case() -> None:
     assert kept(chains(2, 2, 2), Keep(last=1)) == [3, 4, 5, 6]
+
+
+def test_damaged_points_take_no_slot() -> None:
+    points = chains(2, 2, 1)
+    decided = plan_expiry(
+        points, Keep(last=2), frozenset({"g3"}), tz=UTC, now=NOON + 400 * DAY, damaged=frozenset({"g2"})
+    )
+    assert [verdict.archived.sequence for verdict in decided if verdict.keep] == [1, 2, 3, 4, 5]
 
 
 def test_the_only_chain_never_goes() -> None:
