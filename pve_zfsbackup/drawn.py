@@ -66,7 +66,9 @@ def _drawn(table: Table, width: int) -> RenderableType:
         for number in range(len(table.rows)):
             grid.add_row(*_cells(table, number))
         return grid
-    widths = dict(zip(table.columns[:-1], _narrowed(natural[:-1], width), strict=True))
+    rows = (table.columns, *table.rows)
+    words = [max(len(word) for row in rows for word in row[i].split(" ")) for i in range(len(natural))]
+    widths = dict(zip(table.columns[:-1], _narrowed(natural[:-1], words[:-1], width), strict=True))
     parts: list[RenderableType] = [_grid(table, widths, header=True)]
     for number, row in enumerate(table.rows):
         grid = _grid(table, widths, header=False)
@@ -92,11 +94,15 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + 2 * (len(widths) - 1)
 
 
-def _narrowed(widths: Sequence[int], width: int) -> list[int]:
-    """The widest columns give way, as far as they can be read."""
+def _narrowed(widths: Sequence[int], words: Sequence[int], width: int) -> list[int]:
+    """The widest columns give way: first down to their longest words, then as far as they can be read."""
     found = list(widths)
-    while _total(found) > width and max(found) > READABLE:
-        found[found.index(max(found))] -= 1
+    for floors in (words, [0] * len(found)):
+        while _total(found) > width:
+            able = [column for column, floor in enumerate(floors) if found[column] > max(floor, READABLE)]
+            if not able:
+                break
+            found[max(able, key=lambda column: found[column])] -= 1
     return found
 
 

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from pve_zfsbackup import terminal
+from pve_zfsbackup import drawn, terminal
 from pve_zfsbackup.events import Outcome, Progress, Result
+from pve_zfsbackup.report.format import Table
 
 HOME = Path(terminal.__file__).parents[1]  # another test may have left this process in another directory
 
@@ -59,3 +61,14 @@ def test_a_run_without_a_terminal_does_not_import_rich() -> None:
     )
     done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True, cwd=HOME)
     assert done.stdout.strip() == "[]"
+
+
+def test_on_a_narrow_screen_no_word_is_broken_that_need_not_be() -> None:
+    columns = ("GUEST", "NEWEST POINT", "AGE", "CONSISTENCY", "PROBLEM")
+    rows = (("100 web-server-of-the-shop", "2026-11-27 07:00:12", "44 min", "crash-consistent: no agent", "late"),)
+    console = Console(width=70)
+    with console.capture() as captured:
+        console.print(drawn._drawn(Table(columns=columns, rows=rows, last_below=True), 70))
+    words = captured.get().split()
+    assert {"crash-consistent:", "web-server-of-the-shop", "2026-11-27", "07:00:12", "late"} <= set(words)
+    assert max(map(len, captured.get().splitlines())) <= 70
