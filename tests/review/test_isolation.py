@@ -115,6 +115,11 @@ def test_a_target_that_answers_garbage_fails_alone(world: World, monkeypatch: py
     assert len(world.complete("backup2", WEB)) == 2
 
 
+def no_program() -> Fault:
+    """A node whose ZFS runs no channel programs: commands do it."""
+    return Fault(words=("program",), host=HERE, again=True, answer=(1, "Channel program execution failed"))
+
+
 def test_what_one_host_does_not_prune_the_others_do(world: World) -> None:
     second(world)
     for _ in range(3):
@@ -122,7 +127,7 @@ def test_what_one_host_does_not_prune_the_others_do(world: World) -> None:
         assert world.run().exit_code is ExitCode.OK
     lost = Fault(words=("destroy",), host=TARGET, again=True, error=HostUnreachableError("connection lost"))
     busy = Fault(words=("destroy", "zfs"), host=HERE, again=True, answer=(1, "cannot destroy: dataset is busy"))
-    world.runner.faults += [lost, busy]
+    world.runner.faults += [lost, busy, no_program()]
     world.write()
     world.run(Stage.SNAPSHOT, Stage.REPLICATE)
     report = world.run(Stage.PRUNE)
@@ -147,7 +152,7 @@ def test_a_check_of_guids_that_was_killed_destroys_nothing_and_says_so(world: Wo
     for _ in range(4):
         world.write()
         world.run(Stage.SNAPSHOT, Stage.REPLICATE)
-    world.runner.faults.append(Fault(words=("get", "guid"), again=True, answer=(-9, "")))
+    world.runner.faults += [Fault(words=("get", "guid"), again=True, answer=(-9, "")), no_program()]
     report = world.run(Stage.PRUNE)
     assert report.exit_code is ExitCode.FAILED
     assert len(world.complete(HERE, WEB)) == len(world.complete(TARGET, WEB)) == 4
