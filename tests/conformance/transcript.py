@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,6 +26,8 @@ class Labels:
         text = re.sub(r"(?s)\n?usage:\n.*", "\nusage\n", text)
         if step[:2] == ("zfs", "list"):
             return self._table(step[step.index("-o") + 1].split(","), text)
+        if step[0] == "fed" and text.startswith("{"):  # a table of Lua has no order
+            text = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
         if step[:2] == ("zfs", "get"):
             text = "".join(f"{line}\n" for line in sorted(text.splitlines()))
         return re.sub(r"\b\d{11,}\b", lambda match: self._label("guid", match[0]), text)
