@@ -19,6 +19,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 ELSEWHERE = {TESTS / "lab", TESTS / "package", TESTS / "pvesim", TESTS / "bench", TESTS / "browser"}
+ELSEWHERE |= {TESTS / "host/pve/test_restore_calls.py"}  # all of it is asked of fakepve
 SAME_EVERYWHERE = {  # and what meets the release's libraries and programs in its place
     TESTS / "test_architecture.py": "reads source text; every module is imported by the tests of commands",
     TESTS / "plan": "pure, over every history; whole runs in tests/app plan with the release's Python",
