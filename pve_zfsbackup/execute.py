@@ -91,7 +91,7 @@ class Executor:
     def snapshot(
         self, step: SnapshotGuest, quiescer: Quiescer, config: Mapping[str, str], rules: FreezeRules
     ) -> Window:
-        """Freeze, snapshot each pool in one command, thaw. Returns how it really went. `config` are properties that
+        """Freeze, snapshot all pools, thaw. Returns how it really went. `config` are properties that
         carry the guest's configuration.
 
         The snapshots are born with what is proven at that moment, and are told more only when more is proven.
@@ -108,8 +108,7 @@ class Executor:
         }
         with quiescer.window(step, rules) as window:
             born = window.label
-            for datasets in step.pools:
-                zfs.snapshot(host, datasets, step.name, {**properties, f"{PROPERTY}consistency": born})
+            zfs.snapshot(host, step.pools, step.name, {**properties, f"{PROPERTY}consistency": born})
         told = {} if window.label == born else {f"{PROPERTY}consistency": window.label}
         if window.seconds:
             told[f"{PROPERTY}window"] = str(max(1, round(window.seconds * 1000)))

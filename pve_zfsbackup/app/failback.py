@@ -97,8 +97,7 @@ def _bring(way: Way) -> int:
     pools: dict[str, list[Dataset]] = {}
     for disk in left:
         pools.setdefault(disk.here.partition("/")[0], []).append(disk.here)
-    for datasets in pools.values():
-        zfs.snapshot(session.hosts[SOURCE], datasets, name, {})
+    zfs.snapshot(session.hosts[SOURCE], tuple(pools.values()), name, {})
     return sum(_send(way, disk, name) for disk in left)
 
 

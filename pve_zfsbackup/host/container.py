@@ -21,7 +21,8 @@ class ContainerFreezer:
         self._runner = runner
 
     def call(self, vmid: Vmid, command: str, timeout: float) -> Any:
-        """`fsfreeze-status`, `fsfreeze-freeze` or `fsfreeze-thaw`; the last two count the container as one."""
+        """`fsfreeze-status`, `fsfreeze-freeze` or `fsfreeze-thaw`; the last two count the container as one, and a thaw
+        of one that somebody else let go before as none."""
         state = self._state(vmid, timeout)
         if state == "STOPPED":
             raise AgentError(f"CT {vmid} not running")
@@ -29,7 +30,7 @@ class ContainerFreezer:
             return "thawed" if state == "RUNNING" else "frozen"  # FREEZING and FROZEN; THAWED is no resting state
         program = {"fsfreeze-freeze": "lxc-freeze", "fsfreeze-thaw": "lxc-unfreeze"}[command]
         self._run((program, "-n", str(vmid)), vmid, timeout)
-        return 1
+        return 0 if (command, state) == ("fsfreeze-thaw", "RUNNING") else 1
 
     def _state(self, vmid: Vmid, timeout: float) -> str:
         return self._run(("lxc-info", "-n", str(vmid), "-s", "-H"), vmid, timeout).stdout.strip().upper()

@@ -32,6 +32,7 @@ WATCHDOG_LIMIT: Final = 28.0  # and at most: no guest stands still for 30 s (tim
 OTHERS_FREEZE: Final = 30.0  # seconds that a freeze of somebody else may last
 LABEL_LIMIT: Final = 400  # characters
 UNPROVEN: Final = "the run was cut off before more was proven"
+LET_GO: Final = "nothing was frozen any more at the thaw: somebody else may have thawed the guest before the snapshot"
 HIBERNATED: Final = "guest is hibernated: what it had in memory is not part of the point"
 
 
@@ -173,10 +174,11 @@ class Quiescer:
         started = time.monotonic()
         window = Window()
         certain = refused = held = False
+        frozen = 0
         thawed = guest_agent.Thawed(count=0)
         try:
             try:
-                guest_agent.freeze(agent, vmid, timeout=limit)
+                frozen = guest_agent.freeze(agent, vmid, timeout=limit)
                 certain = True
             except PveUnreachableError as error:
                 window = self._unfrozen(step, f"freezing was given up: {error.message}")
@@ -184,19 +186,17 @@ class Quiescer:
                 certain = refused = True
                 window = self._unfrozen(step, error.message)
             yield window
-            if certain and not refused:
-                window.reason = self._broken(agent, vmid)
-                held = not window.reason
+            held = certain and not refused
         finally:
             if not refused:
                 thawed = guest_agent.thaw(agent, vmid, within=THAW_WITHIN)
             window.seconds = time.monotonic() - started
             # A freeze whose fate is unknown may still be queued behind this thaw, which then found nothing frozen:
-            # marker and watchdog stay, and thaw once more.
-            if certain or thawed.count:
+            # marker and watchdog stay, and thaw once more. No queue stands before a container.
+            if certain or thawed.count or kind is GuestKind.CT:
                 self._done(vmid, marker)
-        if held and thawed.broken:
-            window.reason = thawed.broken
+        if held and (broken := _broken(frozen, thawed)):
+            window.reason = broken
         elif held:
             best = Consistency.QUIESCED if kind is GuestKind.VM else Consistency.FROZEN
             window.consistency, window.reason = best, ""
@@ -217,16 +217,6 @@ class Quiescer:
                 hint="make the guest agent work, or set quiesce: prefer",
             )
         return Window(reason=reason)
-
-    def _broken(self, agent: Agent, vmid: Vmid) -> str:
-        """What speaks against the freeze having lasted; empty when nothing does. Not known is not proven."""
-        try:
-            if guest_agent.status(agent, vmid) == "frozen":
-                return ""
-        except PveError as error:
-            return f"whether the guest stayed frozen is not known: {error.message}"
-        # PVE 8 thaws without asking whose freeze it was (pve-facts §d).
-        return "somebody else thawed the guest before the snapshot was done"
 
     def sweep(self) -> list[str]:
         """Thaw what an earlier run may have left frozen; returns what was done. Call it under the lock."""
@@ -286,3 +276,17 @@ class Quiescer:
     def _done(self, vmid: Vmid, marker: Path) -> None:
         self.watchdog.disarm(vmid)
         marker.unlink(missing_ok=True)
+
+
+def _broken(frozen: int, thawed: guest_agent.Thawed) -> str:
+    """What speaks against the freeze having lasted until the thaw; empty when nothing does. Not known is not proven.
+
+    The thaw itself tells: it counts the file systems that it found frozen. Asking before would let the guest stand
+    still for one call longer, and leave the time between unproven.
+    """
+    if not frozen:
+        return "the guest agent found nothing to freeze"
+    if thawed.broken or thawed.count:
+        return thawed.broken
+    # PVE 8 thaws without asking whose freeze it was (pve-facts §d).
+    return LET_GO

@@ -65,6 +65,10 @@ class Runner(Protocol):
         """Run to the end. Raises `CommandTimeoutError`, and with `check` `CommandError` when it fails."""
         ...
 
+    def run_each(self, argvs: Sequence[Sequence[str]], *, timeout: float = DEFAULT_TIMEOUT) -> list[Completed]:
+        """Run side by side, all to the end; how each ended. Raises `CommandTimeoutError`; none outlives the call."""
+        ...
+
     def pipe(self, producers: Iterable[Sequence[str]], consumers: Sequence[Sequence[str]], flow: Flow) -> Piped:
         """Pour the output of one producer after another into the first consumer, whose output goes to the next.
 
@@ -103,16 +107,15 @@ class ProcessRunner:
         check: bool = True,
     ) -> Completed:
         with spawn(argv, stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL) as process:
-            try:
-                out, err = process.communicate(input, timeout=timeout)
-            except subprocess.TimeoutExpired:
-                raise CommandTimeoutError(
-                    f"{_label(argv)}: no end after {timeout:.0f} s", hint="the work may or may not be done"
-                ) from None
-        done = completed(argv, process.returncode, out, err)
+            done = _heard(argv, process, input, timeout)
         if check and done.returncode:
             raise failure(done)
         return done
+
+    def run_each(self, argvs: Sequence[Sequence[str]], *, timeout: float = DEFAULT_TIMEOUT) -> list[Completed]:
+        with contextlib.ExitStack() as stack:  # no threads: a signal that is raised here ends them all
+            processes = [stack.enter_context(spawn(argv, stdin=subprocess.DEVNULL)) for argv in argvs]
+            return [_heard(argv, process, None, timeout) for argv, process in zip(argvs, processes, strict=True)]
 
     def pipe(self, producers: Iterable[Sequence[str]], consumers: Sequence[Sequence[str]], flow: Flow) -> Piped:
         sent: list[Completed] = []
@@ -165,6 +168,17 @@ class ProcessRunner:
         finally:
             with self._lock:
                 self._pumps.discard(pump)
+
+
+def _heard(argv: Sequence[str], process: subprocess.Popen[bytes], input: bytes | None, timeout: float) -> Completed:
+    """How a program ended and what it said."""
+    try:
+        out, err = process.communicate(input, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise CommandTimeoutError(
+            f"{_label(argv)}: no end after {timeout:.0f} s", hint="the work may or may not be done"
+        ) from None
+    return completed(argv, process.returncode, out, err)
 
 
 def _chain(

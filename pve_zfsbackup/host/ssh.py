@@ -113,6 +113,11 @@ class Host:
         `CommandError` if it fails and `check` is set."""
         return self._run(command, self.argv(command), timeout=timeout, check=check, input=input)
 
+    def run_each(self, commands: Sequence[Sequence[str]], *, timeout: float = DEFAULT_TIMEOUT) -> list[Completed]:
+        """Run commands side by side, on the node itself; how each ended. Raises `CommandTimeoutError`."""
+        assert self.destination is None, self.name
+        return self.runner.run_each(commands, timeout=timeout)
+
     def run_all(self, commands: Sequence[Sequence[str]], *, timeout: float = DEFAULT_TIMEOUT) -> Completed | None:
         """Run commands in order, on another host many in one session; returns the first that failed, as if alone.
 

@@ -49,14 +49,18 @@ def zfs(host: Host, *argv: str, timeout: float = TIMEOUT) -> Completed:
     return done
 
 
-def snapshot(host: Host, datasets: Sequence[Dataset], name: str, properties: Mapping[str, str]) -> None:
-    """All datasets of one pool at one instant, properties included: one command, one transaction group."""
+def snapshot(host: Host, pools: Sequence[Sequence[Dataset]], name: str, properties: Mapping[str, str]) -> None:
+    """All datasets of each pool at one instant, properties included: one command, one transaction group. The pools side
+    by side, because a guest may stand still for it. Only on the node itself.
+
+    Raises for the first pool that failed; the others have their snapshots then.
+    """
     options = [part for key, value in properties.items() for part in ("-o", f"{key}={value}")]
-    argv = ("zfs", "snapshot", *options, "--", *(f"{dataset}@{name}" for dataset in datasets))
-    done = host.run(argv, check=False, timeout=TIMEOUT)
-    if done.returncode:  # "cannot create snapshots : out of space": it names none of them, and no pool
-        pool = datasets[0].partition("/")[0]
-        raise classified(replace(done, stderr=done.stderr.replace("snapshots : ", f"snapshots in {pool}: ")))
+    argvs = [("zfs", "snapshot", *options, "--", *(f"{dataset}@{name}" for dataset in disks)) for disks in pools]
+    for disks, done in zip(pools, host.run_each(argvs, timeout=TIMEOUT), strict=True):
+        if done.returncode:  # "cannot create snapshots : out of space": it names none of them, and no pool
+            pool = disks[0].partition("/")[0]
+            raise classified(replace(done, stderr=done.stderr.replace("snapshots : ", f"snapshots in {pool}: ")))
 
 
 def set_properties(host: Host, names: Sequence[str], properties: Mapping[str, str]) -> None:

@@ -28,6 +28,7 @@ class GuestState:
 
     running: bool = True
     frozen: bool = False
+    filesystems: int = 2  # that can be frozen
     agent: str = "ok"
     lost: bool = False
     deaf: int = 0  # so many thaws are not answered
@@ -251,10 +252,10 @@ class FakeNode:
         assert command == "fsfreeze-freeze", argv
         if guest.agent == "refuse":
             return ok(argv, json.dumps(REFUSAL, indent=3) + "\n")
-        guest.frozen = True
+        guest.frozen = guest.filesystems > 0
         if guest.lost:
             raise CommandTimeoutError("qm: no end after 10 s")
-        return ok(argv, "2\n")
+        return ok(argv, f"{guest.filesystems}\n")
 
     @staticmethod
     def _thawed(argv: Sequence[str], guest: GuestState) -> Completed:
@@ -267,5 +268,5 @@ class FakeNode:
         if guest.agent == "vss" and guest.frozen:
             guest.frozen = False
             return ok(argv, json.dumps(NOT_HELD) + "\n")
-        count, guest.frozen = int(guest.frozen) * 2, False
+        count, guest.frozen = int(guest.frozen) * guest.filesystems, False
         return ok(argv, f"{count}\n")

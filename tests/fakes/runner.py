@@ -143,6 +143,9 @@ class FakeRunner:
             raise failure(done)
         return done
 
+    def run_each(self, argvs: Sequence[Sequence[str]], *, timeout: float = DEFAULT_TIMEOUT) -> list[Completed]:
+        return [self.run(argv, timeout=timeout, check=False) for argv in argvs]
+
     def pipe(self, producers: Iterable[Sequence[str]], consumers: Sequence[Sequence[str]], flow: Flow) -> Piped:
         """Streams one after another, each taken by the next `zfs receive` of the other side's command line."""
         with self._lock:

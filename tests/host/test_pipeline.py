@@ -77,7 +77,7 @@ def target(runner: FakeRunner, tmp_path: Path) -> Host:
 def taken(source: Host, name: Dataset) -> Snapshot:
     """A new snapshot of one disk, as the listing shows it."""
     count = len(list_host(source, [name]).volumes[name].snapshots)
-    zfs.snapshot(source, [name], f"pzb:20261118T10{count:02d}00Z-0000", {})
+    zfs.snapshot(source, [[name]], f"pzb:20261118T10{count:02d}00Z-0000", {})
     return list_host(source, [name]).volumes[name].snapshots[-1]
 
 

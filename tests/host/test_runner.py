@@ -77,6 +77,32 @@ def test_an_argument_the_kernel_does_not_take_is_an_error_of_ours() -> None:
         ProcessRunner().run(("echo", "x" * (MIB // 4)))
 
 
+def test_programs_run_side_by_side_and_each_is_told_apart(tmp_path: Path) -> None:
+    """Each waits for the other: one after another they would never end."""
+    os.mkfifo(tmp_path / "to")
+    os.mkfifo(tmp_path / "fro")
+    first = sh(f"echo a > {tmp_path}/to; cat {tmp_path}/fro; exit 3")
+    second = sh(f"cat {tmp_path}/to; echo b > {tmp_path}/fro")
+    done = ProcessRunner().run_each([first, second], timeout=30)
+    assert [(end.argv, end.returncode, end.stdout) for end in done] == [(first, 3, "b\n"), (second, 0, "a\n")]
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_of_programs_side_by_side_none_outlives_the_time(slow: int) -> None:
+    argvs = [sh("echo quick"), sh("exec sleep 60")]
+    with pytest.raises(CommandTimeoutError, match="sh: no end after 1 s"):
+        ProcessRunner().run_each(argvs if slow else argvs[::-1], timeout=1)
+
+
+def test_an_interrupt_ends_all_programs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **rest: object) -> None:
+        raise InterruptedRunError("TERM")
+
+    monkeypatch.setattr(runner, "_heard", interrupted)
+    with pytest.raises(InterruptedRunError):
+        ProcessRunner().run_each([sh("exec sleep 60"), sh("exec sleep 60")])
+
+
 def test_no_end_in_time_is_a_timeout_and_the_program_is_gone() -> None:
     started = time.monotonic()
     with pytest.raises(CommandTimeoutError, match="sleep: no end after 0 s"):

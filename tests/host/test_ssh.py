@@ -25,6 +25,9 @@ class Ssh:
         self.control.touch()
         return Completed(argv=tuple(argv), returncode=self.returncode, stdout="", stderr=self.stderr)
 
+    def run_each(self, *args: object, **rest: object) -> list[Completed]:
+        raise AssertionError("nothing on the node itself")
+
     def pipe(self, *args: object, **rest: object) -> Piped:
         raise AssertionError("no stream here")
 

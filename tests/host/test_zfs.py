@@ -56,7 +56,7 @@ def target(runner: FakeRunner, tmp_path: Path) -> Host:
 def taken(source: Host, number: int) -> Snapshot:
     """A new snapshot of ours, as the listing shows it."""
     stamp = f"20261118T10{number:02d}40Z-{number:04x}"
-    zfs.snapshot(source, [SRC], f"pzb:{stamp}", {"pve-zfsbackup:point": f"100/{stamp}"})
+    zfs.snapshot(source, [[SRC]], f"pzb:{stamp}", {"pve-zfsbackup:point": f"100/{stamp}"})
     return list_host(source, [SRC]).volumes[SRC].snapshots[-1]
 
 
@@ -118,13 +118,13 @@ def test_a_full_pool_is_named(source: Host, runner: FakeRunner) -> None:
     """zfs itself names none, seen in the lab (OpenZFS 2.3.9, row 46)."""
     runner.faults.append(Fault(words=("snapshot", "--"), answer=(1, "cannot create snapshots : out of space\n")))
     with pytest.raises(OutOfSpaceError) as caught:
-        zfs.snapshot(source, [SRC], "pzb:x", {})
+        zfs.snapshot(source, [[SRC]], "pzb:x", {})
     assert caught.value.message == "zfs snapshot: cannot create snapshots in rpool: out of space"
 
 
 def test_a_snapshot_that_cannot_be_made_says_why_in_one_line(source: Host) -> None:
     with pytest.raises(DatasetNotFoundError) as caught:
-        zfs.snapshot(source, [SRC, Dataset("rpool/none")], "pzb:x", {})
+        zfs.snapshot(source, [[SRC, Dataset("rpool/none")]], "pzb:x", {})
     assert caught.value.message == "zfs snapshot: cannot open 'rpool/none': dataset does not exist"
 
 

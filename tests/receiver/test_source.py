@@ -50,6 +50,9 @@ class Recorder:
         self.argvs.append(tuple(argv))
         return Completed(argv=tuple(argv), returncode=0, stdout="", stderr="")
 
+    def run_each(self, argvs: Sequence[Sequence[str]], **_: object) -> list[Completed]:
+        return [self.run(argv) for argv in argvs]
+
     def pipe(self, producers: Iterable[Sequence[str]], consumers: Sequence[Sequence[str]], flow: object) -> Piped:
         """Streams of no bytes."""
         sent = tuple(Completed(argv=tuple(argv), returncode=0, stdout="", stderr="") for argv in producers)

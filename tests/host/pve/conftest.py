@@ -288,6 +288,9 @@ class RecordedRunner:
             raise failure(done)
         return done
 
+    def run_each(self, argvs: Sequence[Sequence[str]], *, timeout: float = 300.0) -> list[Completed]:
+        return [self.run(argv, timeout=timeout, check=False) for argv in argvs]
+
     def pipe(self, *args: object, **kwargs: object) -> Piped:
         raise AssertionError("no pipe is needed here")
 
