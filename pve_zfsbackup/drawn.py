@@ -110,7 +110,7 @@ class _Rate(ProgressColumn):
     """In the units of everything else: rich's own is decimal beside binary sizes."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{size(int(task.speed))}/s" if task.speed else "", "progress.data.speed")
+        return Text(f"{size(int(task.speed))}/s" if task.speed else "", "progress.data.total")  # rich's own is red
 
 
 class Bars:

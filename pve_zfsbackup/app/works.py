@@ -92,7 +92,7 @@ class Work:
         if not faults and not self.parked and not any(result.outcome is Outcome.FAILED for result in self.said):
             outcome = Outcome.OK if self.streams or self.changed else Outcome.SKIPPED
             unchanged = f", {self.spared} disks unchanged" if self.spared else ""
-            yield self.result(outcome, f"{self.streams} streams{unchanged}" if self.streams else "nothing new")
+            yield self.result(outcome, f"{_streams(self.streams)}{unchanged}" if self.streams else "nothing new")
 
     def result(self, outcome: Outcome, message: str, hint: str = "") -> Result:
         return Result(
@@ -180,3 +180,7 @@ def _plan(work: Work, disk: Disk, seen: tuple[Sides, References], policy: Replic
 def _dataset(disk: Disk) -> Dataset:
     assert disk.dataset is not None
     return disk.dataset
+
+
+def _streams(count: int) -> str:
+    return f"{count} stream{'' if count == 1 else 's'}"

@@ -136,12 +136,12 @@ def freezes(view: Overview) -> Markup | None:
         own = view.history.points.get(SOURCE, {}).get(entry.guest.vmid, ())
         seconds = [point.window / 1000 for point in own if point.window][-SHOWN:]
         if seconds:
-            drawn = columns(seconds, f"the last {len(seconds)}: up to {max(seconds):.2f} s", limit=FREEZE_LIMIT)
+            drawn = columns(seconds, f"the last {len(seconds)}: up to {_span(max(seconds))}", limit=FREEZE_LIMIT)
             rows.append(
                 (
                     guest_cell(entry.guest.vmid, entry.guest.name),
                     drawn,
-                    *(f"{value:.2f} s" for value in (seconds[-1], median(seconds), max(seconds))),
+                    *(_span(value) for value in (seconds[-1], median(seconds), max(seconds))),
                 )
             )
     if not rows:
@@ -149,3 +149,8 @@ def freezes(view: Overview) -> Markup | None:
     lead = f"How long each guest stood still for the points that are still here, oldest on the left; at most {SHOWN}."
     names = ("Guest", "Windows", "Last", "Median", "Longest")
     return section("Freeze windows", lead, table(names, rows, numbers=names[2:], kind="freezes"))
+
+
+def _span(seconds: float) -> str:
+    """How long a guest stood still: mostly less than a second."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"

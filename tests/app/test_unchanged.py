@@ -56,7 +56,7 @@ def test_a_disk_at_rest_is_not_sent_and_its_points_are_whole(resting: World) -> 
     sent(resting)
     report = busy(resting, 3)
     assert sent(resting) == [ZVOL] * 3
-    assert "1 streams, 1 disks unchanged" in [result.message for result in report.results]
+    assert "1 stream, 1 disks unchanged" in [result.message for result in report.results]
     assert resting.complete(TARGET, WEB) == resting.complete(HERE, WEB)
     assert [sorted(point.borrowed) for point in resting.points(TARGET, WEB)] == [[], ["scsi1"], ["scsi1"], ["scsi1"]]
     assert len(resting.target.datasets[REPLICAS[FAST]].snaps) == 1

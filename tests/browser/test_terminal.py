@@ -84,7 +84,7 @@ def test_a_replicate_under_way(opened: Browser, tmp_path: Path, monkeypatch: pyt
                 moved = min(step * GIB // 3, size * GIB)
                 reporter.emit(Progress(host=TARGET, disk=disk, moved=moved, total=size * GIB, seconds=step, done=False))
         for vmid, guest, outcome, message, hint in (
-            (101, "db", Outcome.OK, "1 streams", ""),
+            (101, "db", Outcome.OK, "1 stream", ""),
             (
                 200,
                 "files",

@@ -297,7 +297,7 @@ class Said:
     [
         ({"1": "tank/r/s/vm-7-disk-0"}, "", 0),
         ({"1": "tank/r/s/vm-7-disk-0", "2": "tank/r/s/vm-7-disk-0-g00aa11bb"}, "nothing", 1),
-        ({"1": "tank/r/s/vm-7-disk-0", "2": "tank/r/f/vm-7-disk-0"}, "ok: 1 streams", 1),
+        ({"1": "tank/r/s/vm-7-disk-0", "2": "tank/r/f/vm-7-disk-0"}, "ok: 1 stream", 1),
         ({"1": "tank/r/s/vm-7-disk-0", "2": "tank/r/s/vm-7-disk-0-g00aa11bb"}, "warning: new generation", 0),
         ({"1": "tank/r/s/vm-7-disk-0", "2": "tank/r/s/vm-8-disk-0"}, "", 0),
         ({"9": "tank/r/s/vm-7-disk-0"}, "it is sent in full", 1),
