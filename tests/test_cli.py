@@ -31,7 +31,7 @@ from pve_zfsbackup.errors import ConfigError
 from pve_zfsbackup.events import Emit
 from pve_zfsbackup.host import notify
 from pve_zfsbackup.host.clones import Bench
-from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.host.lock import being_read, run_lock
 from pve_zfsbackup.host.ssh import Host
 from tests.fakes.disks import Content, Disks, linux
 from tests.fakes.runner import HERE, Fault
@@ -260,6 +260,7 @@ def test_files_are_listed_and_copied(
     bench = files.bench
 
     def moved(host: Host, config: Config) -> Bench:
+        assert being_read(config.runtime_dir), "from when the point is chosen"
         return disks.bench(bench(host, config))
 
     monkeypatch.setattr(files, "bench", moved)

@@ -20,7 +20,7 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.archive.names import OUTER, README, SCRIPT, SEGMENT, TEMPORARY, segment_name
 from pve_zfsbackup.errors import StoreForbiddenError
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.host.lock import RESTORE, held
+from pve_zfsbackup.host.lock import being_read
 from pve_zfsbackup.host.notebook import read_json, write_json
 from pve_zfsbackup.host.store import SAFE_PATH, Entry
 from pve_zfsbackup.model import ArchiveVerdict
@@ -28,6 +28,8 @@ from pve_zfsbackup.plan.archive import plan_expiry, removals
 
 ORPHAN_SECONDS = 7 * 86_400
 ORPHANS = "orphans.json"
+PUT_OFF = "put-off.json"
+LONG = 7 * 86_400  # seconds; no restore takes that long
 
 
 def expire(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
@@ -52,8 +54,9 @@ def expire(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
 def _expired(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
     catalog = own_catalog(vault)
     for shelf in catalog.shelves:
-        if held(session.config.runtime_dir, RESTORE):
-            return  # which may be reading what would go
+        if being_read(session.config.runtime_dir):
+            yield _put_off(session, vault, stage)
+            return
         if not _settled(shelf, _proven(vault, shelf)):
             continue  # told already
         try:
@@ -73,7 +76,26 @@ def _expired(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
             raise
         except Exception as error:  # also a bug of ours is this series' alone
             yield failed(stage, error, host=vault.box.name)
+    (vault.state / PUT_OFF).unlink(missing_ok=True)
     collect_orphans(vault, catalog, unfinished(vault).keys(), now=session.now().timestamp())
+
+
+def _put_off(session: Session, vault: Vault, stage: str) -> Result:
+    """Said each time, with since when, and loudly where it never ends: a restore that hangs would fill the box."""
+    path, now = vault.state / PUT_OFF, session.now().timestamp()
+    since = min(_since(path).get("since", now), now)
+    write_json(path, {"since": since})
+    long = now - since >= LONG
+    days, hours = divmod(int(now - since) // 3600, 24)
+    told = f"; nothing has been for {f'{days} days' if days else f'{hours} hours'}" if days or hours else ""
+    return Result(
+        stage=stage,
+        outcome=Outcome.WARNING if long else Outcome.SKIPPED,
+        host=vault.box.name,
+        message=f"nothing is removed from the box: a restore is at work, and what it reads must stay{told}",
+        hint=f"does it hang? `lslocks` tells who has a lock in {session.config.runtime_dir}" if long else "",
+        alarm=long,
+    )
 
 
 def _settled(shelf: Shelf, proven: Set[str]) -> bool:

@@ -14,7 +14,7 @@ from pve_zfsbackup.app.gather import Assignment, Inventory, first_listing, targe
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.host.lock import RESTORE, held
+from pve_zfsbackup.host.lock import being_read
 from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Plan, Snapshot, Vmid, World
 from pve_zfsbackup.plan.prune import PrunePlan, PrunePolicy, plan_prune, survey
 from pve_zfsbackup.plan.takeover import takeovers
@@ -107,7 +107,7 @@ def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
 
 
 def _unless_read(session: Session, pruning: Pruning) -> list[Result] | None:
-    return None if held(session.config.runtime_dir, RESTORE) else list(_one(session, pruning))
+    return None if being_read(session.config.runtime_dir) else list(_one(session, pruning))
 
 
 def _waiting(ahead: Sequence[Vmid]) -> Result:

@@ -10,6 +10,7 @@ from pve_zfsbackup.app.session import timezone
 from pve_zfsbackup.cli.options import session_of
 from pve_zfsbackup.config import Config, load_config
 from pve_zfsbackup.errors import ExitCode
+from pve_zfsbackup.host.lock import reading
 from pve_zfsbackup.host.runner import ProcessRunner
 from pve_zfsbackup.model import Dataset, printable
 from pve_zfsbackup.report.files import copied_lines, entries_table, files_json, problem_lines, systems_table
@@ -19,10 +20,11 @@ def restore_files(request: Request, *, root: str, config_path: Path, as_json: bo
     """List or copy, on the node or, with a `root`, on a host that has replicas below it."""
     if root:
         config = load_config(config_path) if config_path.exists() else Config()
-        opening = at_root(config, ProcessRunner(), Dataset(root), request, timezone(config))
-        browsed = browse(opening, request, config)
+        with reading(config.runtime_dir):
+            opening = at_root(config, ProcessRunner(), Dataset(root), request, timezone(config))
+            browsed = browse(opening, request, config)
     else:
-        with session_of(config_path) as session:
+        with session_of(config_path) as session, reading(session.config.runtime_dir):
             config = session.config
             browsed = browse(on_node(session, request), request, config)
     if as_json:

@@ -25,7 +25,9 @@ from pve_zfsbackup.cli.archive import IDENTITY, noting, vault_of
 from pve_zfsbackup.cli.commands import cli
 from pve_zfsbackup.cli.files import restore_files
 from pve_zfsbackup.cli.options import common, session_of, tell_notes
+from pve_zfsbackup.config import load_config
 from pve_zfsbackup.errors import ConfigError, ExitCode
+from pve_zfsbackup.host.lock import reading
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Dataset, Vmid, printable
 from pve_zfsbackup.report.archive import restored_json, restored_table
@@ -123,10 +125,11 @@ def restore(
     if paths or overwrite or local:
         raise ConfigError(["paths, --overwrite and --local go with --files"])
     if root:
-        return _below(
-            vmid, box=where, root=root, node=node, identity=identity, point=at or point, older=older,
-            config_dir=config_dir, config_path=config_path, as_json=as_json, verbose=verbose,
-        )  # fmt: skip
+        with reading(load_config(config_path).runtime_dir):
+            return _below(
+                vmid, box=where, root=root, node=node, identity=identity, point=at or point, older=older,
+                config_dir=config_dir, config_path=config_path, as_json=as_json, verbose=verbose,
+            )  # fmt: skip
     request = Request(
         vmid=Vmid(vmid),
         at=at or point,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pve_zfsbackup.errors import GuestBusyError, LockedError
+from pve_zfsbackup.errors import BackupError, GuestBusyError, LockedError
 from pve_zfsbackup.model import Vmid
 
 RESTORE: Final = "restore"  # while it is held nothing is pruned: what is being read must stay
+_READERS: Final = "reading.lock"
+_FLOCK: Final = "hhqqi0q"  # struct flock: type, whence, start, length (0: all of it), process
 MIGRATION_LOCKS: Final = Path("/var/lock/pve-manager")
 MIGRATION_WAIT: Final = 2.0  # seconds, as pvesr has it (pve-facts §d)
 
@@ -50,6 +53,40 @@ def held(directory: Path, work: str) -> bool:
     except FileNotFoundError:
         return False
     return False
+
+
+@contextlib.contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """Points are read here, by any number at once, and beside a restore: nothing is pruned meanwhile.
+    Raises `BackupError` where that cannot be said."""
+    path = directory / _READERS
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BackupError(f"{path}: {error.strerror}", hint="run this as root, or set runtime-dir") from None
+    try:
+        fcntl.fcntl(handle, fcntl.F_OFD_SETLKW, _whole_file(fcntl.F_RDLCK))
+        yield
+    finally:
+        os.close(handle)
+
+
+def being_read(directory: Path) -> bool:
+    """Whether somebody restores, or reads points, now. To ask for readers takes no lock (F_OFD_GETLK, fcntl(2))."""
+    if held(directory, RESTORE):
+        return True
+    try:
+        with open(directory / _READERS, "rb") as file:
+            told = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
+    except FileNotFoundError:
+        return False
+    kind, *_ = struct.unpack(_FLOCK, told)
+    return bool(kind != fcntl.F_UNLCK)
+
+
+def _whole_file(kind: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pve_zfsbackup.errors import CommandTimeoutError, ConfigError, ExitCode, Loc
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host import journal as host_journal
 from pve_zfsbackup.host.guests import unpack_config
-from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.host.lock import reading, run_lock
 from tests.fakes.pools import Pools, Snap
 from tests.fakes.runner import HERE, Fault, Ran
 from tests.fakes.world import CONFIG, CT, DB, REPLICAS, TARGET, WEB, World, assert_replicated, assert_safe
@@ -536,6 +536,18 @@ def test_new_points_do_not_wait_for_a_long_replication(world: World) -> None:
     assert left.message.startswith("replicate, prune: left to a later run: another run is at work on this: replicate")
     world.run()
     assert len(world.points(TARGET, WEB)) == 1
+
+
+def test_nothing_is_pruned_while_files_or_a_box_are_read(world: World) -> None:
+    for _ in range(4):
+        world.write()
+        with reading(world.place / "run"):
+            report = world.run()
+    assert len(world.points(HERE, WEB)) == 4
+    (left,) = [one for one in report.results if one.stage == "prune"]
+    assert left.message.startswith("the rest is left to the next run")
+    world.run(Stage.PRUNE)
+    assert len(world.points(HERE, WEB)) == 3
 
 
 def test_half_a_point_passes_for_no_whole_one_while_the_disk_it_lacks_is_not_seen(world: World) -> None:

@@ -10,13 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pve_zfsbackup.app.box import Vault
+from pve_zfsbackup.app.catalog import Catalog, read_catalog
 from pve_zfsbackup.app.target_hostkey import host_keys
-from pve_zfsbackup.cli import cli
+from pve_zfsbackup.cli import cli, restore
 from pve_zfsbackup.cli.archive import vault_of
 from pve_zfsbackup.errors import BackupError, ConfigError, HostKeyError, VerificationError
+from pve_zfsbackup.host.lock import being_read
 from pve_zfsbackup.host.store_sftp import SftpStore
 from tests.archive.sshd import serving
 
@@ -113,6 +117,24 @@ def test_an_empty_box_is_good_and_says_that_it_is_empty_but_no_drill_succeeds(pl
         call("key", "drill", "box1", "--identity", str(identity))
     with pytest.raises(ConfigError, match="no point of 100"):
         call("restore", "100", "--from", "box1", "--to", "rpool/back", "--identity", str(identity))
+
+
+def test_while_disks_are_received_from_a_box_nothing_expires_in_it(
+    place: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = place / "safe"
+    identity.write_text(json.loads(call("setup", "box", "box1", "--json").out)["identity"] + "\n")
+    seen = []
+
+    def choosing(vault: Vault, **options: Any) -> Catalog:
+        seen.append(being_read(place / "run"))
+        return read_catalog(vault, **options)
+
+    monkeypatch.setattr(restore, "read_catalog", choosing)
+    with pytest.raises(ConfigError, match="no point of 100"):
+        call("restore", "100", "--from", "box1", "--to", "rpool/back", "--identity", str(identity))
+    assert seen == [True], "from before the point is chosen"
+    assert not being_read(place / "run")
 
 
 def test_to_open_everything_needs_the_identity(place: Path, call: Call) -> None:

@@ -24,7 +24,7 @@ from pve_zfsbackup.app.setup_box import try_out
 from pve_zfsbackup.app.status import Status, status_of
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, StoreForbiddenError, StoreFullError
 from pve_zfsbackup.events import Outcome
-from pve_zfsbackup.host.lock import RESTORE, run_lock
+from pve_zfsbackup.host.lock import RESTORE, reading, run_lock
 from pve_zfsbackup.report.points import points_json, points_table
 from pve_zfsbackup.report.status import status_json
 from tests.archive.bench import FaultyStore
@@ -465,6 +465,26 @@ def test_while_a_restore_is_at_work_nothing_expires(boxed: Boxed) -> None:
     assert len(boxed.points(WEB)) == 6
     boxed.run(Stage.ARCHIVE)
     assert len(boxed.points(WEB)) == 4
+
+
+def test_expiry_that_a_restore_puts_off_is_told_and_alarmed_when_it_never_ends(boxed: Boxed) -> None:
+    def told() -> list[tuple[Outcome, bool, str]]:
+        results = [result for result in boxed.run(Stage.ARCHIVE).results if "is removed from the box" in result.message]
+        assert all(result.host == "box1" for result in results)
+        return [(result.outcome, result.alarm, result.message.partition("; ")[2]) for result in results]
+
+    boxed.run(Stage.SNAPSHOT)
+    boxed.run(Stage.ARCHIVE)
+    with boxed.session() as session, reading(session.config.runtime_dir):
+        assert told() == [(Outcome.SKIPPED, False, "")]
+        assert told() == [(Outcome.SKIPPED, False, "nothing has been for 1 hours")]
+        boxed.world.clock.now += 5 * 86_400
+        assert told() == [(Outcome.SKIPPED, False, "nothing has been for 5 days")]
+        boxed.world.clock.now += 2 * 86_400
+        assert told() == [(Outcome.WARNING, True, "nothing has been for 7 days")]
+    assert told() == []
+    with boxed.session() as session, reading(session.config.runtime_dir):
+        assert told() == [(Outcome.SKIPPED, False, "")], "counted anew"
 
 
 def test_an_upload_of_weeks_does_not_stop_the_pruning(boxed: Boxed) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pve_zfsbackup.errors import ExitCode, GuestBusyError, LockedError
-from pve_zfsbackup.host.lock import held, migration_lock, run_lock
+from pve_zfsbackup.errors import BackupError, ExitCode, GuestBusyError, LockedError
+from pve_zfsbackup.host.lock import RESTORE, being_read, held, migration_lock, reading, run_lock
 from pve_zfsbackup.model import Vmid
 
 
@@ -49,6 +49,40 @@ def test_a_killed_process_leaves_it_free(tmp_path: Path) -> None:
     assert done.returncode == -9
     with run_lock(tmp_path, "work"):
         assert (tmp_path / "work.lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_any_number_reads_at_once_and_is_seen_until_the_last_one_ends(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    assert not being_read(place)
+    with reading(place):
+        with reading(place), run_lock(place, RESTORE):
+            assert being_read(place)
+        assert being_read(place)
+        assert being_read(place), "to look takes nothing away"
+    assert not being_read(place)
+    with run_lock(place, RESTORE):
+        assert being_read(place)
+    assert not being_read(place)
+
+
+@pytest.mark.processes
+def test_a_killed_reader_is_none(tmp_path: Path) -> None:
+    code = "import os, sys\nfrom pathlib import Path\nfrom pve_zfsbackup.host.lock import reading\n"
+    code += "with reading(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read(); os.kill(os.getpid(), 9)"
+    words = (sys.executable, "-c", code, tmp_path)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"in\n"
+        assert being_read(tmp_path)
+        reader.communicate()
+    assert reader.returncode == -9
+    assert not being_read(tmp_path)
+
+
+def test_who_cannot_say_that_he_reads_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(BackupError, match=r"reading\.lock: File exists"), reading(tmp_path / "run"):
+        pytest.fail("nobody would see it")
 
 
 def test_the_migration_lock_is_proxmoxs_own_and_given_back(tmp_path: Path) -> None:
