@@ -55,6 +55,37 @@ def quota(ctx: Context) -> str:
     return done.short
 
 
+@row("25a", "snapshot_limit, then filesystem_limit, of the target's root reached",
+     "told before anything is sent; goes on when it is raised")  # fmt: skip
+def limits(ctx: Context) -> str:
+    """Real ones: OpenZFS counts only below a limit, and it binds only accounts that may not set it."""
+    guest = ctx.guest()
+    ctx.baseline()
+    ctx.write(guest)
+    snapshots = _at_limit(ctx, "snapshot", guest)
+    ctx.baseline()
+    filesystems = _at_limit(ctx, "filesystem", ctx.guest())
+    return f"{snapshots}; {filesystems}"
+
+
+def _at_limit(ctx: Context, what: str, guest: guests.Guest) -> str:
+    """A run while there may not be one more of these. Afterwards there is no limit."""
+    limit = f"{what}_limit"
+    ctx.hand(ctx.backup1, "set", f"{limit}=100000", ctx.root)
+    count = ctx.backup1.run(("zfs", "get", "-Hp", "-o", "value", f"{what}_count", ctx.root)).stdout.strip()
+    ctx.hand(ctx.backup1, "set", f"{limit}={count}", ctx.root)
+    with ctx.pve1.executed() as record:
+        done = ctx.run()
+    ctx.hand(ctx.backup1, "set", f"{limit}=none", ctx.root)
+    sends = [program.arguments for program in record.of("zfs") if (program.arguments or ())[1:2] == ("send",)]
+    sent = [words for words in sends if words and guest.disk in words[-1]]
+    ctx.expect(done.code != 0, f"called a success at {limit}={count}: {done.told[:200]}")
+    ctx.expect(f"{limit} of {ctx.root}" in done.short, f"does not name it: {done.short}")
+    ctx.expect(any(f"zfs get {limit}" in text for text in done.advice), f"does not say what to do: {done.advice}")
+    ctx.expect(not sent, f"sent all the same: {sent}")
+    return f"{limit}={count}: {done.short}"
+
+
 @row("26", "replica written by hand", "a conflict, never a forced rollback", conflict=True)
 def written(ctx: Context) -> str:
     guest = ctx.guest()
