@@ -6,17 +6,34 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
 
 import click
 import pytest
 
 from pve_zfsbackup.cli import cli
-from tests.documented import PAGES, ROOT, WORDS, Block, blocks, blocks_of
-from tools.manpage import CONFIGURATION, PROSE, children, context_of, name_of, prose
+from tests.documented import (
+    ELSEWHERE,
+    NOT_SEEN,
+    PAGES,
+    PROGRAM,
+    ROOT,
+    WORDS,
+    Block,
+    bare,
+    blocks,
+    blocks_of,
+    examples,
+    executes,
+    filled,
+    pages_read_by_tests,
+    signature,
+    typed_examples,
+    unmarked,
+)
+from tools.manpage import CONFIGURATION, PROSE, children, context_of, name_of
 
-PROGRAM = "pve-zfsbackup"
 SAMPLES = {"VMID": "100", "N": "1", "GUEST": "100", "GUESTS": "100"}  # words that stand for a number
 
 
@@ -123,27 +140,11 @@ def pages() -> list[click.Context]:
     return list(below(context_of(cli, PROGRAM)))
 
 
-ROFF = (("\\-", "-"), ("\\(dq", '"'), ("\\(ti", "~"))
-
-
-def examples(page: str) -> list[list[str]]:
-    """The command lines of a page's EXAMPLES, without the program's name."""
-    text = prose(page).partition(".SH EXAMPLES\n")[2].partition("\n.SH ")[0]
-    plain = []
-    for line in text.splitlines():
-        assert not (line.startswith(".B ") and '"' in line), f"{page}: roff takes the quotes away, and \\(dq is one"
-        shown = reduce(lambda told, pair: told.replace(*pair), ROFF, line.removeprefix(".B "))
-        if shown.startswith(PROGRAM):
-            assert "\\" not in shown, f"{page}: an escape this test does not know"
-            plain.append(shown)
-    text = "\n".join(plain)
-    return list(command_lines(f"```\n{text}\n```\n"))
-
-
 @pytest.mark.parametrize("context", pages(), ids=name_of)
 def test_every_man_page_has_an_example_that_can_be_typed(context: click.Context) -> None:
     page = name_of(context)
-    found = examples(page)
+    text = "\n".join(examples(page))
+    found = list(command_lines(f"```\n{text}\n```\n"))
     assert found, f"packaging/man/{page}.man has none"
     own = page.removeprefix(f"{PROGRAM}").strip("-")
     for words in found:
@@ -161,16 +162,98 @@ def test_prose_belongs_to_a_page() -> None:
     assert sorted({path.stem for path in PROSE.glob("*.man")} - known) == []
 
 
+# -- every command line is executed somewhere
+
+
+def every_line() -> list[tuple[str, str]]:
+    """Each command line of a block of code that is not typed in the lab as it stands, and where it is."""
+    return [(block.where, line) for block in unmarked() for line in block.lines]
+
+
+@pytest.mark.parametrize(("where", "line"), [one for one in every_line() if bare(one[1]) not in NOT_SEEN])
+def test_a_command_line_is_executed_by_a_test(where: str, line: str) -> None:
+    """Typed in a marked block or as an example of a man page, or walked through by the test that is named for it."""
+    typed = {signature(one) for block in (*blocks(), *typed_examples()) for one in block.lines}
+    called = signature(line)
+    assert called in typed or called in ELSEWHERE, (
+        f"{where}: mark the block, or say in tests/documented.py what executes `{bare(line)}`"
+    )
+
+
+@pytest.mark.parametrize(("called", "place"), ELSEWHERE.items())
+def test_what_is_executed_elsewhere_is_executed_there(called: str, place: str) -> None:
+    assert executes(place, called), f"{place} has no such test, or not these words"
+
+
+def test_nothing_is_named_that_no_page_has() -> None:
+    lines = [line for block in (*blocks(), *unmarked()) for line in block.lines]
+    lines += [line for page in PROSE.glob("*.man") for line in examples(page.stem)]
+    known = {bare(line) for line in lines} | {signature(line) for line in lines}
+    assert (ELSEWHERE.keys() | NOT_SEEN.keys()) - known == set()
+    assert len(NOT_SEEN) <= 2, "what nobody executes is an exception"
+
+
+def test_a_block_that_a_test_reads_from_the_page_is_read_there() -> None:
+    found = pages_read_by_tests()
+    assert found
+    for page, place in found:
+        name, _, test = place.partition("::")
+        text = (ROOT / name).read_text()
+        assert f"docs/{page}" in text
+        assert f"def {test}(" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_code_is_fenced_so_that_no_command_line_is_missed(page: Path) -> None:
+    text = re.sub(r"(?ms)^([ ]*)```.*?^\1```", "", page.read_text())
+    assert [line for line in text.splitlines() if re.match(r"(?: {4}|\t)\S", line)] == []
+    languages = set(re.findall(r"(?m)^[ ]*```(\w+)$", page.read_text()))
+    assert languages <= {"sh", "yaml", "toml", "ini", "text"}, "a new one may have command lines"
+
+
+@pytest.mark.parametrize(
+    ("place", "line", "is_there"),
+    [
+        ("tests/lab/test_keys.py::test_the_keys_of_this_host_are_tried_and_a_wrong_one_is_told", "key test", True),
+        ("tests/lab/test_keys.py::test_no_such_test", "key test", False),
+        ("tests/lab/test_restore.py::test_one_disk_is_laid_beside", "restore --disk --from", True),
+        ("tests/lab/test_restore.py::test_one_disk_is_laid_beside", "restore --disk --no-such-option", False),
+        ("tests/lab/test_restore.py::test_one_disk_is_laid_beside", "verify drill", False),
+        ("tests/lab/test_archive.py::test_a_fresh_host_restores_it_with_nothing_but_the_script", "key escrow", False),
+        ("Makefile", "make demo", True),
+        ("Makefile", "make coffee", False),
+    ],
+)
+def test_words_that_are_not_there_are_missed(place: str, line: str, is_there: bool) -> None:
+    assert executes(place, line) == is_there
+
+
+@pytest.mark.parametrize(
+    ("line", "called"),
+    [
+        ("pve-zfsbackup restore 100 --as 9100 --start   # beside it", "restore --as --start"),
+        ("pve-zfsbackup verify archive box1 --level hashed", "verify archive --level"),
+        ("pve-zfsbackup setup target backup1 --check", "setup target --check"),
+        ("pve-zfsbackup setup", "setup"),
+        ("pve-zfsbackup run -v tag:prod", "run"),
+        ("pve-zfsbackup-receiver check", "pve-zfsbackup-receiver check"),
+        ("zfs allow x tank   # older", "zfs allow x tank"),
+    ],
+)
+def test_a_line_calls_a_command_with_options(line: str, called: str) -> None:
+    assert signature(line) == called
+
+
 # -- blocks that the lab executes
 
 
 def test_marked_blocks_are_found_and_made_of_lines_that_can_be_executed() -> None:
-    found = blocks()
-    lines = [line for block in found for line in block.lines]
-    assert len(found) >= 16
-    assert {block.host for block in found} == {"pve1"}
-    assert all(set(block.words) <= WORDS for block in found)
-    filled_in = [line for line in lines if re.search(r"[A-Z]{3,}|…|<", line.partition("#")[0])]
+    found = (*blocks(), *typed_examples())
+    lines = [filled(line) for block in found for line in block.lines]
+    assert len(blocks()) >= 30
+    assert {block.host for block in found} == {"pve1", "backup1"}
+    assert all(set(block.words) <= WORDS.keys() for block in found)
+    filled_in = [line for line in lines if re.search(r"(?<![-\w])[A-Z]{3,}(?!\w)|…|<(?![<( ])", bare(line))]
     assert filled_in == [], "that takes a reader"
     for line in lines:
         shlex.split(line, comments=True)
@@ -180,12 +263,15 @@ def test_a_marker_needs_its_block_and_answers_are_not_typed() -> None:
     text = (
         "a\n<!-- lab: pve1 target -->\n```sh\npve-zfsbackup run \\\n  -v   # all\n\n# nothing\n```\nb\n"
         "   <!-- lab: pve1 -->\n   ```\n   $ pve-zfsbackup check\n   WARNING - x\n   ```\n"
+        "```\ncat > x <<END\na\nEND\nls\n```\n```yaml\na: b\n```\n<!-- test: a.py::b -->\n```\nls\n```\n"
     )
-    one, two = blocks_of("page.md", text)
+    one, two, three, four = blocks_of("page.md", text)
     assert one == Block(
         where="page.md:2", host="pve1", words=("target",), lines=("pve-zfsbackup run    -v   # all",)
     )
     assert (two.where, two.lines) == ("page.md:10", ("pve-zfsbackup check",))
+    assert (three.host, three.lines) == ("", ("cat > x <<END\na\nEND", "ls"))
+    assert (four.host, four.test, four.lines) == ("", "a.py::b", ("ls",))
     with pytest.raises(ValueError, match=r"page\.md:1: no block"):
         list(blocks_of("page.md", "<!-- lab: pve1 -->\ntext\n```\nx\n```\n"))
 

@@ -258,6 +258,8 @@ def test_nothing_is_taken_over_while_the_source_answers(sites: Sites) -> None:
     told = sites.refused("failover", "--all", "--fenced")
     assert "pve1 answers on ssh" in told
     assert "answers ping" in told
+    words = ("failover", str(VM), "--force", "--reason", "exercise in a separate network", "--dry-run")
+    assert sites.done(*words)["guests"][0]["disks"], "a person who insists is shown what would be done"
     assert sites.marks() == {}
     assert sites.backup1.run(("qm", "list")).stdout == ""
 
@@ -268,6 +270,8 @@ def test_silence_is_no_proof_and_a_dry_run_shows_the_plan(sites: Sites) -> None:
     plan = sites.done("failover", str(VM), "--fenced", "--dry-run")
     how = {disk["key"]: (disk["dataset"], disk["how"]) for disk in plan["guests"][0]["disks"]}
     assert how == {"scsi0": (f"tank/data/vm-{VM}-disk-0", "clone"), "scsi1": (f"ssd/vm-{VM}-disk-0", "copy")}
+    words = ("--at", plan["guests"][0]["point"], "--storage", "crypt:local-zfs", "--no-start", "--dry-run")
+    assert sites.done("failover", str(VM), "--fenced", *words)["guests"][0]["point"] == plan["guests"][0]["point"]
     assert sites.marks() == {}
 
 
@@ -388,6 +392,8 @@ def test_killed_in_the_middle_and_repeated_a_running_guest_goes_home(sites: Site
 
 
 def test_only_what_changed_travels(sites: Sites) -> None:
+    plan = sites.done("failback", str(CT), "--dry-run")
+    assert not plan["done"], plan
     done = sites.done("failback", str(CT))
     assert done["done"], done
     assert 0 < done["bytes"] < 3 * MIB < 12 * MIB < done["size"], done

@@ -1,7 +1,8 @@
 """The product on pve1 without the seconds its modules take to load under emulation: each run is a fork.
 
-`fork.py serve` loads the program once; `fork.py ARGUMENTS…` is one run of it, with its own streams, process id (in
-/run/matrix/product.pid), environment and exit status. Where nobody serves, the installed program itself is started.
+`fork.py serve` loads the program once; `fork.py ARGUMENTS…` is one run of it, with its own streams, directory, process
+id (in /run/matrix/product.pid), environment and exit status. Where nobody serves, the installed program itself is
+started.
 """
 
 import contextlib
@@ -54,12 +55,13 @@ def one(connection: socket.socket, main) -> None:  # type: ignore[no-untyped-def
             os.dup2(stream, number)
         for stream in streams:
             os.close(stream)
-        os.chdir("/")
+        place, *arguments = json.loads(data)
+        os.chdir(place)
         with open(CANARY) as file:
             os.environ["PZB_MATRIX"] = file.read()
         with open(PID, "w") as file:
             file.write(f"{os.getpid()}\n")
-        sys.argv = [PROGRAM, *json.loads(data)]
+        sys.argv = [PROGRAM, *arguments]
         main()
         os._exit(99)  # main never returns
     for stream in streams:
@@ -79,7 +81,7 @@ def ask(arguments: list[str]) -> int:
         with open(PID, "w") as file:
             file.write(f"{os.getpid()}\n")
         os.execv(PROGRAM, (PROGRAM, *arguments))
-    socket.send_fds(connection, [json.dumps(arguments).encode()], [0, 1, 2])
+    socket.send_fds(connection, [json.dumps([os.getcwd(), *arguments]).encode()], [0, 1, 2])
     answer = connection.recv(4)
     code = struct.unpack("i", answer)[0] if len(answer) == 4 else 99
     return 128 - code if code < 0 else code

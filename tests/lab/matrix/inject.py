@@ -24,7 +24,7 @@ case "$2" in -n*|-A) exec /usr/sbin/zfs "$@" ;; esac
 exec python3 -IS {library}/lay.py '{mode}' '{argument}' '{once}' "$@"
 """
 _SERVE = r"""
-stamp=$(stat -c %Z /usr/lib/python3/dist-packages/pve_zfsbackup/cli)  # when it was installed
+stamp="$(stat -c %Z /usr/lib/python3/dist-packages/pve_zfsbackup/cli) $(cksum < "$1")"  # when it was installed
 [ "$(cat /run/matrix/fork.stamp 2> /dev/null)" != "$stamp" ] || ! systemctl -q is-active matrix-fork || exit 0
 systemctl stop matrix-fork 2> /dev/null || :
 rm -f /run/matrix/fork.sock
