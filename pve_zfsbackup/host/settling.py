@@ -25,16 +25,31 @@ def settle(hosts: Mapping[str, Host], steps: Sequence[Small]) -> None:
     group, and they can wait for the same one. Raises on what fails, of which the others are done or not."""
     properties = _properties(hosts[SOURCE], [step for step in steps if isinstance(step, Mark)])
     for name in dict.fromkeys(step.host for step in steps):
-        parts = _parts([step for step in steps if step.host == name])
-        with ThreadPoolExecutor(len(parts)) as threads:
-            for done in [threads.submit(_in_order, hosts[name], part, properties) for part in parts]:
-                done.result()
+        for together in _rounds([step for step in steps if step.host == name]):
+            parts = _parts(together)
+            with ThreadPoolExecutor(len(parts)) as threads:
+                for done in [threads.submit(_in_order, hosts[name], part, properties) for part in parts]:
+                    done.result()
+
+
+def _rounds(steps: Sequence[Small]) -> list[list[Small]]:
+    """Older generations are let go when all else is done: each is another dataset than the one that is held for it."""
+    now: list[Small] = []
+    later: list[Small] = []
+    own = {_dataset(step) for step in steps if not isinstance(step, Release)}
+    for step in steps:
+        (now if _dataset(step) in own else later).append(step)
+    return [together for together in (now, later) if together]
+
+
+def _dataset(step: Small) -> str:
+    return step.dataset if isinstance(step, Mark) else step.snapshot.dataset
 
 
 def _parts(steps: Sequence[Small]) -> list[list[Small]]:
     disks: dict[str, list[Small]] = defaultdict(list)
     for step in steps:
-        disks[step.dataset if isinstance(step, Mark) else step.snapshot.dataset].append(step)
+        disks[_dataset(step)].append(step)
     if len(disks) <= FEW:
         return [list(steps)]
     order = {Mark: 0, Hold: 1, Release: 2}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.errors import ExitCode
+from pve_zfsbackup.host import settling
 from pve_zfsbackup.host.watchdog import thaw_argv
 from pve_zfsbackup.model import GuestKind, PointId, Vmid
 from tests.fakes.pools import Clock, Snap
@@ -90,6 +91,20 @@ def test_killed_at_every_command_of_a_later_run(tmp_path: Path, veteran: World, 
         assert broken.killed_run(kill_at, when), f"the run ended before its command {kill_at}"
         for key, ids in kept(broken).items():
             assert len(set(ids) & published[key]) >= 2, f"{key} after command {kill_at}"
+        converge(broken)
+
+
+def test_killed_at_every_command_after_the_streams_with_disks_settled_side_by_side(
+    tmp_path: Path, veteran: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of three sessions got how far is anybody's guess."""
+    monkeypatch.setattr(settling, "FEW", 0)
+    ran = counted(veteran, tmp_path / "count")
+    settled = [at for at, r in enumerate(ran, 1) if r.host == TARGET and r.argv[1] in ("set", "hold", "release")]
+    assert len(settled) >= 9
+    for kill_at in range(settled[0], settled[-1] + 1):
+        broken = veteran.copy(tmp_path / f"s{kill_at}")
+        assert broken.killed_run(kill_at, "before")
         converge(broken)
 
 
