@@ -83,6 +83,31 @@ def before_snapshot(host: Host, text: str) -> Iterator[None]:
         host.run(("rm", "-rf", _PLACE["send"], f"{RUN}/before-snapshot"))
 
 
+_HALTED = """#!/bin/sh
+if [ "$1" = {verb} ] && (set -C; : > {run}/used) 2> /dev/null; then
+  touch {run}/reached
+  for i in $(seq 1200); do [ -e {run}/go ] && break; sleep 0.1; done
+  echo 'matrix: refused' >&2
+  exit 1
+fi
+exec /usr/sbin/zfs "$@"
+"""
+
+
+@contextmanager
+def halted(host: Host, verb: str) -> Iterator[None]:
+    """The first `zfs <verb>` on a target stands at a gate, and is refused behind it: nothing more of its session is
+    done. Those beside it go on."""
+    host.script('rm -f "$1/reached" "$1/go" "$1/used"', RUN)
+    host.write(_PLACE["receive"], _HALTED.format(run=RUN, verb=verb), mode=0o755)
+    try:
+        yield
+    finally:
+        go(host)
+        host.wait_for(("sh", "-c", '! pgrep -f "^/bin/sh $1 $2( |$)" > /dev/null', "sh", _PLACE["receive"], verb))
+        unlay(host)
+
+
 def reached(host: Host, *, timeout: float = 120) -> None:
     """Wait until a stream stands at its gate."""
     host.wait_for(("test", "-e", f"{RUN}/reached"), timeout=timeout)

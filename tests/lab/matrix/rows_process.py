@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.lab.matrix import inject
+from tests.lab.matrix import inject, state
 from tests.lab.matrix.context import STAGES, Context
+from tests.lab.matrix.guests import Guest
 from tests.lab.matrix.rows import row
 
 KILLER = Path(__file__).parents[1] / "killer.py"
+MANY = 8  # disks: more than FEW of host/settling.py, so that they are settled in sessions side by side
+HALTED = 3  # of them at most in one of these sessions
 
 
 @row("1", "kill -9 at every step (one in four)", "each rerun converges")
@@ -25,6 +28,50 @@ def killed(ctx: Context) -> str:
     killed_at = steps[:-1]
     ctx.expect(len(killed_at) >= 5, f"only {len(killed_at)} kills were reached")
     return f"killed before {len(killed_at)} of {steps[-1]['kill']} actions, each rerun ended with 0"
+
+
+@row("1a", "kill -9 while the points of many disks are settled side by side", "each rerun completes them; no hold left")
+def killed_while_settling(ctx: Context) -> str:
+    """One of the sessions stands before a command of its own, and never does it; the others come to their end."""
+    guest = ctx.guest(storages=("local-zfs",) * MANY, mib=16)
+    ctx.baseline()
+    seen: list[str] = []
+    for number, verb in enumerate(("set", "hold", "release")):
+        ctx.write(guest, 1, at=8 + number)
+        with inject.halted(ctx.backup1, verb):
+            running = ctx.start()
+            inject.reached(ctx.backup1)
+            inject.poll("the sessions beside it to end", lambda: _settled(ctx, guest)[2] <= HALTED, timeout=90)
+            running.signal("KILL")
+            running.end(60)
+        marked, held, old = _settled(ctx, guest)
+        ctx.expect(
+            {"set": 0 < marked < MANY, "hold": marked == MANY > held > 0, "release": held == MANY > old > 0}[verb],
+            f"before {verb}: {marked} of {MANY} disks are marked, {held} held, {old} of the point before are held",
+        )
+        done = ctx.run()
+        ctx.expect(done.code == 0, f"the run after the kill before {verb} failed: {done.short}")
+        ctx.expect(_settled(ctx, guest) == (MANY, MANY, 0), f"after {verb} and another run: {_settled(ctx, guest)}")
+        ctx.expect(not _unmarked(ctx, guest), f"never marked: {_unmarked(ctx, guest)}")
+        seen.append(f"{verb}: {marked} marked, {held} held, {old} old ones held")
+    return f"{MANY} disks, killed before {'; '.join(seen)}; each rerun completed them"
+
+
+def _replicas(ctx: Context, guest: Guest) -> list[list[state.Entry]]:
+    """What lies on each replica of the guest, oldest first."""
+    target = ctx.states()[1]
+    return [state.snapshots(target, ctx.replica(guest, number)) for number in range(len(guest.disks))]
+
+
+def _settled(ctx: Context, guest: Guest) -> tuple[int, int, int]:
+    """Replicas whose newest snapshot is marked, and held; and those on which an older one is held."""
+    found = _replicas(ctx, guest)
+    marked, held = sum(snaps[-1].ours for snaps in found), sum(bool(snaps[-1].userrefs) for snaps in found)
+    return marked, held, sum(any(snap.userrefs for snap in snaps[:-1]) for snaps in found)
+
+
+def _unmarked(ctx: Context, guest: Guest) -> list[str]:
+    return [snap.name for snaps in _replicas(ctx, guest) for snap in snaps if not snap.ours]
 
 
 @row("3", "SIGTERM while a stream is under way", "clean exit, token kept, the next run goes on from it")
