@@ -31,7 +31,7 @@ zfs set autobackup:bench=child "$2"
 systemctl daemon-reload
 systemctl restart pvesim
 """
-_PEERS = r"""
+_PROGRAMS = r"""
 launch() {
   printf '#!/usr/bin/python3\nimport sys\nsys.path.insert(0, "/opt/peers")\n' > "/usr/local/bin/$1"
   printf 'from %s import %s as main\nsys.exit(main())\n' "$2" "$3" >> "/usr/local/bin/$1"
@@ -40,6 +40,8 @@ launch() {
 python3 -m compileall -q /opt/peers
 launch bzfs bzfs_main.bzfs main
 launch zfs-autobackup zfs_autobackup.ZfsAutobackup cli
+"""
+_PEERS = r"""
 for kind in prune snapshot; do mkdir -p /etc/sanoid-$kind; done
 keep="daily = 0\nweekly = 0\nmonthly = 0\nyearly = 0\nfrequently = 0"
 printf "[$1]\nuse_template = bench\nrecursive = yes\nprocess_children_only = yes\n" > /etc/sanoid-prune/sanoid.conf
@@ -110,7 +112,7 @@ def install(host: Host) -> None:
     host.run(("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "-i", f"/root/{deb.name}"), timeout=600)
 
 
-def peers(host: Host) -> None:
+def programs(host: Host) -> None:
     """The peers of PyPI, unpacked and compiled as pip would leave them; sanoid is in the lab's image already."""
     with tempfile.TemporaryDirectory() as scratch:
         unpacked = Path(scratch) / "peers"
@@ -118,6 +120,12 @@ def peers(host: Host) -> None:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(unpacked, [n for n in archive.namelist() if n.split("/")[0] in PACKAGES])
         host.put(unpacked, "/opt")
+    host.script(_PROGRAMS)
+
+
+def peers(host: Host) -> None:
+    """The peers as they are measured."""
+    programs(host)
     host.script(_PEERS, SOURCE, str(KEPT))
     host.write("/root/.ssh/config", _SSH, mode=0o600)
     host.write("/root/.ssh/bzfs_ssh_config", _SSH, mode=0o600)
