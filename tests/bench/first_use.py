@@ -2,8 +2,8 @@
 
 Each program is used as its own documents say (`documents`), by one who can log in on backup1 as root already. Counted
 are the commands that are typed and the lines that are written into files; measured are the seconds of the commands.
-Guest 100 has its disks in two pools; it is protected when a snapshot of each lies on backup1 with the guid it has here. What
-makes it go on by itself from then on is counted apart, and not executed.
+Guest 100 has its disks in two pools; it is protected when a snapshot of each lies on backup1 with the guid it has here.
+What makes it go on by itself from then on is counted apart, and not executed.
 
 What is fetched or built counts as a command, but its time does not: the lab has no network, so packages are copied in,
 and the peers are in its image (sanoid) or unpacked by the benchmark (PyPI). Installing is measured for ours alone, and
