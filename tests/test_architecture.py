@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,6 +112,21 @@ BROAD_ALLOWED = {  # "file.py:function" -> why nothing narrower will do and noth
     "receiver.py:root": "a bug of ours, and what a source can make of its own root, is that root's trouble",
     "receiver.py:check": "the same; what is told is critical",
 }
+
+
+# What cron calls most loads only what it needs: modules, and how many of ours there may be. Room for one or two.
+LOADS = {
+    "snapshot": (("cli.work", "app.snapshot"), 83),
+    "replicate": (("cli.work", "app.replicate"), 100),
+    "prune": (("cli.work", "app.prune"), 91),
+    "run": (("cli.work", "app.alerts", "app.snapshot", "app.replicate", "app.prune"), 115),
+}
+NEVER = re.compile(  # by any of them, whatever leads there
+    r"(proxmoxer|prometheus_client|rich)(\..*)?|pve_zfsbackup\.(drawn|receiver|archive\..*|report\.page.*|config\.example|"
+    r"model\.(archive|restore|drill|canary|health|aside|runs)|(app|plan)\.(archive|restore|drill|boot|failover|health|"
+    r"history|box|setup|simulate|why)(_\w+|es)?|host\.(store|seal|sftp|drill|visit|restoring|pve)(_\w+)?)"
+)
+ONLY_TOLD = re.compile(r"(requests|urllib3)(\..*)?|pve_zfsbackup\.((app|plan|model)\.(alert\w*|messages)|host\.notify)")
 
 
 @dataclass(frozen=True)
@@ -331,6 +347,21 @@ def test_layers_have_no_cycle() -> None:
         leaves = {layer for layer, needs in graph.items() if not needs & graph.keys()}
         assert leaves, f"a cycle among {sorted(graph)}"
         graph = {layer: needs for layer, needs in graph.items() if layer not in leaves}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("command", LOADS)
+def test_a_command_loads_only_what_it_needs(command: str) -> None:
+    """Each module costs milliseconds, and each frozen dataclass one; seconds of an emulated node. What a token needs to
+    ask (requests and all below it) is loaded when there is one, and what tells alerts by `run` alone."""
+    roots, most = LOADS[command]
+    code = "".join(f"import {PACKAGE}.{root}\n" for root in roots) + "import sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert {f"{PACKAGE}.{root}" for root in roots} <= set(loaded)
+    assert [name for name in loaded if NEVER.fullmatch(name)] == []
+    assert command == "run" or [name for name in loaded if ONLY_TOLD.fullmatch(name)] == []
+    assert sum(name.split(".")[0] == PACKAGE for name in loaded) <= most
 
 
 def test_allowed_exceptions_still_exist() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pve_zfsbackup.config import Config, Job, Target, config_reference, example_config, parse_config, reference_page
+from pve_zfsbackup.config import Config, Job, Target, parse_config
 from pve_zfsbackup.config.boxes import Box
 from pve_zfsbackup.config.definitions import Api
+from pve_zfsbackup.config.example import config_reference, example_config, reference_page
 from pve_zfsbackup.config.hooks import Hooks, Vzdump
 from pve_zfsbackup.config.option import key_of, option_fields
 from pve_zfsbackup.model import Dataset, Disk, Guest, GuestKind, Keep, Vmid, parse_disk_pattern, parse_selector

@@ -20,7 +20,7 @@ import click
 
 from pve_zfsbackup import __version__
 from pve_zfsbackup.cli import cli
-from pve_zfsbackup.config import config_reference
+from pve_zfsbackup.config.example import config_reference
 
 PROGRAM = "pve-zfsbackup"
 SECTION = "8"

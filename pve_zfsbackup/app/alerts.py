@@ -20,7 +20,7 @@ from pve_zfsbackup.host.guests import node_name
 from pve_zfsbackup.host.memory import recall, remember
 from pve_zfsbackup.host.runner import ProcessRunner, Runner
 from pve_zfsbackup.model.alerts import HeldBack, Known, Problem
-from pve_zfsbackup.model.runs import DRILL, SWEEP
+from pve_zfsbackup.model.stages import DRILL, SWEEP
 from pve_zfsbackup.plan.alerting import tidings
 
 FILE: Final = "alerts.json"

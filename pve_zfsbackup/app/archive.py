@@ -26,17 +26,8 @@ from pve_zfsbackup.events import Outcome, Progress, Result, Seen
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.guests import unpack_config
 from pve_zfsbackup.host.listing import point_properties
-from pve_zfsbackup.model import (
-    PROPERTY,
-    SOURCE,
-    ArchivePlan,
-    ArchiveStream,
-    ArchiveTask,
-    Guest,
-    Guid,
-    Plan,
-    Vmid,
-)
+from pve_zfsbackup.model import PROPERTY, SOURCE, Guest, Guid, Plan, Vmid
+from pve_zfsbackup.model.archive import ArchivePlan, ArchiveStream, ArchiveTask
 from pve_zfsbackup.plan.archive import ArchivePolicy, plan_archive, plan_bookmarks
 
 STAGE = "archive"
@@ -117,9 +108,7 @@ def _to_box(session: Session, found: Inventory, guests: Sequence[Guest], vault: 
         session.emit(Seen(room=room))
 
 
-def plan_guest(
-    session: Session, vault: Vault, found: Inventory, guest: Guest, shelf: Shelf | None
-) -> ArchivePlan:
+def plan_guest(session: Session, vault: Vault, found: Inventory, guest: Guest, shelf: Shelf | None) -> ArchivePlan:
     """What is due of one guest."""
     return plan_archive(
         guest,

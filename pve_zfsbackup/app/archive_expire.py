@@ -23,7 +23,7 @@ from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.lock import being_read
 from pve_zfsbackup.host.notebook import read_json, write_json
 from pve_zfsbackup.host.store import SAFE_PATH, Entry
-from pve_zfsbackup.model import ArchiveVerdict
+from pve_zfsbackup.model.archive import ArchiveVerdict
 from pve_zfsbackup.plan.archive import plan_expiry, removals
 
 ORPHAN_SECONDS = 7 * 86_400

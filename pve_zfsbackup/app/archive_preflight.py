@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from pve_zfsbackup.app.box import Vault
 from pve_zfsbackup.errors import BackupError, StoreFullError
-from pve_zfsbackup.model import ArchiveTask, Dataset
+from pve_zfsbackup.model import Dataset
+from pve_zfsbackup.model.archive import ArchiveTask
 from pve_zfsbackup.model.room import Room
 
 

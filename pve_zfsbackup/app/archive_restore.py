@@ -22,7 +22,7 @@ from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import PROPERTY, Dataset, Guid, Vmid, Volume
-from pve_zfsbackup.model.health import SKEW
+from pve_zfsbackup.model.points import SKEW
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 

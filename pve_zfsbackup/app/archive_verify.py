@@ -22,7 +22,7 @@ from pve_zfsbackup.host.notebook import changing, read_json, write_json
 from pve_zfsbackup.host.scratch import sweep
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Dataset, Vmid
-from pve_zfsbackup.model.runs import READ_BACK
+from pve_zfsbackup.model.stages import READ_BACK
 
 STAGE = READ_BACK
 CYCLE = "cycle.json"

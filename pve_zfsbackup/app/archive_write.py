@@ -38,7 +38,8 @@ from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.notebook import Log
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
-from pve_zfsbackup.model import ArchiveStream, ArchiveTask, Begun, PointId, Send, Vmid
+from pve_zfsbackup.model import PointId, Send, Vmid
+from pve_zfsbackup.model.archive import ArchiveStream, ArchiveTask, Begun
 
 Moved = Callable[[ArchiveStream, int, bool], None]  # bytes of a stream so far, and whether that is all of it
 

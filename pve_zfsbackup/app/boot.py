@@ -13,7 +13,8 @@ from pve_zfsbackup.host.boot import Yard, boot, free_vmid, lacking_memory, sweep
 from pve_zfsbackup.host.clones import Bench, cloned, sweep
 from pve_zfsbackup.model import GuestKind, Listing, Point
 from pve_zfsbackup.model.boot import Booted
-from pve_zfsbackup.model.proof import Judgement, Level
+from pve_zfsbackup.model.drill import Judgement
+from pve_zfsbackup.model.proof import Level
 from pve_zfsbackup.plan.boot import bootable
 
 

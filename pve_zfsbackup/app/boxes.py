@@ -11,7 +11,8 @@ from pve_zfsbackup.app.box import Proof, Vault, open_box, require_keys
 from pve_zfsbackup.app.catalog import Catalog, read_catalog
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
-from pve_zfsbackup.model import Archived, PointId, Vmid
+from pve_zfsbackup.model import PointId, Vmid
+from pve_zfsbackup.model.archive import Archived
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

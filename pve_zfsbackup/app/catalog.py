@@ -17,7 +17,7 @@ from pve_zfsbackup.archive.outer import POINT, Outer, digest
 from pve_zfsbackup.archive.text import LIMIT
 from pve_zfsbackup.errors import BackupError, SealError, VerificationError
 from pve_zfsbackup.host.store import Entry
-from pve_zfsbackup.model import Archived
+from pve_zfsbackup.model.archive import Archived
 
 BATCH = 200  # small files per connection
 

@@ -13,7 +13,7 @@ from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.model.proof import VERIFIED, Level, Proof, encode_proof
-from pve_zfsbackup.model.runs import CHAIN
+from pve_zfsbackup.model.stages import CHAIN
 from pve_zfsbackup.plan.chain import Chain, chain
 from pve_zfsbackup.plan.points import guest_points
 

@@ -8,7 +8,8 @@ from pve_zfsbackup.app.history import History
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, CommandError
 from pve_zfsbackup.host.health import pool_of
-from pve_zfsbackup.host.pools import DENIED, conditions_of
+from pve_zfsbackup.host.pools import conditions_of
+from pve_zfsbackup.host.ssh import DENIED
 from pve_zfsbackup.model import ONLINE, SOURCE, SUSPENDED
 from pve_zfsbackup.model.health import Condition, Finding, Level, Pool
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pve_zfsbackup.app.history import History
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.cost import Group, freed
 from pve_zfsbackup.model import SOURCE, Dataset, Point, Snapshot, Vmid, World
+
+if TYPE_CHECKING:  # it looks into boxes, too, and `prune` does not
+    from pve_zfsbackup.app.history import History
 
 Sets = Mapping[tuple[str, Dataset], Sequence[Snapshot]]  # by host and dataset
 

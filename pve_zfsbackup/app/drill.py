@@ -33,18 +33,9 @@ from pve_zfsbackup.host.runner import Runner
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Dataset, Guest, Listing, Point, Selector, SelectorKind, Vmid
 from pve_zfsbackup.model.canary import PATH
-from pve_zfsbackup.model.proof import (
-    VERIFIED,
-    Contents,
-    Drilled,
-    Expected,
-    Judgement,
-    Level,
-    Proof,
-    Reading,
-    encode_proof,
-)
-from pve_zfsbackup.model.runs import DRILL, SWEEP
+from pve_zfsbackup.model.drill import Contents, Drilled, Expected, Judgement
+from pve_zfsbackup.model.proof import VERIFIED, Level, Proof, Reading, encode_proof
+from pve_zfsbackup.model.stages import DRILL, SWEEP
 from pve_zfsbackup.plan.drill import Turn, closed, judged, turns
 from pve_zfsbackup.plan.points import guest_points
 

@@ -17,7 +17,8 @@ from pve_zfsbackup.host.guests import storages_of
 from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
 from pve_zfsbackup.host.ssh import Destination, Host, connected
-from pve_zfsbackup.model import ASIDE, SOURCE, STAGING, Dataset, Guest, GuestKind, Listing, Vmid
+from pve_zfsbackup.model import SOURCE, Dataset, Guest, GuestKind, Listing, Vmid
+from pve_zfsbackup.model.restore import ASIDE, STAGING
 from pve_zfsbackup.plan.failback import PREFIX, Failback, There, plan_failback
 from pve_zfsbackup.plan.guest_config import settings
 from pve_zfsbackup.plan.takeover import Takeover, takeovers

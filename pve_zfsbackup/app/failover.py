@@ -22,19 +22,8 @@ from pve_zfsbackup.host.answers import PORTS, signs_of_life
 from pve_zfsbackup.host.guest_files import check_writable
 from pve_zfsbackup.host.listing import list_host, require
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
-from pve_zfsbackup.model import (
-    PROPERTY,
-    SOURCE,
-    Conflict,
-    Dataset,
-    DiskRestore,
-    Guest,
-    GuestKind,
-    Listing,
-    Point,
-    Vmid,
-    Wish,
-)
+from pve_zfsbackup.model import PROPERTY, SOURCE, Conflict, Dataset, Guest, GuestKind, Listing, Point, Vmid
+from pve_zfsbackup.model.restore import DiskRestore, Wish
 from pve_zfsbackup.plan.choice import Choice, choose_sound
 from pve_zfsbackup.plan.failover import (
     HOLD,
@@ -108,9 +97,7 @@ def ask(session: Session, request: Request) -> Question:
     source = request.source or settings_.source or ""
     ports = sorted({settings_.port, *PORTS})
     signs = signs_of_life(session.runner, source, ports, settings_.timeout) if source else ()
-    return Question(
-        source=source, signs=signs, fenced=request.fenced, forced=request.forced, reason=request.reason
-    )
+    return Question(source=source, signs=signs, fenced=request.fenced, forced=request.forced, reason=request.reason)
 
 
 def root_of(session: Session, root: str) -> Dataset:

@@ -21,8 +21,8 @@ from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, SUSPENDED, Dataset, Disk, Guest, Listing, Quiesce, Selector, Storage, Vmid
 from pve_zfsbackup.model.room import rooms
 from pve_zfsbackup.plan.discovery import discover
+from pve_zfsbackup.plan.ownership import foreign_root
 from pve_zfsbackup.plan.selection import select
-from pve_zfsbackup.plan.standing import foreign_root
 
 _STRICTEST = (Quiesce.REQUIRE, Quiesce.PREFER, Quiesce.OFF)
 DISK_DEPTH = 2  # <pool of the storage>/<volume>, and the volume's snapshots

@@ -11,7 +11,7 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError
 from pve_zfsbackup.events import Result
 from pve_zfsbackup.model import Dataset
-from pve_zfsbackup.model.proof import Expected
+from pve_zfsbackup.model.drill import Expected
 
 
 def grounds(session: Session, scope: Scope) -> Iterable[Ground | Result]:

@@ -17,7 +17,8 @@ from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.host.pools import read_pools
 from pve_zfsbackup.model import SOURCE, Disk, Vmid
 from pve_zfsbackup.model.aside import PutAside
-from pve_zfsbackup.model.health import SKEW, Age, Disks, Finding, Health, Level, Pool, Verification
+from pve_zfsbackup.model.health import Age, Disks, Finding, Health, Level, Pool, Verification
+from pve_zfsbackup.model.points import SKEW
 from pve_zfsbackup.model.proof import Level as Proven
 from pve_zfsbackup.model.room import Outlook, Room, rooms
 from pve_zfsbackup.plan.forecast import outlook

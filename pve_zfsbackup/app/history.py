@@ -6,21 +6,23 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from pve_zfsbackup.app.aside import put_aside
 from pve_zfsbackup.app.boxes import BoxContent, box_contents
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, target_listings, visible_listing
-from pve_zfsbackup.app.leavings import put_aside, strays
+from pve_zfsbackup.app.leavings import strays
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, ConfigError, PveError
 from pve_zfsbackup.host.guests import read_replications
 from pve_zfsbackup.host.identity import owner_id
-from pve_zfsbackup.model import SOURCE, Archived, Conflict, Disk, Guest, Listing, Point, PointId, Vmid, World
+from pve_zfsbackup.model import SOURCE, Conflict, Disk, Guest, Listing, Point, PointId, Vmid, World
+from pve_zfsbackup.model.archive import Archived
 from pve_zfsbackup.model.aside import PutAside
-from pve_zfsbackup.model.health import SKEW
+from pve_zfsbackup.model.points import SKEW
 from pve_zfsbackup.model.proof import Proof
-from pve_zfsbackup.plan.drill import last_drill
 from pve_zfsbackup.plan.foreign import blocked_rollbacks
+from pve_zfsbackup.plan.ownership import foreign_root
 from pve_zfsbackup.plan.points import by_guest, points
-from pve_zfsbackup.plan.standing import foreign_root
+from pve_zfsbackup.plan.proven import last_drill
 from pve_zfsbackup.plan.takeover import conflict_of, takeovers
 
 

@@ -14,8 +14,10 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.model.alerts import HeldBack
-from pve_zfsbackup.model.health import SKEW, Health
-from pve_zfsbackup.model.runs import READ_BACK, SWEEP, WISHES, PastRun
+from pve_zfsbackup.model.health import Health
+from pve_zfsbackup.model.points import SKEW
+from pve_zfsbackup.model.runs import PastRun
+from pve_zfsbackup.model.stages import READ_BACK, SWEEP, WISHES
 from pve_zfsbackup.plan.past import last_of_each_stage, past_runs
 
 RUNS_SECONDS: Final = 8 * 86_400  # a prune that runs once a week is still seen

@@ -12,8 +12,8 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, CommandError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.health import pool_of, pool_properties
-from pve_zfsbackup.host.pools import DENIED, read_pools, scan_of, start_scrub
-from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.host.pools import read_pools, scan_of, start_scrub
+from pve_zfsbackup.host.ssh import DENIED, Host
 from pve_zfsbackup.model import ONLINE, SOURCE
 from pve_zfsbackup.model.health import Scan
 

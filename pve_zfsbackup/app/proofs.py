@@ -10,9 +10,11 @@ from pve_zfsbackup.app.history import Coverage, History
 from pve_zfsbackup.config import Config
 from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.model import Vmid
-from pve_zfsbackup.model.health import SKEW, Verification
+from pve_zfsbackup.model.health import Verification
+from pve_zfsbackup.model.points import SKEW
 from pve_zfsbackup.model.proof import Level, Proven
-from pve_zfsbackup.model.runs import BOOT, DRILL, PROOFS, RESTORE, PastProof
+from pve_zfsbackup.model.runs import PastProof
+from pve_zfsbackup.model.stages import BOOT, DRILL, PROOFS, RESTORE
 from pve_zfsbackup.plan.past import arrivals, past_proofs, worst_gaps
 
 DAY: Final = 86_400

@@ -23,7 +23,7 @@ from pve_zfsbackup.errors import BackupError, ExitCode
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.journal import Journal, log_line
 from pve_zfsbackup.model import SOURCE
-from pve_zfsbackup.model.runs import RESTORE, ROLLBACK
+from pve_zfsbackup.model.stages import RESTORE, ROLLBACK
 from pve_zfsbackup.plan.rollback import Rollback
 
 End = TypeVar("End")

@@ -40,7 +40,8 @@ from pve_zfsbackup.host.lock import RESTORE, migration_lock, run_lock
 from pve_zfsbackup.host.private import write_private
 from pve_zfsbackup.host.pvesh import PveshApi
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
-from pve_zfsbackup.model import SOURCE, STAGING, Cluster, Dataset, GuestKind, NodeState, Origin, Restore, Vmid, Wish
+from pve_zfsbackup.model import SOURCE, Dataset, GuestKind, Vmid
+from pve_zfsbackup.model.restore import STAGING, Cluster, NodeState, Origin, Restore, Wish
 from pve_zfsbackup.plan.restore import plan_restore
 from pve_zfsbackup.plan.restore_elsewhere import plan_elsewhere
 

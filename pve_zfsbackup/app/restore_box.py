@@ -17,19 +17,8 @@ from pve_zfsbackup.app.restore import Request
 from pve_zfsbackup.app.restore_receive import Supply
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import ConfigError, VerificationError
-from pve_zfsbackup.model import (
-    PROPERTY,
-    SOURCE,
-    Dataset,
-    DiskRestore,
-    GuestKind,
-    Origin,
-    Point,
-    Snapshot,
-    Vmid,
-    decode_disks,
-    decode_props,
-)
+from pve_zfsbackup.model import PROPERTY, SOURCE, Dataset, GuestKind, Point, Snapshot, Vmid, decode_disks, decode_props
+from pve_zfsbackup.model.restore import DiskRestore, Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,8 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import DatasetNotFoundError, OutOfSpaceError, VerificationError, ZfsError
 from pve_zfsbackup.host import destroying, restoring, zfs
 from pve_zfsbackup.host.listing import tuned
-from pve_zfsbackup.model import PROPERTY, SOURCE, STAGING, Dataset, DiskRestore, Restore, Snapshot, Volume, tuning
+from pve_zfsbackup.model import PROPERTY, SOURCE, Dataset, Snapshot, Volume, tuning
+from pve_zfsbackup.model.restore import STAGING, DiskRestore, Restore
 from pve_zfsbackup.plan.restore_props import to_set
 
 PLACE = "place"  # mark of the dataset that all unfinished work of a storage lies in

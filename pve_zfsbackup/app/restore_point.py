@@ -13,19 +13,8 @@ from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.restoring import own_properties
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
 from pve_zfsbackup.host.ssh import Host
-from pve_zfsbackup.model import (
-    ASIDE,
-    SOURCE,
-    Conflict,
-    Dataset,
-    GuestKind,
-    Listing,
-    Origin,
-    Point,
-    PointId,
-    Vmid,
-    decode_props,
-)
+from pve_zfsbackup.model import SOURCE, Conflict, Dataset, GuestKind, Listing, Point, PointId, Vmid, decode_props
+from pve_zfsbackup.model.restore import ASIDE, Origin
 from pve_zfsbackup.plan.choice import choose_point
 from pve_zfsbackup.plan.points import points_of
 

@@ -18,7 +18,8 @@ from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.pipeline import Chain, carry
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
-from pve_zfsbackup.model import SOURCE, Dataset, DiskRestore, Resume, Send, Volume
+from pve_zfsbackup.model import SOURCE, Dataset, Resume, Send, Volume
+from pve_zfsbackup.model.restore import DiskRestore
 
 Supply = Callable[[DiskRestore], int]  # brings a disk's snapshot to its `staging`; the bytes that moved
 ATTEMPTS: Final = 5  # in a row without anything new

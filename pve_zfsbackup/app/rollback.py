@@ -24,7 +24,6 @@ from pve_zfsbackup.host.rows import SOURCE_COLUMNS
 from pve_zfsbackup.model import (
     PROPERTY,
     SOURCE,
-    STAGING,
     TUNING_PROPS,
     Dataset,
     Guest,
@@ -36,6 +35,7 @@ from pve_zfsbackup.model import (
     Vmid,
     decode_props,
 )
+from pve_zfsbackup.model.restore import STAGING
 from pve_zfsbackup.plan.choice import choose_point
 from pve_zfsbackup.plan.guest_config import settings, with_lock, without_lock
 from pve_zfsbackup.plan.points import points_of

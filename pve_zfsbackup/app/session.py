@@ -24,8 +24,6 @@ from pve_zfsbackup.host.hooks import freeze_hook
 from pve_zfsbackup.host.lock import MIGRATION_LOCKS, migration_lock
 from pve_zfsbackup.host.pace import Pace
 from pve_zfsbackup.host.programs import ProcessPrograms, Programs
-from pve_zfsbackup.host.pve import HttpsApi
-from pve_zfsbackup.host.pvesh import PveshApi
 from pve_zfsbackup.host.quiesce import Quiescer
 from pve_zfsbackup.host.runner import ProcessRunner, Runner
 from pve_zfsbackup.host.ssh import Destination, Host, Link, connected
@@ -100,9 +98,7 @@ def open_session(config: Config, emit: Emit, runner: Runner | None = None) -> It
     runner = runner or ProcessRunner()
     node = node_name(config.api.node or "")
     with contextlib.ExitStack() as stack:
-        api, agent = _api(config, runner, node)
-        if isinstance(api, HttpsApi):
-            stack.enter_context(api)
+        api, agent = _api(config, runner, node, stack)
         hosts = {SOURCE: Host(name=SOURCE, runner=runner)}
         for name, target in config.targets.items():
             destination = destination_of(target, config.runtime_dir)
@@ -135,17 +131,23 @@ def _system_zone() -> tzinfo:
         return UTC
 
 
-def _api(config: Config, runner: Runner, node: str) -> tuple[Api, Agent]:
-    """HTTPS where there is a token; before `setup` made one, `pvesh` and `qm` as root."""
+def _api(config: Config, runner: Runner, node: str, stack: contextlib.ExitStack) -> tuple[Api, Agent]:
+    """HTTPS where there is a token; before `setup` made one, `pvesh` and `qm` as root. Each is loaded where it is
+    used: requests and all below it take as long as the rest of a `snapshot`."""
     if not config.api.token_file.exists():
+        from pve_zfsbackup.host.pvesh import PveshApi  # noqa: PLC0415 - see above
+
         return PveshApi(runner), QmAgent(runner)
-    api = HttpsApi(
+    from pve_zfsbackup.host.pve import HttpsApi  # noqa: PLC0415 - see above
+
+    https = HttpsApi(
         config.api.url,
         Token.parse(read_secret(config.api.token_file).reveal()),
         ca_file=config.api.ca_file,
         fingerprint=config.api.fingerprint,
         timeout=config.api.timeout,
     )
+    api = stack.enter_context(https)
     return api, NodeAgent(ApiAgent(api, node), QmAgent(runner))
 
 

@@ -13,7 +13,8 @@ from typing import Final
 
 from pve_zfsbackup.app.setup_account import COMMENT, USER, Account, Action, Tokens, privileges
 from pve_zfsbackup.config import Api as ApiConfig
-from pve_zfsbackup.config import example_config, find_secret
+from pve_zfsbackup.config import find_secret
+from pve_zfsbackup.config.example import example_config
 from pve_zfsbackup.errors import ConfigError, PveError, PveTrustError
 from pve_zfsbackup.host.api import Api, Token
 from pve_zfsbackup.host.guests import read_version

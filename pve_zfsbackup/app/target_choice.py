@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pve_zfsbackup.config import Config, Target, example_config, kinds, parse_config
+from pve_zfsbackup.config import Config, Target, kinds, parse_config
+from pve_zfsbackup.config.example import example_config
 from pve_zfsbackup.errors import ConfigError
 from pve_zfsbackup.model import Dataset, printable
 

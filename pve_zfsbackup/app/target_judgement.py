@@ -13,7 +13,7 @@ from pve_zfsbackup.config import Target
 from pve_zfsbackup.host.health import pool_of, version
 from pve_zfsbackup.host.zfs import PARENT
 from pve_zfsbackup.model import ONLINE
-from pve_zfsbackup.plan.standing import OWNER
+from pve_zfsbackup.plan.ownership import OWNER
 
 PROTOCOL: Final = 1  # of the receiver
 COLUMNS: Final = (*PARENT, "available", OWNER)

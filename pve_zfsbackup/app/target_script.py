@@ -16,7 +16,7 @@ from pve_zfsbackup.app.setup_account import STATES, Action
 from pve_zfsbackup.errors import CommandError
 from pve_zfsbackup.host.zfs import PARENT
 from pve_zfsbackup.model import Dataset, Keep, printable
-from pve_zfsbackup.plan.standing import OWNER
+from pve_zfsbackup.plan.ownership import OWNER
 
 _RECEIVE: Final = "RECEIVE"  # the narrowest there is
 _LIMITED: Final = ("create", "mount", _RECEIVE, "send", "userprop")

@@ -11,7 +11,7 @@ from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.memory import recall, remember
 from pve_zfsbackup.model import Vmid
-from pve_zfsbackup.model.runs import DRILL
+from pve_zfsbackup.model.stages import DRILL
 
 FILE: Final = "drills.json"
 

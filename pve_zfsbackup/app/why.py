@@ -12,7 +12,8 @@ from pve_zfsbackup.app.targets import comparison, older_than_packages, remarks
 from pve_zfsbackup.app.works import STAGE, Work, works_to
 from pve_zfsbackup.errors import BackupError, ConfigError, ZfsError
 from pve_zfsbackup.host import zfs
-from pve_zfsbackup.model import SOURCE, Conflict, Fit, Guest, Listing, Reasoning, Resume, Selector, Send
+from pve_zfsbackup.model import SOURCE, Conflict, Guest, Listing, Resume, Selector, Send
+from pve_zfsbackup.model.reasons import Fit, Reasoning
 from pve_zfsbackup.plan.fitting import crowded_out
 from pve_zfsbackup.plan.replication import ReplicationPolicy, Sides
 from pve_zfsbackup.plan.unchanged import NO_REFERENCES, references

@@ -11,7 +11,8 @@ from pve_zfsbackup.archive.names import WRITER
 from pve_zfsbackup.archive.outer import Outer
 from pve_zfsbackup.archive.text import Reading, dumps
 from pve_zfsbackup.errors import VerificationError
-from pve_zfsbackup.model import Archived, ArchivedDisk, Guid, PointId, Vmid
+from pve_zfsbackup.model import Guid, PointId, Vmid
+from pve_zfsbackup.model.archive import Archived, ArchivedDisk
 
 FORMAT: Final = "pve-zfsbackup-archive-contents 1"
 ZSTD: Final = "zstd"

@@ -27,7 +27,8 @@ from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.guests import node_name
 from pve_zfsbackup.host.runner import ProcessRunner
 from pve_zfsbackup.model import Dataset, Selector
-from pve_zfsbackup.model.proof import Drilled, Expected, Reading
+from pve_zfsbackup.model.drill import Drilled, Expected
+from pve_zfsbackup.model.proof import Reading
 from pve_zfsbackup.plan.chain import Chain
 from pve_zfsbackup.report.verify import (
     chains_json,

@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from pve_zfsbackup import terminal
-from pve_zfsbackup.app.alerts import alerted_run, tell_not_begun
 from pve_zfsbackup.app.gather import Scope, assign, inventory
 from pve_zfsbackup.app.run import ALL_STAGES, Stage
 from pve_zfsbackup.app.run import run as run_stages
@@ -101,11 +100,15 @@ def do_stages(
             session = stack.enter_context(session_for(config, reporter.emit))
         except BackupError as error:
             if alerted and not dry_run:
+                from pve_zfsbackup.app.alerts import tell_not_begun  # noqa: PLC0415 - see below
+
                 tell_notes(tell_not_begun(config, error))
             raise
         if dry_run:
             return _show_preview(session, scope, stages, as_json=as_json)
         if alerted:
+            from pve_zfsbackup.app.alerts import alerted_run  # noqa: PLC0415 - single stages tell nobody
+
             done, untold = alerted_run(session, scope, stages)
             tell_notes(untold)
         else:

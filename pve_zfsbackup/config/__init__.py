@@ -1,9 +1,8 @@
-"""The configuration: definitions, loading, the example file and the reference made from the definitions."""
+"""The configuration: definitions and loading. `example` makes the example file and the reference of the definitions."""
 
 from pve_zfsbackup.config.alerts import Alerts, Webhook, WebhookType
 from pve_zfsbackup.config.boxes import Box
 from pve_zfsbackup.config.definitions import Api, Config, Job
-from pve_zfsbackup.config.example import config_reference, example_config, reference_page
 from pve_zfsbackup.config.files import Secret, checked_secrets, find_secret, read_secret
 from pve_zfsbackup.config.load import load_config, parse_config
 from pve_zfsbackup.config.option import DEFAULT_KEEP
@@ -21,11 +20,8 @@ __all__ = [
     "Webhook",
     "WebhookType",
     "checked_secrets",
-    "config_reference",
-    "example_config",
     "find_secret",
     "load_config",
     "parse_config",
     "read_secret",
-    "reference_page",
 ]

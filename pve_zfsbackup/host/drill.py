@@ -14,7 +14,8 @@ from pve_zfsbackup.host.partitions import Area
 from pve_zfsbackup.host.visit import MOUNTED, Visit
 from pve_zfsbackup.model import Snapshot
 from pve_zfsbackup.model.canary import LIMIT
-from pve_zfsbackup.model.proof import Contents, Reading, State
+from pve_zfsbackup.model.drill import Contents, State
+from pve_zfsbackup.model.proof import Reading
 
 
 @dataclass(slots=True)

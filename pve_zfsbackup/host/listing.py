@@ -10,10 +10,9 @@ from pathlib import Path
 
 from pve_zfsbackup.errors import BackupError, DatasetNotFoundError, ZfsError
 from pve_zfsbackup.host.health import KSTAT, local_states, pool_of, state_argv, suspended
-from pve_zfsbackup.host.pools import DENIED
 from pve_zfsbackup.host.rows import LIMITS, SOURCE_COLUMNS, TARGET_COLUMNS, volumes
 from pve_zfsbackup.host.runner import Completed
-from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.host.ssh import DENIED, Host
 from pve_zfsbackup.host.zfs import BATCH
 from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import PROPERTY, SUSPENDED, TUNING_PROPS, Dataset, Guid, Listing, Snapshot

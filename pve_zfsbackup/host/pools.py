@@ -16,7 +16,6 @@ from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model.health import Condition, Device, Pool, Scan
 
 SECONDS = 30.0
-DENIED = 126  # says a receiver that is older than the question, or a forced command of one's own
 
 
 def read_pools(host: Host) -> tuple[Pool, ...]:

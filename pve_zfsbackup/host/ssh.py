@@ -21,6 +21,7 @@ from pve_zfsbackup.host.runner import DEFAULT_TIMEOUT, Completed, Runner, failur
 from pve_zfsbackup.model import Compress
 
 SSH_FAILED = 255  # ssh's own failures (ssh(1), EXIT STATUS)
+DENIED = 126  # says a receiver that is older than the question, or a forced command of one's own
 KEEP_SECONDS = 60
 LINE_LIMIT = 96 << 10  # Linux takes 128 KiB in one argument, and the other side's shell gets the line as one
 STALL_SECONDS = 3600.0  # a sparse increment may read for long before its first byte

@@ -12,7 +12,7 @@ from pve_zfsbackup.errors import BackupError, NotInstalledError
 from pve_zfsbackup.host.clones import Bench, Clone
 from pve_zfsbackup.host.filesystems import KINDS, KNOWN, opened, settle
 from pve_zfsbackup.host.partitions import PV, Area, areas, logical_volumes, mapped, probed
-from pve_zfsbackup.model.proof import Look, State
+from pve_zfsbackup.model.drill import Look, State
 
 MOUNTED: Final = "zfs"  # the kind of a container's disk: its clone is mounted, the device is a directory
 

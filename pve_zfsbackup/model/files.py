@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pve_zfsbackup.model.proof import Look
+from pve_zfsbackup.model.drill import Look
 
 
 class EntryKind(StrEnum):

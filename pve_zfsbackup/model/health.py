@@ -13,7 +13,6 @@ from pve_zfsbackup.model.proof import Proven
 from pve_zfsbackup.model.room import Outlook
 
 SHOWN: Final = 5  # devices of a pool that are named
-SKEW: Final = 3600  # seconds by which clocks may differ; what is newer is from the future: a clock was set back
 
 
 class Level(IntEnum):

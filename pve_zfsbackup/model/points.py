@@ -14,6 +14,7 @@ from pve_zfsbackup.model.names import Guid, PointId, Vmid
 from pve_zfsbackup.model.proof import Proof, decode_proof
 from pve_zfsbackup.model.zfs import RESTORE_PROPS, UNKNOWN, Snapshot
 
+SKEW: Final = 3600  # seconds by which clocks may differ; what is newer is from the future: a clock was set back
 PROPS_LIMIT: Final = 8000  # a user property's value ends at 8,192 bytes
 _PROPS_UNPACKED: Final = 1 << 20
 _DEFLATED: Final = "z:"

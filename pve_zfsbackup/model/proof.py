@@ -1,4 +1,4 @@
-"""How far a recovery point is proven, and what a look into it found."""
+"""How far a recovery point is proven, and how much is read for it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
-from pve_zfsbackup.model.boot import Booted
-from pve_zfsbackup.model.canary import Planted
-from pve_zfsbackup.model.names import PROPERTY, PointId, Vmid
+from pve_zfsbackup.model.names import PROPERTY, PointId
 
 VERIFIED: Final = f"{PROPERTY}verified"
 _TIME: Final = "%Y%m%dT%H%M%SZ"
@@ -81,72 +79,9 @@ def decode_proof(text: str) -> Proof | None:
     return Proof(level=Level(match[1]), at=int(at.timestamp()))
 
 
-class State(StrEnum):
-    GOOD = "good"
-    UNOPENED = "unopened"  # recognised, and not looked into
-    BAD = "bad"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What one disk, partition, volume or file system of a point turned out to be. `kind` is blkid's word or ours."""
-
-    disk: str
-    place: str  # for people: "", "partition 2", "LV vg/root"
-    kind: str
-    state: State
-    text: str = ""
-
-
 class Reading(StrEnum):
     """How much of the data is read: ZFS and the file systems check the sums of what they hand out."""
 
     NONE = "none"
     SAMPLE = "sample"
     ALL = "all"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
-    """What was found in the disks of a point. `present` are those of the files that were looked for, `canaries` the
-    texts of those that lie there, `system` is how the guest calls itself in its os-release, `read` are bytes."""
-
-    looks: tuple[Look, ...] = ()
-    present: frozenset[str] = frozenset()
-    canaries: tuple[str, ...] = ()
-    system: str = ""
-    read: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
-    """What the disks of a guest should have: files of the administrator's, the canaries that were planted, and the keys
-    of disks that have no file system."""
-
-    files: tuple[str, ...] = ()
-    raw: frozenset[str] = frozenset()
-    planted: tuple[Planted, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """What a drill proved. `problems` empty means that the point passed."""
-
-    level: Level
-    problems: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drilled:
-    """One guest's point after its drill."""
-
-    vmid: Vmid
-    guest: str
-    host: str
-    point: PointId
-    judgement: Judgement
-    contents: Contents
-    seconds: float
-    booted: Booted | None = None
-    jobs: tuple[str, ...] = ()

@@ -4,17 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
-
-DRILL: Final = "verify-drill"
-BOOT: Final = "boot"  # no stage: what of a drill was the guest coming up
-CHAIN: Final = "verify-points"
-READ_BACK: Final = "verify-archive"
-RESTORE: Final = "restore"
-ROLLBACK: Final = "rollback"
-SWEEP: Final = "sweep"  # of what killed work left: no proof of anything, and nothing that has to come again
-WISHES: Final = (RESTORE, ROLLBACK)  # somebody's, each for once
-PROOFS: Final = (DRILL, CHAIN, READ_BACK, *WISHES)  # stages that say something of what is kept, guest by guest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

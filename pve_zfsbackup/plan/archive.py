@@ -8,12 +8,6 @@ from datetime import tzinfo
 from math import inf
 
 from pve_zfsbackup.model import (
-    Archived,
-    ArchivePlan,
-    ArchiveStream,
-    ArchiveTask,
-    ArchiveVerdict,
-    Begun,
     Bookmark,
     CreateBookmark,
     DestroyBookmark,
@@ -25,7 +19,8 @@ from pve_zfsbackup.model import (
     Snapshot,
     Volume,
 )
-from pve_zfsbackup.model.health import SKEW
+from pve_zfsbackup.model.archive import Archived, ArchivePlan, ArchiveStream, ArchiveTask, ArchiveVerdict, Begun
+from pve_zfsbackup.model.points import SKEW
 from pve_zfsbackup.plan.points import bookmark_name, bookmark_target, points_of
 from pve_zfsbackup.plan.retention import marks
 

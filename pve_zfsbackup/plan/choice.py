@@ -8,7 +8,7 @@ from datetime import datetime, tzinfo
 from itertools import takewhile
 
 from pve_zfsbackup.model import SNAPSHOT_NAME, Conflict, Point
-from pve_zfsbackup.model.health import SKEW
+from pve_zfsbackup.model.points import SKEW
 from pve_zfsbackup.model.proof import Level
 
 

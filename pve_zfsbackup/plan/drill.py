@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from pve_zfsbackup.model import Dataset, Guid, Point, Vmid, Volume
-from pve_zfsbackup.model.health import SKEW
-from pve_zfsbackup.model.proof import Contents, Expected, Judgement, Level, Look, Proof, State
+from pve_zfsbackup.model import Dataset, Point, Vmid, Volume
+from pve_zfsbackup.model.drill import Contents, Expected, Judgement, Look, State
+from pve_zfsbackup.model.points import SKEW
+from pve_zfsbackup.model.proof import Level
 from pve_zfsbackup.plan.canary import canary_notes, canary_problem
+from pve_zfsbackup.plan.proven import last_drill
 
 WITHOUT: Final = ("efidisk", "tpmstate", "vmstate")  # keys of disks that never have a file system
 EMPTY: Final = 1 << 20  # so little does a disk refer to that nobody ever wrote on
 _UNREMARKABLE: Final = ("", "swap", "LVM2_member")
-REASON: Final = "newest point proven by a drill"
-EVIDENCE: Final = "the last drill failed on it"
-
-
-def last_drill(points: Iterable[Point]) -> Proof | None:
-    """The newest drill of a guest's points on one host, passed or failed."""
-    point = _last_drilled(points)
-    return point.proof if point else None
-
-
-def _last_drilled(points: Iterable[Point]) -> Point | None:
-    """Of several in one second, the newest point."""
-    drilled = [(proof.at, point) for point in points if (proof := point.proof) and proof.level is not Level.POINTS]
-    return max(reversed(drilled), key=lambda pair: pair[0])[1] if drilled else None
-
-
-def newest_proven(points: Sequence[Point]) -> Point | None:
-    """The newest point whose files a drill opened, or that it booted; where none is, the newest it recognised. It is
-    never pruned: that a newer one is something does not make up for one that is known to be good."""
-    passed = [point for point in reversed(points) if (proof := point.proof) and proof.level.drilled]
-    opened = [point for point in passed if point.proof and point.proof.level.opened]
-    return next(iter(opened or passed), None)
-
-
-def proven_guids(points: Sequence[Point]) -> Mapping[Guid, str]:
-    """Why the snapshots of that one must stay; and those of the point the last drill failed on: that it did is known by
-    them alone, and would be forgotten with them before a drill passes."""
-    last, passed = _last_drilled(points), newest_proven(points)
-    failed = last if last and last.proof and last.proof.level is Level.FAILED else None
-    reasons = ((failed, EVIDENCE), (passed, REASON))
-    return {snapshot.guid: reason for point, reason in reasons if point for snapshot in point.own.values()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

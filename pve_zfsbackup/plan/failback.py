@@ -15,20 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from pve_zfsbackup.model import (
-    ASIDE,
-    STAGING,
-    Conflict,
-    Dataset,
-    Disk,
-    Guest,
-    GuestKind,
-    Listing,
-    Snapshot,
-    Storage,
-    Vmid,
-    Volume,
-)
+from pve_zfsbackup.model import Conflict, Dataset, Disk, Guest, GuestKind, Listing, Snapshot, Storage, Vmid, Volume
+from pve_zfsbackup.model.restore import ASIDE, STAGING
 from pve_zfsbackup.plan.discovery import disk_keys
 from pve_zfsbackup.plan.guest_config import volume_in
 from pve_zfsbackup.plan.takeover import Takeover

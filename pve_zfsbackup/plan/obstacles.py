@@ -6,7 +6,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
-from pve_zfsbackup.model import Conflict, Dataset, Fit, Listing, Resume, Send, Snapshot, Volume
+from pve_zfsbackup.model import Conflict, Dataset, Listing, Resume, Send, Snapshot, Volume
+from pve_zfsbackup.model.reasons import Fit
 from pve_zfsbackup.plan.features import missing, read_only
 from pve_zfsbackup.plan.pairing import Base, Sides, bases
 from pve_zfsbackup.plan.points import bookmark_target

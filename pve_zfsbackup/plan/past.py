@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pve_zfsbackup.model import SOURCE, Dataset
-from pve_zfsbackup.model.health import SKEW
+from pve_zfsbackup.model.points import SKEW
 from pve_zfsbackup.model.room import Room
-from pve_zfsbackup.model.runs import PROOFS, Arrival, PastProof, PastRun, StageTold, Trouble
+from pve_zfsbackup.model.runs import Arrival, PastProof, PastRun, StageTold, Trouble
+from pve_zfsbackup.model.stages import PROOFS
 
 WORTH_TELLING = ("failed", "warning")
 _ARRIVED = {  # stage -> outcomes with which the point they name is there

@@ -26,10 +26,10 @@ from pve_zfsbackup.model import (
     Volume,
     World,
 )
-from pve_zfsbackup.model.health import SKEW
-from pve_zfsbackup.plan.drill import proven_guids
+from pve_zfsbackup.model.points import SKEW
 from pve_zfsbackup.plan.pairing import bases, common_base, holders
 from pve_zfsbackup.plan.points import GuestPoints, bookmark_target, guest_points
+from pve_zfsbackup.plan.proven import proven_guids
 from pve_zfsbackup.plan.retention import decide_retention
 
 SELF_PRUNED: Final = "append-only: the target prunes itself"

@@ -12,23 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Final
 
-from pve_zfsbackup.model import (
-    ASIDE,
-    STAGING,
-    Aside,
-    Conflict,
-    Dataset,
-    DiskRestore,
-    GuestKind,
-    NodeState,
-    Origin,
-    Restore,
-    Snapshot,
-    Storage,
-    Vmid,
-    Volume,
-    Wish,
-)
+from pve_zfsbackup.model import Conflict, Dataset, GuestKind, Snapshot, Storage, Vmid, Volume
+from pve_zfsbackup.model.restore import ASIDE, STAGING, Aside, DiskRestore, NodeState, Origin, Restore, Wish
 from pve_zfsbackup.plan.failover import cloned
 from pve_zfsbackup.plan.guest_config import Fresh, exchange, rewrite, settings, volume_in
 from pve_zfsbackup.plan.restore_room import no_room

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pve_zfsbackup.model import Cluster, Conflict, Origin, Restore, Wish
+from pve_zfsbackup.model import Conflict
+from pve_zfsbackup.model.restore import Cluster, Origin, Restore, Wish
 from pve_zfsbackup.plan.restore import unknown, unplaceable
 from pve_zfsbackup.plan.restore_taken import guest_elsewhere, guest_exists
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pve_zfsbackup.model import Conflict, Dataset, DiskRestore, NodeState
+from pve_zfsbackup.model import Conflict, Dataset
+from pve_zfsbackup.model.restore import DiskRestore, NodeState
 
 
 def no_room(disks: Sequence[DiskRestore], state: NodeState) -> Iterator[Conflict]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from pve_zfsbackup.model import Conflict, GuestKind, Vmid, Wish
+from pve_zfsbackup.model import Conflict, GuestKind, Vmid
+from pve_zfsbackup.model.restore import Wish
 
 AS: Final = "--as makes a copy: name a vmid"
 _FOLDERS: Final = {GuestKind.VM: "qemu-server", GuestKind.CT: "lxc"}  # below /etc/pve/nodes/NODE

@@ -11,19 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pve_zfsbackup.model import (
-    STAGING,
-    Conflict,
-    Dataset,
-    Guest,
-    GuestKind,
-    Guid,
-    Listing,
-    Point,
-    PointId,
-    Snapshot,
-    Volume,
-)
+from pve_zfsbackup.model import Conflict, Dataset, Guest, GuestKind, Guid, Listing, Point, PointId, Snapshot, Volume
+from pve_zfsbackup.model.restore import STAGING
 from pve_zfsbackup.plan.restore import aside_name
 from pve_zfsbackup.plan.snapshot import LOCKS
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from pve_zfsbackup.model import Archived, Keep, PointId, Vmid
+from pve_zfsbackup.model import Keep, PointId, Vmid
+from pve_zfsbackup.model.archive import Archived
 from pve_zfsbackup.plan.archive import ArchivePolicy, full_because, plan_expiry
 from pve_zfsbackup.plan.retention import marks
 

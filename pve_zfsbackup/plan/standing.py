@@ -1,18 +1,13 @@
-"""How we stand to a target as a whole: whose root it is, and what its pool is like.
-
-A root belongs to one cluster, or one node without a cluster: points are known by vmid, and two who both have a guest
-100 would prune each other's. The property `owner` of the root says who; see `host.identity`.
-"""
+"""How we stand to a target as a whole: whether a root that is nobody's becomes ours, and what its pool is like."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
 
-from pve_zfsbackup.model import ONLINE, PROPERTY, Conflict, Dataset, Listing, Volume
+from pve_zfsbackup.model import ONLINE, Dataset, Listing, Volume
+from pve_zfsbackup.plan.ownership import OWNER
 from pve_zfsbackup.plan.pairing import bases
-
-OWNER = f"{PROPERTY}owner"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,22 +16,6 @@ class Standing:
 
     adopt: bool = False
     warnings: tuple[str, ...] = ()
-
-
-def foreign_root(target: Listing, root: Dataset, owner: str) -> Conflict | None:
-    """The root is another one's: it is left alone as a whole."""
-    volume = target.volumes.get(root)
-    if volume is None or volume.owner in ("", owner):
-        return None
-    replicas = sum(1 for other in target.volumes.values() if any(snapshot.point for snapshot in other.snapshots))
-    command = f"zfs set {OWNER}={owner} {shlex.quote(root)}"
-    return Conflict(
-        kind="foreign-root",
-        object=root,
-        message=f"{target.host}: {root} belongs to {volume.owner}, not to this cluster or node ({owner})",
-        evidence=(f"{OWNER}={volume.owner}", f"{replicas} replicas below it"),
-        resolve=f"name another root for this target; or, if these replicas are to go on from here: {command}",
-    )
 
 
 def standing(source: Listing, target: Listing, root: Dataset, owner: str, *, append_only: bool) -> Standing:

@@ -4,20 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pve_zfsbackup.model import (
-    Bookmark,
-    Candidate,
-    Dataset,
-    Disk,
-    Fate,
-    Guid,
-    Plan,
-    Reasoning,
-    Resume,
-    Send,
-    Snapshot,
-    Volume,
-)
+from pve_zfsbackup.model import Bookmark, Dataset, Disk, Guid, Plan, Resume, Send, Snapshot, Volume
+from pve_zfsbackup.model.reasons import Candidate, Fate, Reasoning
 from pve_zfsbackup.plan.obstacles import fit
 from pve_zfsbackup.plan.pairing import (
     Base,

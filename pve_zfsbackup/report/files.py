@@ -9,8 +9,8 @@ from typing import Any
 
 from pve_zfsbackup.app.files import Browsed
 from pve_zfsbackup.model import printable
+from pve_zfsbackup.model.drill import State
 from pve_zfsbackup.model.files import Copied, Entry, EntryKind, Shown
-from pve_zfsbackup.model.proof import State
 from pve_zfsbackup.report.format import FORMAT, Table, clean, moment, size
 
 

@@ -21,7 +21,7 @@ from pve_zfsbackup.model import printable
 from pve_zfsbackup.model.alerts import HeldBack
 from pve_zfsbackup.model.health import Condition, Health, Level
 from pve_zfsbackup.model.room import Outlook
-from pve_zfsbackup.model.runs import DRILL
+from pve_zfsbackup.model.stages import DRILL
 from pve_zfsbackup.report.format import FORMAT
 
 PREFIX: Final = "pve_zfsbackup_"

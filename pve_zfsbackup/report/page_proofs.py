@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pve_zfsbackup.app.history import Coverage
 from pve_zfsbackup.app.overview import Overview
 from pve_zfsbackup.model.proof import Level, Proof
-from pve_zfsbackup.model.runs import CHAIN, DRILL, READ_BACK, RESTORE, ROLLBACK, PastProof
+from pve_zfsbackup.model.runs import PastProof
+from pve_zfsbackup.model.stages import CHAIN, DRILL, READ_BACK, RESTORE, ROLLBACK
 from pve_zfsbackup.report.format import moment
 from pve_zfsbackup.report.markup import Child, Markup, tag
 from pve_zfsbackup.report.page_parts import guest_cell, here, pill, section, table

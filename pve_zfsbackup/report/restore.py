@@ -9,8 +9,9 @@ from typing import Any
 
 from pve_zfsbackup.app.restore import Restored
 from pve_zfsbackup.app.rollback import RolledBack
-from pve_zfsbackup.model import Conflict, DiskRestore
+from pve_zfsbackup.model import Conflict
 from pve_zfsbackup.model.proof import Level
+from pve_zfsbackup.model.restore import DiskRestore
 from pve_zfsbackup.report.format import FORMAT, moment, size
 from pve_zfsbackup.report.points import proof_json
 

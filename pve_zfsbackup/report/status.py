@@ -13,7 +13,7 @@ from pve_zfsbackup.model import SOURCE
 from pve_zfsbackup.model.health import Age
 from pve_zfsbackup.model.health import Level as Badness
 from pve_zfsbackup.model.proof import Level, Proven
-from pve_zfsbackup.model.runs import DRILL
+from pve_zfsbackup.model.stages import DRILL
 from pve_zfsbackup.report.coverage import reason
 from pve_zfsbackup.report.format import FORMAT, Table, Tone, age, clean, moment
 from pve_zfsbackup.report.leavings import aside_json

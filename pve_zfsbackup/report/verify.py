@@ -8,7 +8,7 @@ from typing import Any
 from pve_zfsbackup.app.chains import Chain
 from pve_zfsbackup.app.pools import PoolFound
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.model.proof import Drilled, State
+from pve_zfsbackup.model.drill import Drilled, State
 from pve_zfsbackup.report.format import FORMAT, Table, age, clean, size
 
 

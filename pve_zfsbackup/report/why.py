@@ -7,7 +7,8 @@ from datetime import tzinfo
 from typing import Any
 
 from pve_zfsbackup.app.why import Answer, Stream, Why
-from pve_zfsbackup.model import Candidate, Fate, Resume
+from pve_zfsbackup.model import Resume
+from pve_zfsbackup.model.reasons import Candidate, Fate
 from pve_zfsbackup.report.format import FORMAT, Table, clean, moment, size
 from pve_zfsbackup.report.steps import describe
 

@@ -26,9 +26,10 @@ from pve_zfsbackup.host import notify
 from pve_zfsbackup.host.boot import Yard
 from pve_zfsbackup.host.clones import MARK
 from pve_zfsbackup.model import parse_selector
+from pve_zfsbackup.model.drill import Drilled
 from pve_zfsbackup.model.health import Level as Health
-from pve_zfsbackup.model.proof import VERIFIED, Drilled, Level, Reading
-from pve_zfsbackup.model.runs import DRILL, SWEEP
+from pve_zfsbackup.model.proof import VERIFIED, Level, Reading
+from pve_zfsbackup.model.stages import DRILL, SWEEP
 from pve_zfsbackup.report.health import health_json
 from pve_zfsbackup.report.leavings import leaving_lines
 from pve_zfsbackup.report.metrics import metrics_json

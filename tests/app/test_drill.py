@@ -21,8 +21,9 @@ from pve_zfsbackup.errors import ConfigError, ExitCode, LockedError, Verificatio
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Dataset, parse_selector
+from pve_zfsbackup.model.drill import Drilled, Expected
 from pve_zfsbackup.model.health import Level as Critical
-from pve_zfsbackup.model.proof import VERIFIED, Drilled, Expected, Level, Reading
+from pve_zfsbackup.model.proof import VERIFIED, Level, Reading
 from pve_zfsbackup.report.points import points_table
 from pve_zfsbackup.report.status import status_json, status_table
 from tests.fakes.disks import Content, Disks, linux

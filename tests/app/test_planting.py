@@ -18,7 +18,8 @@ from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Vmid, parse_selector
 from pve_zfsbackup.model.canary import PATH, parse_canary
-from pve_zfsbackup.model.proof import Drilled, Level, Reading
+from pve_zfsbackup.model.drill import Drilled
+from pve_zfsbackup.model.proof import Level, Reading
 from tests.fakes.disks import Disks
 from tests.fakes.runner import Fault
 from tests.fakes.world import CT, DB, WEB, World

@@ -13,7 +13,8 @@ from pve_zfsbackup.app.setup_account import Action
 from pve_zfsbackup.app.setup_target import Preparation, check, setup_target, target_script
 from pve_zfsbackup.app.target_choice import Asked
 from pve_zfsbackup.app.target_hostkey import HostKey
-from pve_zfsbackup.config import example_config, load_config
+from pve_zfsbackup.config import load_config
+from pve_zfsbackup.config.example import example_config
 from pve_zfsbackup.errors import CommandError, ConfigError, HostUnreachableError
 from pve_zfsbackup.host.identity import owner_id
 from tests.fakes.target_host import HOST_KEY, TargetHost

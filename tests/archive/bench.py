@@ -27,18 +27,8 @@ from pve_zfsbackup.host.seal import Seal
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.store import Space, Store, Upload
 from pve_zfsbackup.host.store_dir import DirectoryStore
-from pve_zfsbackup.model import (
-    SOURCE,
-    Archived,
-    ArchiveStream,
-    ArchiveTask,
-    Bookmark,
-    Dataset,
-    Guid,
-    PointId,
-    Snapshot,
-    Vmid,
-)
+from pve_zfsbackup.model import SOURCE, Bookmark, Dataset, Guid, PointId, Snapshot, Vmid
+from pve_zfsbackup.model.archive import Archived, ArchiveStream, ArchiveTask
 
 MARKER = b"THE-GUESTS-OWN-SECRET-TEXT"
 HOUR = 3600

@@ -103,7 +103,7 @@ def node(pve1: Host, backup1: Host, installed: Host, debs: tuple[Path, ...]) -> 
     pve1.run(("pve-zfsbackup", "setup"))
     trust(pve1, backup1)
     known = pve1.read(KNOWN) if pve1.run(("test", "-e", KNOWN), check=False).returncode == 0 else ""
-    example = "from pve_zfsbackup.config import example_config; print(example_config(), end='')"
+    example = "from pve_zfsbackup.config.example import example_config; print(example_config(), end='')"
     pve1.write(CONFIG, pve1.run(("python3", "-c", example)).stdout, mode=0o600)
     yield Node(pve1=pve1, backup1=backup1)
     pve1.write(KNOWN, known, mode=0o600)  # whatever a test that failed left there

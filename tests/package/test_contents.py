@@ -13,7 +13,7 @@ import pytest
 
 import pve_zfsbackup
 from pve_zfsbackup.cli import cli
-from pve_zfsbackup.config import example_config
+from pve_zfsbackup.config.example import example_config
 from tests.package.conftest import PROJECT, depends
 
 DEBIAN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}

@@ -10,10 +10,6 @@ import pytest
 
 from pve_zfsbackup.model import (
     SOURCE,
-    Archived,
-    ArchivedDisk,
-    ArchivePlan,
-    Begun,
     Bookmark,
     CreateBookmark,
     Dataset,
@@ -31,6 +27,7 @@ from pve_zfsbackup.model import (
     Volume,
     encode_disks,
 )
+from pve_zfsbackup.model.archive import Archived, ArchivedDisk, ArchivePlan, Begun
 from pve_zfsbackup.plan.archive import (
     DAY,
     ArchivePolicy,

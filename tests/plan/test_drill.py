@@ -7,17 +7,10 @@ from dataclasses import replace
 import pytest
 
 from pve_zfsbackup.model import Dataset, Guid, Point, PointId, Snapshot, Vmid
-from pve_zfsbackup.model.proof import (
-    Contents,
-    Expected,
-    Level,
-    Look,
-    Proof,
-    State,
-    decode_proof,
-    encode_proof,
-)
-from pve_zfsbackup.plan.drill import judged, last_drill, newest_proven, proven_guids, turns
+from pve_zfsbackup.model.drill import Contents, Expected, Look, State
+from pve_zfsbackup.model.proof import Level, Proof, decode_proof, encode_proof
+from pve_zfsbackup.plan.drill import judged, turns
+from pve_zfsbackup.plan.proven import last_drill, newest_proven, proven_guids
 
 NOW = 1_795_000_000
 DAY = 86_400

@@ -27,11 +27,12 @@ from pve_zfsbackup.model import (
 )
 from pve_zfsbackup.plan.features import PoolProps, missing
 from pve_zfsbackup.plan.obstacles import UNMINDED, estimated
+from pve_zfsbackup.plan.ownership import foreign_root
 from pve_zfsbackup.plan.pairing import common_base, compare
 from pve_zfsbackup.plan.points import points
 from pve_zfsbackup.plan.project import project
 from pve_zfsbackup.plan.replication import phases, plan_replication
-from pve_zfsbackup.plan.standing import foreign_root, standing
+from pve_zfsbackup.plan.standing import standing
 from tests.plan.worlds import (
     DISK,
     GENERATION,

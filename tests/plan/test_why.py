@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-from pve_zfsbackup.model import SOURCE, Dataset, Fate, Fit, Guid, Reasoning, ResumeToken, Send, Snapshot, World
+from pve_zfsbackup.model import SOURCE, Dataset, Guid, ResumeToken, Send, Snapshot, World
+from pve_zfsbackup.model.reasons import Fate, Fit, Reasoning
 from pve_zfsbackup.plan.pairing import compare
 from pve_zfsbackup.plan.why import explain
 from tests.plan.worlds import DISK, HOST, KINDS, POLICY, REPLICA, ZVOL, build, guid, replicate

@@ -16,7 +16,7 @@ from pve_zfsbackup.host.runner import Completed, Runner
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import Dataset, Keep
 from pve_zfsbackup.plan import points as plan_points
-from pve_zfsbackup.plan.drill import proven_guids
+from pve_zfsbackup.plan.proven import proven_guids
 from pve_zfsbackup.plan.retention import decide_retention, marks
 from pve_zfsbackup.receiver import Root
 from tests.fakes.zfs import FakeZfs

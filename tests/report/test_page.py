@@ -20,7 +20,8 @@ from pve_zfsbackup.app.overview import Overview, overview
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError
-from pve_zfsbackup.model import Archived, Dataset, Point, PointId, Vmid
+from pve_zfsbackup.model import Dataset, Point, PointId, Vmid
+from pve_zfsbackup.model.archive import Archived
 from pve_zfsbackup.model.aside import PutAside
 from pve_zfsbackup.model.health import Condition, Device, Finding, Level, Verification
 from pve_zfsbackup.model.room import Outlook
@@ -193,7 +194,7 @@ def test_it_needs_nothing_from_elsewhere(view: Overview) -> None:
     assert "http://" not in page
     assert "https://" not in page
     assert "default-src &#x27;none&#x27;" in page
-    assert page.startswith("<!DOCTYPE html>\n<html lang=\"en\">")
+    assert page.startswith('<!DOCTYPE html>\n<html lang="en">')
     assert 'content="width=device-width, initial-scale=1"' in page
 
 
