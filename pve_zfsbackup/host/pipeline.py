@@ -20,7 +20,7 @@ from pve_zfsbackup.errors import BackupError, CommandError, GivenUpError, Stream
 from pve_zfsbackup.host import listing, zfs
 from pve_zfsbackup.host.pump import Flow
 from pve_zfsbackup.host.runner import Completed, Piped
-from pve_zfsbackup.host.ssh import SSH_FAILED, Host
+from pve_zfsbackup.host.ssh import SSH_FAILED, Host, uncrowded
 from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import Dataset, Guid, Resume, Send
 
@@ -130,7 +130,8 @@ def _session(source: Host, target: Host, chains: Sequence[Chain], meter: Meter) 
         turn.end()
     for (chain, _), moved in zip(turn.streams, done.moved, strict=False):
         chain.moved += moved
-    last = done.received[-1]
+    last = uncrowded(done.received[-1])
+    done = replace(done, received=(*done.received[:-1], last))
     if target.destination and last.returncode == SSH_FAILED:
         _fail_all(chains, target.unreachable(last))
     elif any(end.returncode for end in (*done.sent, *done.received)) or turn.error:

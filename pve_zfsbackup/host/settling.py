@@ -14,7 +14,7 @@ from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import PROPERTY, SOURCE, Hold, Mark, Release
 
-SIDE_BY_SIDE = 3  # sessions over one connection, which has ten and two or more lanes (sshd_config(5), MaxSessions)
+SIDE_BY_SIDE = 3  # sessions over one connection, which has ten (sshd_config(5)); with `parallel` above 2, others beside
 FEW = 6  # disks that are not worth sessions of their own
 Small: TypeAlias = Mark | Hold | Release
 Groups: TypeAlias = Sequence[tuple[Sequence[str], Mapping[str, str]]]

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pve_zfsbackup.errors import AccessDeniedError, CommandError, HostKeyError, HostUnreachableError
@@ -26,6 +26,9 @@ KEEP_SECONDS = 60
 LINE_LIMIT = 96 << 10  # Linux takes 128 KiB in one argument, and the other side's shell gets the line as one
 STALL_SECONDS = 3600.0  # a sparse increment may read for long before its first byte
 SOCKET_LIMIT = 90  # sun_path has 108 bytes, and ssh adds a random suffix while it binds
+_CROWDED = re.compile(
+    r"^(?:mux_client_request_session: .*|ControlSocket .* already exists, disabling multiplexing)\r?\n?", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +142,10 @@ class Host:
     ) -> Completed:
         done = self.runner.run(argv, timeout=timeout, check=False, input=input)
         done = Completed(argv=tuple(command), returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
-        if self.destination and done.returncode == SSH_FAILED:
-            raise self.unreachable(done)
+        if self.destination:
+            if done.returncode == SSH_FAILED:
+                raise self.unreachable(done)
+            done = uncrowded(done)
         if check and done.returncode:
             raise failure(done)
         return done
@@ -185,6 +190,12 @@ class Host:
             stderr=done.stderr,
             returncode=SSH_FAILED,
         )
+
+
+def uncrowded(done: Completed) -> Completed:
+    """Without what ssh says where the shared connection has all the sessions it may have (sshd_config(5),
+    MaxSessions): the command went over a connection of its own, and these are no words of its."""
+    return done if done.returncode == SSH_FAILED else replace(done, stderr=_CROWDED.sub("", done.stderr))
 
 
 def _lines(commands: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:

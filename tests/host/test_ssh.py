@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.errors import CommandError, HostKeyError, HostUnreachableError, ZfsError
+from pve_zfsbackup.host import listing, zfs
 from pve_zfsbackup.host.runner import Completed, Piped, ProcessRunner
 from pve_zfsbackup.host.ssh import Destination, Host, connected
+from pve_zfsbackup.model import Dataset
+
+# Seen of OpenSSH 9.2: a session more than MaxSessions goes over a connection of its own, with these words before it.
+CROWDED = (
+    "mux_client_request_session: session request failed: Session open refused by peer\r\n"
+    "ControlSocket /run/pve-zfsbackup/backup1.4711 already exists, disabling multiplexing\r\n"
+)
 
 
 class Ssh:
@@ -130,6 +138,22 @@ def test_the_result_speaks_of_the_command_not_of_ssh(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="zfs list: cannot open") as caught:
         there.run(("zfs", "list", "tank/x"))
     assert not isinstance(caught.value, HostUnreachableError | ZfsError)
+
+
+def test_what_ssh_says_of_a_crowded_connection_is_no_word_of_zfs(tmp_path: Path) -> None:
+    """It works, over a connection more; only absence may count as absence, and this made a fault of it."""
+    there, ran = host(tmp_path, 1, f"{CROWDED}cannot open 'tank/x': dataset does not exist\n")
+    assert listing.read_guids(there, [Dataset("tank/x")]) == {"tank/x": frozenset()}
+    assert zfs.current_guids(there, ["tank/x@a"]) == {}
+    with pytest.raises(CommandError) as caught:
+        there.run(("zfs", "list", "tank/x"))
+    assert caught.value.message == "zfs list: cannot open 'tank/x': dataset does not exist"
+    ran.stderr = CROWDED
+    done = there.run_line([("grep", "-vx", "SUSPENDED", "/proc/x"), ("zfs", "list")])
+    assert done.stderr == "", "a suspended pool is known by silence"
+    ran.returncode = 255
+    with pytest.raises(HostUnreachableError, match="disabling multiplexing"):
+        there.run(("zfs", "list"))
 
 
 def test_status_255_means_the_connection_even_when_nothing_is_checked(tmp_path: Path) -> None:
