@@ -136,7 +136,7 @@ def _expire(session: Session, vault: Vault, shelf: Shelf) -> int:
         stamina = Stamina(seconds=vault.box.retry_hours * 3600)
         publish_removal(vault, stamina, shelf, [archived.name for archived in going], made)
     files = {content.signed.outer.path: content.files for content in shelf.contents}
-    memory_of(vault).removing([archived.name for archived in going])
+    memory_of(vault).removing([*(one.name for one in going), *(one.outer.path for one in shelf.series.leftover)])
     for archived in going:
         path = f"{archived.generation}/{archived.name}"
         _remove(vault, f"{vault.writer}/{path}", files[path])

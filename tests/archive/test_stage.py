@@ -6,14 +6,19 @@ import json
 import shutil
 import syslog
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from pve_zfsbackup.app import archive_expire
 from pve_zfsbackup.app import box as box_module
 from pve_zfsbackup.app.archive import archive
+from pve_zfsbackup.app.archive_publish import publish_removal
+from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.archive_verify import Level, verify_box
+from pve_zfsbackup.app.box import Vault
 from pve_zfsbackup.app.gather import Scope, assign, inventory
 from pve_zfsbackup.app.health import health
 from pve_zfsbackup.app.history import History, history
@@ -25,6 +30,7 @@ from pve_zfsbackup.app.status import Status, status_of
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, StoreForbiddenError, StoreFullError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.host.lock import RESTORE, reading, run_lock
+from pve_zfsbackup.host.store import Entry
 from pve_zfsbackup.report.points import points_json, points_table
 from pve_zfsbackup.report.status import status_json
 from tests.archive.bench import FaultyStore
@@ -448,6 +454,37 @@ def test_a_cut_removal_is_finished(boxed: Boxed) -> None:
     left.mkdir(parents=True)
     (left / next(name for name in first.files if name.startswith("seg-"))).write_bytes(b"x")
     boxed.run(Stage.ARCHIVE)
+    boxed.world.clock.now += 8 * 86_400
+    assert boxed.run(Stage.ARCHIVE).exit_code is ExitCode.OK
+    assert not left.exists()
+
+
+def test_a_removal_that_was_cut_twice_is_finished(boxed: Boxed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right after it was announced, and again after the manifest went: it passed for a point that lost its manifest."""
+    boxed.run()
+    boxed.world.write()
+    boxed.run()
+    shelf = next(shelf for shelf in boxed.catalog.shelves if shelf.archived[-1].vmid == WEB)
+    going = shelf.contents[-1]
+    vault = boxed.vault
+    publish_removal(vault, Stamina(seconds=0), shelf, [going.signed.outer.point], "2027-01-15T09:00:00Z")
+
+    whole = archive_expire._remove
+
+    def cut(vault: Vault, directory: str, files: Mapping[str, Entry]) -> None:
+        if directory != going.path:
+            whole(vault, directory, files)
+            return
+        vault.store.remove([f"{directory}/manifest.json"])
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(archive_expire, "_remove", cut)
+        boxed.run(Stage.ARCHIVE)
+    left = boxed.world.place / "mnt/root" / going.path
+    assert left.exists()
+    assert not (left / "manifest.json").exists()
+    assert boxed.run(Stage.ARCHIVE).exit_code is ExitCode.OK
     boxed.world.clock.now += 8 * 86_400
     assert boxed.run(Stage.ARCHIVE).exit_code is ExitCode.OK
     assert not left.exists()
