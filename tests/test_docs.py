@@ -32,6 +32,7 @@ from tests.documented import (
     typed_examples,
     unmarked,
 )
+from tests.lab.test_docs import ANSWERS, AT_TERMINAL, FED
 from tools.manpage import CONFIGURATION, PROSE, children, context_of, name_of
 
 SAMPLES = {"VMID": "100", "N": "1", "GUEST": "100", "GUESTS": "100"}  # words that stand for a number
@@ -257,6 +258,11 @@ def test_marked_blocks_are_found_and_made_of_lines_that_can_be_executed() -> Non
     assert filled_in == [], "that takes a reader"
     for line in lines:
         shlex.split(line, comments=True)
+
+
+def test_what_is_known_of_lines_is_of_lines_that_are_typed() -> None:
+    typed = {bare(line) for block in (*blocks(), *typed_examples()) for line in block.lines}
+    assert (ANSWERS.keys() | FED.keys() | AT_TERMINAL) - typed == set()
 
 
 def test_a_marker_needs_its_block_and_answers_are_not_typed() -> None:

@@ -54,6 +54,8 @@ jobs:
     boxes: [box1]
   web:
     guests: [100]
+alerts:
+  mail: [root]
 """
 # What somebody types or pastes who is asked for it.
 FED = {"umask 077; cat > /etc/pve-zfsbackup/ops.url": "https://hooks.example.org/x\n"}
@@ -69,7 +71,7 @@ ANSWERS = {
     "pve-zfsbackup status 100 --watch": {124},  # timeout(1) is who presses Ctrl-C
     "pve-zfsbackup restore 100 --dry-run": {2},  # it is there
     "pve-zfsbackup restore 100 --node pve2 --dry-run": {2, 3},  # there is no such node
-    "pve-zfsbackup rollback 100 --at '2026-11-26 14:00' --dry-run": {2},  # it runs, and has no such point
+    'pve-zfsbackup rollback 100 --at "2026-11-26 14:00" --dry-run': {2, 3},  # it runs, and has no point so old
 }
 # A sanoid.conf as somebody has who comes from there, and where node exporter's package would put its directory. Nothing
 # that is recommended can be fetched.
