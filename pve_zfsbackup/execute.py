@@ -25,7 +25,6 @@ from pve_zfsbackup.model import (
     SOURCE,
     AbortReceive,
     Adopt,
-    Compress,
     CreateBookmark,
     CreateParent,
     Dataset,
@@ -42,7 +41,6 @@ from pve_zfsbackup.model import (
     Step,
 )
 
-COMPRESSED = 1.05  # ZFS saved so much already: zstd would find little
 ESTIMATE_BYTES = 256 << 20  # from here the exact size is worth a process of its own
 AT_ONCE = 8  # commands that only wait for the pool
 
@@ -136,19 +134,6 @@ class Executor:
             self.execute(before)
 
         return Chain(streams=streams, prepare=prepare, size=size, compress=compress, unwanted=unwanted)
-
-    def compressible(self, host: str, datasets: Sequence[Dataset]) -> frozenset[Dataset]:
-        """The disks whose plain streams to this host are to be compressed on the wire."""
-        match self.hosts[host].link.compress:
-            case Compress.OFF:
-                return frozenset()
-            case Compress.ZSTD:
-                return frozenset(datasets)
-            case Compress.AUTO:
-                ratios = zfs.compress_ratios(self.hosts[SOURCE], datasets)
-                return frozenset(name for name in datasets if ratios.get(name, 1.0) < COMPRESSED)
-            case unknown:
-                assert_never(unknown)
 
     def carry(self, host: str, chains: Sequence[Chain]) -> None:
         """Send the chains to one host in one session; each says afterwards what became of it."""

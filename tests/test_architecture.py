@@ -117,7 +117,7 @@ BROAD_ALLOWED = {  # "file.py:function" -> why nothing narrower will do and noth
 # What cron calls most loads only what it needs: modules, and how many of ours there may be. Room for one or two.
 LOADS = {
     "snapshot": (("cli.work", "app.snapshot"), 83),
-    "replicate": (("cli.work", "app.replicate"), 100),
+    "replicate": (("cli.work", "app.replicate"), 101),
     "prune": (("cli.work", "app.prune"), 91),
     "run": (("cli.work", "app.alerts", "app.snapshot", "app.replicate", "app.prune"), 115),
 }

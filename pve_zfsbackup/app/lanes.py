@@ -10,6 +10,7 @@ from functools import partial
 
 from pve_zfsbackup.app.finishing import finish
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.wire import Stopwatch, ratios_of, wire_to
 from pve_zfsbackup.app.works import Work
 from pve_zfsbackup.errors import (
     BackupError,
@@ -103,14 +104,21 @@ class _Attempt:
         finish(self._session, self._course.target, ready)
         self._start(loads)
         yield from ready
+        watch = Stopwatch(session=self._session, target=self._course.target)
         while self._carried or self._finished:
+            watch.mark(sending=bool(self._carried))
             done, _ = wait({*self._carried, *self._finished}, return_when=FIRST_COMPLETED)
             if self._course.stop.is_set():
                 return
-            self._collect([future for future in self._carried if future in done])
+            sent = [future for future in self._carried if future in done]
+            watch.moved += sum(chain.moved for future in sent for _, chain in self._carried[future])
+            self._collect(sent)
             for future in [future for future in self._finished if future in done]:
                 future.result()
                 yield from self._finished.pop(future)
+        watch.mark(sending=False)
+        if not any(load.compress for load in loads):
+            watch.note()
 
     def _loads(self) -> list[Load]:
         found: list[Load] = []
@@ -125,9 +133,10 @@ class _Attempt:
                 suspect, size = dataset in self._course.suspects, expected(steps)
                 load = Load(vmid=work.guest.vmid, dataset=dataset, steps=steps, size=size, since=since, suspect=suspect)
                 found.append(load)
-        plain = [load.dataset for load in found if not load.raw]
-        compressed = self._session.executor.compressible(self._course.target, plain) if plain else frozenset()
-        return [replace(load, compress=load.dataset in compressed) for load in found]
+        wire = wire_to(self._session, self._course.target)
+        ratios = ratios_of(self._session, wire, [load.dataset for load in found if not load.raw])
+        packed = {load.dataset for load in found if not load.raw and wire.packs(ratios.get(load.dataset, 1.0))}
+        return [replace(load, compress=load.dataset in packed) for load in found]
 
     def _start(self, loads: Sequence[Load]) -> None:
         executor = self._session.executor

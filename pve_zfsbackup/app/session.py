@@ -109,13 +109,13 @@ def open_session(config: Config, emit: Emit, runner: Runner | None = None) -> It
 
 def link(config: Config, target: Target) -> Link:
     """How streams travel to a target: its limits hold for all of them together."""
-    zone = timezone(config)
+    pace = Pace(lambda: rate_now(config, target)) if target.rate or target.rate_schedule else None
+    return Link(stall=target.stall, pace=pace, mbuffer=target.mbuffer)
 
-    def rate() -> int:
-        return rate_at(target.rate_schedule, target.rate, datetime.now(zone))
 
-    pace = Pace(rate) if target.rate or target.rate_schedule else None
-    return Link(stall=target.stall, pace=pace, mbuffer=target.mbuffer, compress=target.compress)
+def rate_now(config: Config, target: Target) -> int:
+    """The bytes per second that may go to a target now, 0 for as many as it takes."""
+    return rate_at(target.rate_schedule, target.rate, datetime.now(timezone(config)))
 
 
 def timezone(config: Config) -> tzinfo:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pve_zfsbackup.app.gather import Inventory, Scope, assign, inventory, target_listings
 from pve_zfsbackup.app.prune import PruneWork, plan_all
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.targets import comparison, older_than_packages, remarks
+from pve_zfsbackup.app.wire import ratios_of, wire_to
 from pve_zfsbackup.app.works import STAGE, Work, works_to
 from pve_zfsbackup.errors import BackupError, ConfigError, ZfsError
 from pve_zfsbackup.host import zfs
@@ -23,11 +24,12 @@ from pve_zfsbackup.plan.why import explain
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
     """A stream that would be sent, and why as this one stream; `bytes` as `zfs send -nvP` reckons, None where it
-    cannot."""
+    cannot; `wire` whether it is compressed on its way, and why."""
 
     step: Send | Resume
     bytes: int | None
     manner: str
+    wire: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +104,9 @@ def _answers(
     if any(_packaged(own) for _, own in known) and older_than_packages(session, listing.host):
         policy = replace(policy, minimal=True)
         known = [(work, _reasonings(work, sides, policy)) for work in works]
+    told = _on_the_wire(session, listing.host, [reasoning for _, own in known for reasoning in own])
     answers = [
-        Answer(guest=work.guest, host=listing.host, reasoning=reasoning, streams=_streams(session, reasoning))
+        Answer(guest=work.guest, host=listing.host, reasoning=reasoning, streams=_streams(session, reasoning, told))
         for work, own in known
         for reasoning in own
     ]
@@ -125,10 +128,20 @@ def _packaged(reasonings: Sequence[Reasoning]) -> bool:
     return any(isinstance(step, Send) and step.through for own in reasonings for step in own.plan.steps)
 
 
-def _streams(session: Session, reasoning: Reasoning) -> tuple[Stream, ...]:
+def _on_the_wire(session: Session, target: str, reasonings: Sequence[Reasoning]) -> Callable[[Send | Resume], str]:
+    """Whether a stream is compressed on its way there, and why."""
+    wire = wire_to(session, target)
+    steps = [step for own in reasonings for step in own.plan.steps if isinstance(step, Send | Resume) and not step.raw]
+    ratios = ratios_of(session, wire, list(dict.fromkeys(step.snapshot.dataset for step in steps)))
+    return lambda step: wire.told(raw=step.raw, ratio=ratios.get(step.snapshot.dataset, 1.0))
+
+
+def _streams(session: Session, reasoning: Reasoning, told: Callable[[Send | Resume], str]) -> tuple[Stream, ...]:
     steps = [step for step in reasoning.plan.steps if isinstance(step, Send | Resume)]
     pairs = zip(steps, reasoning.manners, strict=True)
-    return tuple(Stream(step=step, bytes=_bytes(session, step), manner=manner) for step, manner in pairs)
+    return tuple(
+        Stream(step=step, bytes=_bytes(session, step), manner=manner, wire=told(step)) for step, manner in pairs
+    )
 
 
 def _bytes(session: Session, step: Send | Resume) -> int | None:

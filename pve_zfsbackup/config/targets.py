@@ -83,7 +83,8 @@ class Target:
     )
     compress: Compress = option(
         "Compress streams on the wire; needs the package zstd on both sides. zstd: all but encrypted ones; auto: only "
-        "those of disks that are not compressed by ZFS already. For slow links.",
+        "those of disks that are not compressed by ZFS already, and only while the link is known to be slow (less than "
+        "64 MiB a second: by 'rate', or by what runs of a month brought there). `why replicate` tells.",
         kinds.COMPRESS,
         default=Compress.OFF,
     )

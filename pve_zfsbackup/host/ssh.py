@@ -18,7 +18,6 @@ from pathlib import Path
 from pve_zfsbackup.errors import AccessDeniedError, CommandError, HostKeyError, HostUnreachableError
 from pve_zfsbackup.host.pace import Pace
 from pve_zfsbackup.host.runner import DEFAULT_TIMEOUT, Completed, Runner, failure
-from pve_zfsbackup.model import Compress
 
 SSH_FAILED = 255  # ssh's own failures (ssh(1), EXIT STATUS)
 DENIED = 126  # says a receiver that is older than the question, or a forced command of one's own
@@ -90,7 +89,6 @@ class Link:
     stall: float = STALL_SECONDS
     pace: Pace | None = None
     mbuffer: int = 0
-    compress: Compress = Compress.OFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

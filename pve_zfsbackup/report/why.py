@@ -45,7 +45,7 @@ def _lines(answer: Answer, tz: tzinfo) -> Iterator[tuple[str, str, str]]:
     yield from (("warning", "", warning) for warning in own.plan.warnings)
     for stream in answer.streams:
         much = "size unknown" if stream.bytes is None else f"about {size(stream.bytes)}"
-        yield "would", describe(stream.step), f"{much}; {stream.manner}"
+        yield "would", describe(stream.step), f"{much}; {stream.manner}; {stream.wire}"
     if room := answer.room:
         told = "fits" if room.fits else "does not fit"
         yield "room", f"{size(room.available)} left in {room.place}", f"about {size(room.needed)} needed: {told}"
@@ -134,4 +134,5 @@ def _stream_json(stream: Stream) -> dict[str, Any]:
         "raw": step.raw,
         "bytes": stream.bytes,
         "manner": stream.manner,
+        "wire": stream.wire,
     }

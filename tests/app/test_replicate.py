@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pve_zfsbackup.app.works import Work, works_to
 from pve_zfsbackup.errors import BackupError, CommandTimeoutError, ExitCode, ZfsError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.plan import wire
 from tests.fakes.pools import Ds, Mark, Pools, Snap
 from tests.fakes.reading import Reading
 from tests.fakes.runner import HERE, Fault, Ran
@@ -222,6 +224,7 @@ def test_compression_is_for_plain_streams_and_encrypted_ones_travel_apart(world:
 
 def test_compression_by_itself_leaves_out_what_zfs_compressed(world: World) -> None:
     option(world, "compress: auto, mbuffer: 16M")
+    seen_at(world, 2 << 20)
     world.source.datasets[ZVOL].props["compressratio"] = "1.80"
     assert ok(world.run())
     assert_replicated(world)
@@ -231,6 +234,43 @@ def test_compression_by_itself_leaves_out_what_zfs_compressed(world: World) -> N
     assert packed.startswith("zstd -dqc | mbuffer -q -s 128k -m 16M | { ")
     asked = [argv for argv in world.runner.zfs(HERE, "get") if "compressratio" in argv]
     assert len(asked) == 1
+
+
+def seen_at(world: World, rate: int) -> None:
+    """Runs before brought so many bytes a second there."""
+    (world.place / "state").mkdir(exist_ok=True)
+    text = json.dumps({TARGET: {"rate": rate, "at": int(world.clock.now)}})
+    (world.place / "state/links.json").write_text(text)
+
+
+@pytest.mark.parametrize("rate", [0, 200 << 20])
+def test_compression_by_itself_is_for_links_that_are_known_to_be_slow(world: World, rate: int) -> None:
+    option(world, "compress: auto")
+    if rate:
+        seen_at(world, rate)
+    assert ok(world.run())
+    assert_replicated(world)
+    assert not [line for line in carried(world) if "zstd" in line]
+    assert not [argv for argv in world.runner.zfs(HERE, "get") if "compressratio" in argv], "nobody needs it"
+    option(world, "rate: 1M")
+    world.write()
+    assert ok(world.run())
+    assert [line for line in carried(world) if "zstd" in line], "a limit says that the link is"
+
+
+@pytest.mark.parametrize(("options", "noted"), [("compress: auto", True), ("compress: auto, rate: 64M", False),
+                                                 ("mbuffer: 16M", False)])  # fmt: skip
+def test_what_a_run_brought_there_is_remembered_where_it_matters(
+    world: World, monkeypatch: pytest.MonkeyPatch, options: str, noted: bool
+) -> None:
+    monkeypatch.setattr(wire, "ENOUGH", 1)
+    monkeypatch.setattr(wire, "LONG", 0.0)
+    option(world, options)
+    assert ok(world.run())
+    path = world.place / "state/links.json"
+    assert path.exists() is noted
+    if noted:
+        assert json.loads(path.read_text())[TARGET]["rate"] > 0
 
 
 def test_rates_of_the_configuration_reach_the_streams(world: World) -> None:
@@ -441,6 +481,7 @@ def test_a_channel_program_without_end_costs_nothing_but_its_time(world: World) 
 
 def test_disks_that_do_not_say_how_they_are_compressed_are_sent_all_the_same(world: World) -> None:
     option(world, "compress: auto")
+    seen_at(world, 2 << 20)
     silence = CommandTimeoutError("zfs get: no end")
     world.runner.faults.append(Fault(words=("compressratio",), error=silence, again=True))
     assert ok(world.run())
