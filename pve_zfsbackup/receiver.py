@@ -31,7 +31,7 @@ import syslog
 import time
 import tomllib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, tzinfo
 from functools import partial
 from typing import Any, Final, NoReturn
@@ -46,9 +46,11 @@ LINE_LIMIT: Final = 128 << 10  # the kernel takes no longer word
 STATE: Final = "/var/lib/pve-zfsbackup-receiver"
 CONFIG: Final = "/etc/pve-zfsbackup-receiver.toml"
 KSTAT: Final = "/proc/spl/kstat/zfs"
+LOCKS: Final = "/run/pve-zfsbackup"  # of the package pve-zfsbackup, where this host has it and drills by itself
 PATH: Final = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 ENVIRONMENT: Final = {"LC_ALL": "C", "TZ": "UTC", "PATH": ":".join(PATH), "HOME": "/"}  # mbuffer reads ~/.mbuffer.rc
 POINT: Final = "pve-zfsbackup:point"
+DRILL: Final = "pve-zfsbackup:drill"
 
 STAMP: Final = r"\d{8}T\d{6}Z-[0-9a-f]{4}"
 _COMPONENT = r"(?!\.{1,2}(?:/|@|\Z))[A-Za-z0-9_.:][A-Za-z0-9_.:-]*"
@@ -126,6 +128,7 @@ class Site:
     bin: tuple[str, ...] = PATH
     state: str = STATE
     kstat: str = KSTAT
+    locks: str = LOCKS
 
     @property
     def pool(self) -> str:
@@ -731,7 +734,7 @@ class Snap:
     origin: str  # guid of the source dataset
     creation: int
     held: bool
-    clones: bool
+    clones: tuple[str, ...]
     point: str
     disks: str
     verified: str  # "files 20261126T111516Z": by a drill on this host, or ""
@@ -780,7 +783,7 @@ def _snap(row: Mapping[str, str], guids: Mapping[str, str]) -> list[Snap]:
             origin=volume if volume not in ("", "-") else guids[match[1]],
             creation=int(row["creation"]),
             held=row["userrefs"] not in ("0", "-"),
-            clones=row["clones"] not in ("", "-"),
+            clones=tuple(row["clones"].split(",")) if row["clones"] not in ("", "-") else (),
             point=row[POINT],
             disks=row["pve-zfsbackup:disks"],
             verified=_verified(row["pve-zfsbackup:verified"]),
@@ -973,6 +976,7 @@ class Report:
     held: int = 0
     destroyed: list[str] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
+    swept: list[str] = field(default_factory=list)  # clones of drills that were killed
     empty: list[str] = field(default_factory=list)  # replicas without a snapshot, for a person to look at
     notes: list[str] = field(default_factory=list)  # done by a later run
     problems: list[str] = field(default_factory=list)
@@ -994,6 +998,7 @@ class Keeper:
             self._collect(root, report)
             found = seen(self.site, root, LIST_TIMEOUT)
             self._hold(found, report)
+            self._sweep(found, report)
             self._prune(root, found, report)
             report.empty = sorted(_empty(root, found))
             self._abort(root, found, report)  # the last: what the account put into its spool may be anything
@@ -1076,6 +1081,32 @@ class Keeper:
                 else:
                     self._failed(report, name, "hold", told)
 
+    def _sweep(self, found: Seen, report: Report) -> None:
+        """Destroy what drills and `restore --files` on this host left a day ago or longer, when they were killed.
+
+        The next one sweeps by itself; where there never is a next one, its clones would keep their points for ever.
+        """
+        for kind in ("drill", "files"):
+            left = [(name, snap) for snap in found.snaps for name in snap.clones if _is_clone(name, kind)]
+            if not left:
+                continue
+            with _alone(self.site, kind) as alone:
+                gone = {name for name, snap in left if alone and self._swept(name, snap, report)}
+            report.swept += sorted(gone)
+            found.snaps = [
+                replace(snap, clones=tuple(name for name in snap.clones if name not in gone)) for snap in found.snaps
+            ]
+
+    def _swept(self, name: str, snap: Snap, report: Report) -> bool:
+        """One clone, if it is of this snapshot, has our mark on itself, and is as old as it has to be."""
+        told = self._ask("get", "-Hp", "-o", "property,value", f"origin,creation,{DRILL}", "--", name)
+        known = dict(line.split("\t", 1) for line in told.out.splitlines() if "\t" in line)
+        made = known.get("creation", "")
+        ours = known.get("origin") == snap.name and known.get(DRILL) == name.rpartition("/")[2]
+        if told.status or not ours or not made.isdecimal() or self.now - int(made) < DAY:
+            return False
+        return self.dry or self._did(report, name, "destroy", name)
+
     def _prune(self, root: Root, found: Seen, report: Report) -> None:
         """Destroy the points that go, oldest first; none at all where something is odd."""
         own = points(found.snaps)
@@ -1124,6 +1155,26 @@ class Keeper:
         return done
 
 
+def _is_clone(name: str, kind: str) -> bool:
+    """Whether it lies and is called as clones of the package's drills are, directly below the pool."""
+    return re.fullmatch(rf"[^/@]+/pve-zfsbackup-{kind}/[0-9a-f]{{8}}-[0-9]{{1,4}}", name, re.ASCII) is not None
+
+
+@contextlib.contextmanager
+def _alone(site: Site, kind: str) -> Iterator[bool]:
+    """With the lock that such work has on this host while it goes on; False while it does."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(f"{site.locks}/{kind}.lock", "rb"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except FileNotFoundError:
+            alone = True  # there was none since the host was started
+        except BlockingIOError:
+            alone = False
+        yield alone
+
+
 def _empty(root: Root, found: Seen) -> Iterator[str]:
     parents = {name.rpartition("/")[0] for name in found.guids}
     for name in found.guids.keys() - found.newest.keys() - found.tokens.keys() - parents:
@@ -1143,11 +1194,14 @@ def maintain(site: Site, config: str, *, dry: bool, as_json: bool) -> int:
     for report in reports:
         for text in report.problems:
             say(f"{report.root}: {text}")
+        for name in report.swept if not dry else ():
+            say(f"{report.root}: destroyed {name}, a clone that a killed drill had left")
     if as_json:
         print(json.dumps({"format": 1, "dry-run": dry, "roots": [asdict(report) for report in reports]}))
     elif dry:
         for report in reports:
             told = [*(f"destroy {point}" for point in report.destroyed), *(f"abort {name}" for name in report.aborted)]
+            told += [f"destroy {name}, a clone that a killed drill left" for name in report.swept]
             told += [*report.notes, *(f"{name} has no snapshot" for name in report.empty)]
             print(f"{report.root}: {report.points} points, {report.held} snapshots to hold", *told, sep="\n  ")
     return int(any(report.problems for report in reports))

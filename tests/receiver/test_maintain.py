@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from pve_zfsbackup import receiver
+from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.receiver import TroubleError, main
+from tests.fakes.pools import Ds
 from tests.receiver.conftest import ROOT, Target
 from tests.receiver.world import ACCOUNT, DAY, HOUR, TAG, World, root
 
@@ -215,6 +217,90 @@ def test_what_has_clones_stays(world: World) -> None:
     clone = world.pools.add("tank/clone")
     clone.origin = f"{world.disk(100).name}@{world.snaps(100)[0].name}"
     assert world.maintain().destroyed == [ids[1]]
+
+
+# -- What drills of this host left ------------------------------------------------------------------------------------
+
+BENCH = "tank/pve-zfsbackup-drill"
+
+
+def left(world: World, name: str, *, number: int = 0, age: float = DAY, mark: str | None = None) -> Ds:
+    """A clone of a snapshot of guest 100, with the mark it would have."""
+    parent = name.rpartition("/")[0]
+    if parent not in world.pools.datasets:
+        world.pools.add(parent)
+    clone = world.pools.add(name, zvol=True)
+    clone.origin = f"{world.disk(100).name}@{world.snaps(100)[number].name}"
+    clone.creation = int(world.now - age)
+    mark = name.rpartition("/")[2] if mark is None else mark
+    if mark:
+        clone.props["pve-zfsbackup:drill"] = mark
+    return clone
+
+
+@pytest.mark.parametrize("kind", ["drill", "files"])
+def test_what_a_killed_drill_left_goes_after_a_day_and_lets_its_point_go(
+    world: World, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ids = world.days(100, 3, 2, 1)
+    clone = left(world, f"tank/pve-zfsbackup-{kind}/0a1b2c3d-0", age=DAY - 1)
+    assert (world.maintain().swept, world.points()) == ([], [ids[0], ids[2]])
+    clone.creation = world.now - DAY
+    dry = world.keeper(dry=True).root(root())
+    assert (dry.swept, dry.destroyed, clone.name in world.pools.datasets) == ([clone.name], [ids[0]], True)
+    report = world.maintain()
+    assert (report.swept, report.destroyed, report.problems, report.notes) == ([clone.name], [ids[0]], [], [])
+    assert ("destroy", clone.name) in world.asked, "by its one full name"
+    assert f"tank/pve-zfsbackup-{kind}" in world.pools.datasets
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [
+        ("tank/pve-zfsbackup-boot/0a1b2c3d-0", None),  # a guest may run on it
+        ("tank/pve-zfsbackup-drill/mine", None),
+        ("tank/pve-zfsbackup-drill/0a1b2c3d-0/deeper", None),
+        ("tank/x/pve-zfsbackup-drill/0a1b2c3d-0", None),
+        (f"{BENCH}/0a1b2c3d-0", ""),
+        (f"{BENCH}/0a1b2c3d-0", "0a1b2c3d-1"),
+        (f"{ROOT}/local-zfs/clone", None),
+    ],
+)
+def test_no_other_clone_is_ever_swept(world: World, name: str, mark: str | None) -> None:
+    world.days(100, 3, 2, 1)
+    clone = left(world, name, age=99 * DAY, mark=mark)
+    report = world.maintain()
+    assert (report.swept, clone.name in world.pools.datasets) == ([], True)
+    assert any("has clones" in note for note in report.notes)
+
+
+def test_what_became_another_since_it_was_listed_stays(world: World) -> None:
+    world.days(100, 3, 2, 1)
+    clone = left(world, f"{BENCH}/0a1b2c3d-0", age=9 * DAY)
+
+    def promoted(words: tuple[str, ...]) -> None:
+        if words[0] == "get" and words[-1] == clone.name:
+            clone.origin = ""
+
+    world.before = promoted
+    assert (world.maintain().swept, clone.name in world.pools.datasets) == ([], True)
+
+
+def test_a_drill_under_way_is_left_alone(world: World) -> None:
+    world.days(100, 3, 2, 1)
+    clone = left(world, f"{BENCH}/0a1b2c3d-0", age=9 * DAY)
+    with run_lock(world.place / "run", "drill"):
+        assert (world.maintain().swept, clone.name in world.pools.datasets) == ([], True)
+    assert world.maintain().swept == [clone.name]
+
+
+def test_a_clone_that_is_in_use_is_the_next_runs_business(world: World) -> None:
+    world.days(100, 3, 2, 1)
+    clone = left(world, f"{BENCH}/0a1b2c3d-0", age=9 * DAY)
+    world.refuse["destroy"] = f"cannot destroy '{clone.name}': dataset is busy"
+    report = world.maintain(keep_last=9)
+    assert (report.swept, report.problems) == ([], [])
+    assert report.notes[0] == f"{clone.name}: zfs destroy: \"cannot destroy '{clone.name}': dataset is busy\""
 
 
 def test_what_somebody_else_holds_stays_without_alarm(world: World) -> None:

@@ -41,7 +41,12 @@ class World:
 
     @property
     def site(self) -> Site:
-        return Site(state=str(self.place / "state"), kstat=str(self.place / "kstat"), bin=("/nowhere",))
+        return Site(
+            state=str(self.place / "state"),
+            kstat=str(self.place / "kstat"),
+            bin=("/nowhere",),
+            locks=str(self.place / "run"),
+        )
 
     @property
     def now(self) -> int:
