@@ -19,9 +19,8 @@ from tests.lab.product import Product, quick
 
 ROOT = "rpool/drilled"
 CANARY = "/srv/canary"
-# Disks of guests with real contents. The one of 901 and that of 903 are mounted while they are snapshotted, as those
-# of running guests are.
-MAKE = r"""
+# What makes disks of guests and points of them, in shell.
+MAKING = r"""
 root=$1
 stamp=20261126T110000Z-ab12
 disk() {
@@ -48,6 +47,10 @@ point() {
 }
 at=$(mktemp -d)
 zfs create -o mountpoint=none -o canmount=off "$root"
+"""
+# Disks of guests with real contents. The one of 901 and that of 903 are mounted while they are snapshotted, as those
+# of running guests are.
+MAKE = rf"""{MAKING}
 disk 901 200M; part; mkfs.ext4 -q -F "$d-part2"; mount "$d-part2" "$at"; fill "$at"; rm "$at/srv/bash"; sync -f "$at"
 point 901 scsi0 vm-901-disk-0; umount "$at"
 disk 902 400M; mkfs.xfs -q "$d"; mount "$d" "$at"; fill "$at"; umount "$at"; point 902 scsi0 vm-902-disk-0

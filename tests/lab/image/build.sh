@@ -16,6 +16,16 @@ mkdir "$root"
 zstd -dc "$base" | tar -C "$root" --numeric-owner --xattrs -xf -
 kernel=$(basename "$(echo "$root"/lib/modules/*)")
 
+step "file systems of guests"
+# Not in the base, which is compiled anew when its list changes. No host boots from them: they stay out of the initrd.
+DEBIAN_FRONTEND=noninteractive chroot "$root" sh -euc '
+  apt-get -q update
+  apt-get -qy -o DPkg::Options::=--force-unsafe-io install --no-install-recommends btrfs-progs ntfs-3g
+  apt-get -q clean
+  for name in btrfs ntfs_3g; do
+    rm -f "/usr/share/initramfs-tools/hooks/$name" "/usr/share/initramfs-tools/scripts/local-premount/$name"
+  done'
+
 step "Proxmox simulator's wheels"
 install -d "$root/opt/wheels"
 cp "$work"/wheels/*.whl "$here/wheels.txt" "$root/opt/wheels/"
