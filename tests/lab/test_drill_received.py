@@ -14,6 +14,7 @@ import pytest
 
 from tests.lab.conftest import install
 from tests.lab.host import Host
+from tests.lab.lab import TREE
 from tests.lab.matrix import guests
 from tests.lab.product import ACCOUNT, CONFIG, Product, forget_root, quick, zfs
 
@@ -130,13 +131,50 @@ def test_an_increment_goes_on_from_what_was_drilled(node: Product, backup1: Host
     assert after == before, "and there is no new generation"
 
 
+def killed(host: Host) -> list[str]:
+    """A drill of the good replica, killed as soon as it has a clone, which is left."""
+    words = ("pve-zfsbackup", "verify", "drill", str(GOOD), "--local", ROOT)
+    host.run(("systemd-run", "--quiet", "--collect", "--unit=received-killed", *words))
+    host.wait_for(("sh", "-c", "zfs list -H -o name -t volume | grep -q pve-zfsbackup-drill"), timeout=120)
+    host.run(("systemctl", "kill", "--signal=KILL", "received-killed"), check=False)
+    host.run(("systemctl", "stop", "received-killed"), check=False)
+    return [row[0] for row in zfs(host, "list", "-H", "-o", "name", "-t", "volume", "-r", "tank/pve-zfsbackup-drill")]
+
+
 @pytest.mark.long
 def test_a_killed_drill_of_a_replica_is_swept_by_the_next(node: Product, backup1: Host) -> None:
-    words = ("pve-zfsbackup", "verify", "drill", str(GOOD), "--local", ROOT)
-    backup1.run(("systemd-run", "--quiet", "--collect", "--unit=received-killed", *words))
-    backup1.wait_for(("sh", "-c", "zfs list -H -o name -t volume | grep -q pve-zfsbackup-drill"), timeout=120)
-    backup1.run(("systemctl", "kill", "--signal=KILL", "received-killed"), check=False)
-    backup1.run(("systemctl", "stop", "received-killed"), check=False)
+    assert killed(backup1)
     code, found = drill(backup1, str(GOOD), "--local", ROOT)
     assert (code, [end["level"] for end in found["drills"]]) == (0, ["files"])
     backup1.script(LEFT)
+
+
+def maintain(host: Host, *later: str) -> dict[str, Any]:
+    """The receiver's, as of later: it goes by its own clock, and clones by the kernel's."""
+    words = ("python3", "-IS", "/root/receiver.py", "maintain", "--config", "/root/receiver.toml")
+    done = host.run((*later, *words, "--state", "/root/receiver", "--json"), check=False, timeout=300)
+    assert done.returncode == 0, done
+    (report,) = json.loads(done.stdout)["roots"]
+    return dict(report)
+
+
+def test_where_no_drill_follows_the_target_sweeps_after_a_day(node: Product, backup1: Host) -> None:
+    backup1.put(TREE / "pve_zfsbackup/receiver.py", "/root/receiver.py")
+    backup1.write("/root/receiver.toml", f'[roots."{ROOT}"]\n', mode=0o600)
+    backup1.run(("install", "-d", "-m", "700", "/root/receiver"))
+    left = killed(backup1)
+    try:
+        backup1.script("grep 'pve-zfsbackup/drill' /proc/mounts | cut -d ' ' -f 2 | xargs -r umount")
+        mine = f"{left[0].rpartition('/')[0]}/mine"
+        origin = zfs(backup1, "get", "-H", "-o", "value", "origin", left[0])[0][0]
+        backup1.run(("zfs", "clone", origin, mine))
+        assert maintain(backup1)["swept"] == [], "it is not a day old"
+        assert maintain(backup1, "faketime", "-f", "+25h")["swept"] == left
+        names = {row[0] for row in zfs(backup1, "list", "-H", "-o", "name", "-t", "volume")}
+        assert mine in names, "somebody's own is left alone"
+        assert not names & set(left)
+        backup1.script('for i in $(seq 50); do zfs destroy "$1" && exit 0; sleep 0.2; done; exit 1', mine)
+        assert drill(backup1, str(GOOD), "--local", ROOT)[0] == 0
+        backup1.script(LEFT)
+    finally:
+        backup1.script("rm -rf /root/receiver /root/receiver.py /root/receiver.toml")
