@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -39,6 +40,7 @@ TARGET_COLUMNS: Final = _NATIVE + _OURS + LIMITS
 SOURCE_COLUMNS: Final = _NATIVE + _OURS + RESTORE_PROPS + (PROPERTY + "restore", PROPERTY + "restored")
 # Seconds; in the year 9892, so that it can be shown in any time zone. What comes with a stream may be any number.
 LATEST: Final = 250_000_000_000
+_VMID: Final = re.compile(r"[1-9][0-9]{0,8}\Z")  # not all that `isdigit` takes: `int` refuses some of it
 
 _SNAPSHOT: Final = (
     "name", "guid", "createtxg", "creation", "used", "referenced", "written", "userrefs", "clones", "ivsetguid",
@@ -144,7 +146,7 @@ def _snapshot(cells: tuple[str, ...]) -> Snapshot:
     match = SNAPSHOT_NAME.match(name)
     # A property is inherited by every snapshot of a dataset that has it: ours only if it names this snapshot.
     vmid, _, stamp = point.partition("/")
-    ours = match is not None and stamp == match[1] and vmid.isdigit()
+    ours = match is not None and stamp == match[1] and _VMID.match(vmid) is not None
     return Snapshot(
         dataset=Dataset(intern(dataset)),
         name=intern(name),

@@ -110,7 +110,7 @@ def complete_points(listing: Listing) -> frozenset[PointId]:
 def _vmids(volume: Volume) -> set[Vmid]:
     """Of all points this volume has a snapshot of; nearly always one guest's."""
     texts = {snapshot.point.partition("/")[0] for snapshot in volume.snapshots if snapshot.point is not None}
-    return {Vmid(int(text)) for text in texts if text.isdigit() and len(text) <= _VMID_DIGITS}
+    return {Vmid(int(text)) for text in texts if text.isdecimal() and len(text) <= _VMID_DIGITS}
 
 
 def _order(point: Point) -> tuple[int, str, str]:

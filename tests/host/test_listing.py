@@ -14,6 +14,7 @@ from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.rows import LATEST
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import Dataset, Guid
+from pve_zfsbackup.plan.points import points
 from tests.fakes.node import FakeNode
 from tests.fakes.pools import Clock, Mark, Package, Partial, Pools
 from tests.fakes.runner import HERE, FakeRunner, Fault
@@ -79,6 +80,9 @@ def test_what_limits_leave(host: Host, pools: Pools) -> None:
         (f"pzb:{STAMP}x", OURS),
         (f"pzb:{STAMP}", {"pve-zfsbackup:point": f"web/{STAMP}"}),
         (f"pzb:{STAMP}", {"pve-zfsbackup:point": STAMP}),
+        (f"pzb:{STAMP}", {"pve-zfsbackup:point": f"\N{SUPERSCRIPT TWO}/{STAMP}"}),
+        (f"pzb:{STAMP}", {"pve-zfsbackup:point": f"{'9' * 5000}/{STAMP}"}),
+        (f"pzb:{STAMP}", {"pve-zfsbackup:point": f"0100/{STAMP}"}),
         (f"x-pzb:{STAMP}", OURS),
     ],
 )
@@ -88,8 +92,10 @@ def test_name_and_property_must_agree_to_be_ours(
 ) -> None:
     made = pools.snap(f"{SRC}@{name}")
     (pools.datasets[SRC].props if inherited else made.props).update(props)
-    (found,) = list_host(host, [ROOT]).volumes[SRC].snapshots
+    seen = list_host(host, [ROOT])
+    (found,) = seen.volumes[SRC].snapshots
     assert (found.point, found.disks, found.consistency, found.volume) == (None, "", "", "")
+    assert points(seen) == (), "and what a target makes up keeps nobody from knowing the others"
 
 
 def test_order_is_createtxg_not_name_nor_time(host: Host, pools: Pools) -> None:
