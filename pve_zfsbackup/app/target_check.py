@@ -93,7 +93,7 @@ def _hello(host: Host) -> tuple[Hello | None, dict[str, object]]:
             time=int(told.get("time", 0)),
             maintained=int(told.get("maintained", 0)),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None, {}
     return hello, told
 

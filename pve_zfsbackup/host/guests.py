@@ -288,7 +288,7 @@ def unpack_config(chunks: Sequence[str]) -> dict[str, str]:
         inflate = zlib.decompressobj()
         data = inflate.decompress(base64.b64decode("".join(chunks), altchars=b"-_", validate=True), MAX_UNPACKED)
         texts = json.loads(data) if inflate.eof else None
-    except (ValueError, zlib.error):
+    except (ValueError, RecursionError, zlib.error):
         texts = None
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise VerificationError("the guest's configuration in the point is damaged")

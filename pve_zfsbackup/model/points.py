@@ -150,7 +150,7 @@ def decode_props(text: str) -> dict[str, dict[str, str]]:
             packed = base64.b64decode(text.removeprefix(_DEFLATED), validate=True)
             text = zlib.decompressobj().decompress(packed, _PROPS_UNPACKED).decode("ascii")
         found = json.loads(text) if text else {}
-    except (ValueError, zlib.error):
+    except (ValueError, RecursionError, zlib.error):
         return {}
     if not isinstance(found, dict) or not all(isinstance(own, dict) for own in found.values()):
         return {}

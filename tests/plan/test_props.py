@@ -40,7 +40,7 @@ def test_nothing_is_known_of_disks_without_properties() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"scsi0": 3}', "z:", "z:!!!", "z:AAAA", "null", "\x00", "z:" + "A" * 8000]
+    "text", ["{", "[]", '{"scsi0": 3}', "z:", "z:!!!", "z:AAAA", "null", "\x00", "z:" + "A" * 8000, "[" * 8000]
 )
 def test_damaged_text_is_nothing(text: str) -> None:
     assert decode_props(text) == {}

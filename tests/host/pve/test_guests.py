@@ -492,8 +492,9 @@ def encoded(data: bytes) -> list[str]:
         encoded(b"not json"),
         encoded(b"\xff"),
         encoded(json.dumps({"conf": "x" * (MAX_UNPACKED + 1)}).encode()),  # a bomb
+        encoded(b"[" * 200_000),  # more deeply nested than Python reads
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_damage_is_noticed(chunks: list[str]) -> None:
     with pytest.raises(VerificationError):
