@@ -1,10 +1,13 @@
-"""The snapshot stage: a recovery point of each guest. Those Proxmox is at work on have their turn after the others."""
+"""The snapshot stage: a recovery point of each guest. First those that are frozen for it, one after another; then the
+others, some at a time; and those Proxmox is at work on when all are done."""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -26,11 +29,12 @@ from pve_zfsbackup.host.guests import digest_now, fitting, pack_config, read_con
 from pve_zfsbackup.host.hooks import facts_of
 from pve_zfsbackup.host.quiesce import Window
 from pve_zfsbackup.model import Consistency, Guest, Plan, SnapshotGuest
-from pve_zfsbackup.plan.snapshot import plan_snapshot, volumes_of
+from pve_zfsbackup.plan.snapshot import freezable, plan_snapshot, volumes_of
 
 STAGE: Final = "snapshot"
 ATTEMPTS: Final = 3  # at a guest whose configuration is being edited while we look
 POLL: Final = 5.0  # seconds between looks at a locked guest
+AT_ONCE: Final = 4  # guests that are not frozen: each waits for a transaction group, and they can wait for the same one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,10 @@ class _Busy:
 
     item: Assignment
     error: GuestBusyError
+
+
+class _ToFreezeError(Exception):
+    """The guest was changed meanwhile and is to be frozen: not beside others."""
 
 
 def plan_one(session: Session, found: Inventory, item: Assignment) -> Plan:
@@ -54,10 +62,10 @@ def plan_one(session: Session, found: Inventory, item: Assignment) -> Plan:
 
 
 def snapshot(session: Session, found: Inventory, items: Iterable[Assignment]) -> Generator[Result, None, None]:
-    """Take a point of every guest, one after another; a frozen guest never waits for another one.
+    """Take a point of every guest. A frozen guest never waits for another one, nor beside others for the pool.
 
     Guests that are locked are waited for when all others are done, as long as their jobs say; in vain is a failure.
-    Without patience they are skipped.
+    Without patience they are skipped. Who ends it early waits for those under way, none of which is frozen.
     """
     version = _version(session)
     items = tuple(items)
@@ -67,14 +75,14 @@ def snapshot(session: Session, found: Inventory, items: Iterable[Assignment]) ->
         told = f"what is set on the disks themselves could not be read, and is not in these points: {error.message}"
         yield Result(stage=STAGE, outcome=Outcome.WARNING, message=told, hint=error.hint)
     busy: list[_Busy] = []
-    for item in items:
-        done = _one(session, found, item, version)
-        if not isinstance(done, _Busy):
-            yield done
-        elif session.patient:
-            busy.append(done)
-        else:
-            yield _skipped(done)
+    with contextlib.closing(_first(session, found, items, version)) as first:
+        for done in first:
+            if not isinstance(done, _Busy):
+                yield done
+            elif session.patient:
+                busy.append(done)
+            else:
+                yield _skipped(done)
     started = time.monotonic()
     while busy:
         still = []
@@ -92,6 +100,40 @@ def snapshot(session: Session, found: Inventory, items: Iterable[Assignment]) ->
         busy = still
         if busy:
             time.sleep(POLL)
+
+
+def _first(
+    session: Session, found: Inventory, items: Sequence[Assignment], version: str
+) -> Generator[Result | _Busy, None, None]:
+    """The first try at each guest. Frozen ones are thawed by this thread, the one that signals interrupt. Where a
+    command of the administrator's comes before each snapshot, what follows it is its guest's snapshot, and no other."""
+    alone: list[Assignment] = []
+    together: list[Assignment] = []
+    for item in items:
+        freezes, _ = freezable(item.guest, item.quiesce, container_freeze=item.container_freeze)
+        (alone if freezes or session.config.hooks.before_snapshot else together).append(item)
+    for item in alone:
+        yield _one(session, found, item, version)
+    changed: list[Assignment] = []
+    threads = ThreadPoolExecutor(AT_ONCE)
+    try:
+        for done in threads.map(lambda item: _beside_others(session, found, item, version), together):
+            if isinstance(done, Assignment):
+                changed.append(done)
+            else:
+                yield done
+    finally:
+        threads.shutdown(cancel_futures=True)
+    for item in changed:
+        yield _one(session, None, item, version)
+
+
+def _beside_others(session: Session, found: Inventory, item: Assignment, version: str) -> Result | _Busy | Assignment:
+    """The same as `_one`; the guest itself where that has to wait until it is alone."""
+    try:
+        return _one(session, found, item, version, alone=False)
+    except _ToFreezeError:
+        return item
 
 
 def _deferred(busy: _Busy, waited: float) -> Result:
@@ -114,16 +156,21 @@ def _locked(session: Session, guest: Guest) -> bool:
         return False
 
 
-def _one(session: Session, found: Inventory | None, item: Assignment, version: str) -> Result | _Busy:
-    """The point of one guest; without `found`, of the guest as it is now: the lock's owner may have changed it."""
+def _one(
+    session: Session, found: Inventory | None, item: Assignment, version: str, *, alone: bool = True
+) -> Result | _Busy:
+    """The point of one guest; without `found`, of the guest as it is now: the lock's owner may have changed it. Raises
+    `_ToFreezeError` for one that is to be frozen and is not `alone`, before anything was done."""
     try:
         if found is None:
             found, item = _anew(session, item.guest)
-        return _taken(session, found, item, version)
+        return _taken(session, found, item, version, alone=alone)
     except GuestBusyError as error:
         return _Busy(item=item, error=error)
     except GuestMissingError as error:
         return _left(item.guest, error)
+    except _ToFreezeError:
+        raise
     except Exception as error:  # also a bug of ours is this guest's alone
         return failed(STAGE, error, guest=item.guest)
 
@@ -139,7 +186,7 @@ def _left(guest: Guest, error: GuestMissingError) -> Result:
     )
 
 
-def _taken(session: Session, found: Inventory, item: Assignment, version: str) -> Result:
+def _taken(session: Session, found: Inventory, item: Assignment, version: str, *, alone: bool) -> Result:
     """Make the point. One that was made while the guest's disks were exchanged is taken back, once."""
     started = time.monotonic()
     discarded = False
@@ -152,6 +199,8 @@ def _taken(session: Session, found: Inventory, item: Assignment, version: str) -
             return blocked(STAGE, conflict, guest=item.guest)
         step = plan.steps[0]
         assert isinstance(step, SnapshotGuest)
+        if step.freeze and not alone:
+            raise _ToFreezeError
         _before(session, step)
         try:
             # Before the freeze: only the snapshot belongs inside.

@@ -81,6 +81,7 @@ class FakeRunner:
     faults: list[Fault] = field(default_factory=list)
     down: dict[str, str] = field(default_factory=dict)  # host -> what ssh says
     watchers: list[Callable[[Ran], None]] = field(default_factory=list)  # called before each command
+    coming: Callable[[tuple[str, ...]], None] = lambda argv: None  # told of each, by threads side by side
     timers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     hooks: Callable[[tuple[str, ...]], Completed] = field(default=ok)
     tools: Callable[[tuple[str, ...]], Completed] | None = None  # programs that look into disks
@@ -135,6 +136,7 @@ class FakeRunner:
         timeout: float = DEFAULT_TIMEOUT,
         check: bool = True,
     ) -> Completed:
+        self.coming(tuple(argv))
         with self._lock:
             host, command, unreachable = self._place(tuple(argv))
             done = unreachable or self._all(host, command, input)
