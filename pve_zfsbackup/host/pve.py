@@ -30,7 +30,7 @@ with warnings.catch_warnings():  # both import-time modules switch off urllib3's
     import proxmoxer.core
 
 READ_TIMEOUT: Final = 35.0  # pveproxy gives up after 30 s and says so with 596 (pve-facts §0.3): let it
-CONNECT_TIMEOUT: Final = 5.0
+CONNECT_TIMEOUT: Final = 15.0  # the TLS handshake included, for which a node under load takes its time
 POOL_SIZE: Final = 16
 
 
