@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -301,7 +301,7 @@ def test_the_guest_that_was_destroyed_is_made_again_on_the_node(archived: Archiv
     """Nothing of it is left on the node but what its box has: disks, encrypted or not, properties, configuration."""
     pve1, guest = archived.product.pve1, archived.guest
     name = f"/etc/pve/qemu-server/{VMID}.conf"
-    config, before = pve1.read(name), _properties(archived)
+    config, before = _keys(pve1.read(name)), _properties(archived, guest.disks)
     guests.remove(pve1, VMID)
     pve1.write(f"{PLACE}/identity", archived.identity + "\n", mode=0o600)
     common = ("--from", "box1", "--identity", f"{PLACE}/identity", "--yes", "--at")
@@ -309,19 +309,24 @@ def test_the_guest_that_was_destroyed_is_made_again_on_the_node(archived: Archiv
         done = archived.json("restore", str(VMID), *where, *common, point)
         assert done["done"], done
         assert done["point"] == point, done
-        keys = dict(line.split(": ", 1) for line in pve1.read(name).splitlines() if ": " in line)
-        assert keys == dict(line.split(": ", 1) for line in config.splitlines() if ": " in line)
-        contents = guests.contents(pve1, guest.disks)
-        assert set(contents.values()) == set(archived.contents[point].values())
-        assert _properties(archived) == before
+        disks = [str(one["dataset"]) for one in done["disks"]]
+        assert _keys(pve1.read(name)) == config
+        assert set(guests.contents(pve1, tuple(disks)).values()) == set(archived.contents[point].values())
+        assert _properties(archived, disks) == before
     report = archived.archive()  # and it is archived on
     assert report["outcome"] == "ok"
 
 
-def _properties(archived: Archived) -> list[list[str]]:
+def _keys(config: str) -> dict[str, str]:
+    """Without the numbers of its volumes: a restored disk gets the next free one of its storage, as Proxmox counts."""
+    lines = re.sub(r"-disk-\d+", "-disk-N", config).splitlines()
+    return dict(line.split(": ", 1) for line in lines if ": " in line)
+
+
+def _properties(archived: Archived, disks: Sequence[str]) -> list[list[list[str]]]:
     """What the disks are besides their content; an encrypted one is open, by the key of its storage."""
     names = "volsize,volblocksize,compression,encryptionroot,keystatus,refreservation"
-    return zfs(archived.product.pve1, "get", "-Hp", "-o", "name,property,value", names, *archived.guest.disks)
+    return [zfs(archived.product.pve1, "get", "-Hp", "-o", "property,value", names, disk) for disk in disks]
 
 
 def _equal(archived: Archived, datasets: list[str]) -> None:
