@@ -95,6 +95,7 @@ def watch(before: Callable[[str], None]) -> None:
 
     process, https = runner.ProcessRunner, pve.HttpsApi
     process.run = watched(process.run, words)  # type: ignore[method-assign]
+    process.run_each = watched(process.run_each, lambda argvs: words(argvs[0]))  # type: ignore[method-assign]
     poured = process.pipe
 
     def streams(self: Any, producers: Any, consumers: Any, flow: Any) -> Any:
