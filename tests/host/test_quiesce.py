@@ -579,13 +579,14 @@ def test_a_container_that_cannot_be_frozen_is_thawed_all_the_same(
 
 
 def test_a_container_that_was_never_frozen_leaves_no_marker_and_no_watchdog(
-    quiescer: Quiescer, runner: FakeRunner
+    quiescer: Quiescer, runner: FakeRunner, ct: GuestState
 ) -> None:
     """No freeze of it can still be queued: that its thaw found nothing frozen is the end of it."""
     runner.faults.append(Fault(words=("lxc-freeze",), answer=(1, "no such freezer")))
     assert "freezing was given up" in through(quiescer, container()).label
     assert not (quiescer.markers / "200").exists()
     assert not runner.timers
+    assert not ct.frozen
 
 
 def test_a_container_that_does_not_thaw_is_left_to_its_watchdog_and_the_sweep(
