@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.box import Vault, fresh
@@ -22,16 +23,16 @@ from pve_zfsbackup.archive.inner import ZSTD, Inner, Sealed, StreamFacts
 from pve_zfsbackup.archive.names import segment_name
 from pve_zfsbackup.archive.outer import Stored
 from pve_zfsbackup.errors import SealError, VerificationError
-from pve_zfsbackup.host.programs import fill, write_all
+from pve_zfsbackup.host.programs import pour_file
 from pve_zfsbackup.host.runner import Completed
-from pve_zfsbackup.host.seal import CHUNK, digest_file
+from pve_zfsbackup.host.seal import digest_file
 
-AHEAD = 2  # slices on their way while one is used
+AHEAD = 2  # slices on their way while one is used, opened side by side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """Reads one box into `spool`, where at most four segments lie at a time."""
+    """Reads one box into `spool`, where at most five segments lie at a time."""
 
     vault: Vault
     spool: Path
@@ -44,8 +45,7 @@ class Reader:
         name = segment_name(stored.number, stored.sha256)
         file = fresh(self.spool)
         self.stamina.keep_trying(lambda: self._get(f"{content.path}/{name}", file, stored.bytes), threading.Event())
-        with open(file, "rb") as opened:
-            found = digest_file(opened)
+        found = digest_file(file)
         if (found.bytes, found.sha256) != (stored.bytes, stored.sha256):
             file.unlink()
             raise VerificationError(
@@ -76,11 +76,11 @@ class Reader:
         return plain
 
     def slices(self, content: Content, stream: StreamFacts, identity: Path) -> Generator[Path, None, None]:
-        """The slices of a stream in order: while one is used, the next is opened and the one after fetched. Each is
+        """The slices of a stream in order: while one is used, the next ones are fetched and opened. Each is
         gone afterwards."""
         todo = iter([segment for segment in require_inner(content).segments if segment.stream == stream.number])
         waiting: deque[Future[Path]] = deque()
-        with ThreadPoolExecutor(1) as fetching, ThreadPoolExecutor(1) as opening:
+        with ThreadPoolExecutor(1) as fetching, ThreadPoolExecutor(AHEAD) as opening:
 
             def begin() -> None:
                 for segment in islice(todo, AHEAD - len(waiting)):
@@ -104,20 +104,18 @@ class Reader:
     def _opened(self, content: Content, segment: Sealed, stored: Future[Path], identity: Path) -> Path:
         return self._unseal(content, segment, stored.result(), identity)
 
-    def pour(self, content: Content, stream: StreamFacts, identity: Path, take: Callable[[memoryview], None]) -> None:
-        """The whole plaintext of a stream, in pieces that are gone when the next one comes."""
-        buffer = memoryview(bytearray(CHUNK))
+    def pour(self, content: Content, stream: StreamFacts, identity: Path, sink: IO[bytes]) -> None:
+        """The whole plaintext of a stream into a pipe."""
         with contextlib.closing(self.slices(content, stream, identity)) as slices:
             for plain in slices:
                 with open(plain, "rb", buffering=0) as file:
-                    while data := fill(file, buffer):
-                        take(data)
+                    pour_file(file, sink)
 
     def receive(self, content: Content, stream: StreamFacts, identity: Path, argv: Sequence[str]) -> Completed:
         """Pour a stream into a program; returns how it ended, which is a failure when it did not take all."""
         with self.vault.programs.opened(argv) as chain:
             try:
-                self.pour(content, stream, identity, lambda data: write_all(chain.feed, data))
+                self.pour(content, stream, identity, chain.feed)
                 whole = True
             except BrokenPipeError:
                 whole = False

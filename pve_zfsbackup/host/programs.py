@@ -4,6 +4,7 @@ and each slice is poured into `zstd | age`. Every exit status counts."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import tempfile
@@ -209,3 +210,16 @@ def fill(file: IO[bytes], buffer: memoryview) -> memoryview:
     while size < len(buffer) and (more := file.readinto(buffer[size:])):  # type: ignore[attr-defined]
         size += more
     return buffer[:size]
+
+
+def pour_file(file: IO[bytes], pipe: IO[bytes]) -> None:
+    """The rest of a raw file into a pipe, without a copy of its bytes in this process where its file system can."""
+    try:
+        while os.splice(file.fileno(), pipe.fileno(), PIPE_SIZE):
+            pass
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        buffer = memoryview(bytearray(PIPE_SIZE))
+        while data := fill(file, buffer):
+            write_all(pipe, data)

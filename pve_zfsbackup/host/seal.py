@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from pve_zfsbackup.errors import CommandError, SealError, VerificationError
 from pve_zfsbackup.host.programs import Chain, Programs, fill, raise_first, write_all
@@ -66,8 +65,8 @@ class Seal:
 
     @contextlib.contextmanager
     def sealing(self, beside: Executor, recipients: Sequence[Path], out: Path, *, compress: bool) -> Iterator[Sealing]:
-        """Take plaintext, which becomes a new file, compressed and encrypted, in a thread of `beside`: leaving the
-        block ends the input, `sealed` tells of the file. Left by an exception, the file is not to be used."""
+        """Take plaintext, which becomes a new file, compressed and encrypted; a thread of `beside` waits for that.
+        Leaving the block ends the input, `sealed` tells of the file. Left by an exception, it is not to be used."""
         age = ("age", "--encrypt", *(part for file in recipients for part in ("-R", str(file))))
         argvs = (("zstd", "-q", "-c", "-T0", LEVEL), age) if compress else (age,)
         begun: Future[Chain] = Future()
@@ -90,15 +89,13 @@ class Seal:
     def _collect(
         self, argvs: Sequence[Sequence[str]], out: Path, begun: Future[Chain], fed: threading.Event
     ) -> Digested:
-        """Write what the programs put out to the file, hashing it. The chain is the feeder's until it says so."""
+        """Have the programs write the file, then hash it. The chain is the feeder's until it says so."""
         try:
-            with open(out, "xb", buffering=0) as target, self.programs.opened(*argvs) as chain:
+            with open(out, "xb", buffering=0) as target, self.programs.opened(*argvs, sink=target) as chain:
                 begun.set_result(chain)
-                try:
-                    return _written(chain, target)
-                finally:
-                    fed.wait()  # closing the pipe under a write could write into another file
-                    _raise(chain.finish())
+                fed.wait()  # closing the pipe under a write could write into another file
+                _raise(chain.finish())
+            return digest_file(out)
         except BaseException as error:
             if not begun.done():
                 begun.set_exception(error)
@@ -111,11 +108,10 @@ class Seal:
         with (
             open(stored, "rb") as source,
             open(out, "xb", buffering=0) as target,
-            self.programs.opened(*argvs, source=source) as chain,
+            self.programs.opened(*argvs, source=source, sink=target) as chain,
         ):
-            digested = _written(chain, target)
             _raise(chain.finish())
-        return digested
+        return digest_file(out)
 
     def encrypt(self, data: bytes, recipients: Sequence[Path], out: Path) -> None:
         with ThreadPoolExecutor(1) as beside:
@@ -168,26 +164,15 @@ class Seal:
         self.runner.run(("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)))
 
 
-def digest_file(file: IO[bytes]) -> Digested:
-    """Read all of it."""
+def digest_file(path: Path) -> Digested:
+    """Read all of it. What was just written comes from memory; a pipe through this process would cost twice as much."""
     hashed = hashlib.sha256()
     total = 0
     buffer = memoryview(bytearray(CHUNK))
-    while data := fill(file, buffer):
-        hashed.update(data)
-        total += len(data)
-    return Digested(bytes=total, sha256=hashed.hexdigest())
-
-
-def _written(chain: Chain, target: IO[bytes]) -> Digested:
-    """All that comes out of the chain, into the file."""
-    hashed = hashlib.sha256()
-    total = 0
-    buffer = memoryview(bytearray(CHUNK))
-    while data := fill(chain.output, buffer):
-        hashed.update(data)
-        write_all(target, data)
-        total += len(data)
+    with open(path, "rb", buffering=0) as file:
+        while data := fill(file, buffer):
+            hashed.update(data)
+            total += len(data)
     return Digested(bytes=total, sha256=hashed.hexdigest())
 
 

@@ -18,6 +18,7 @@ from pve_zfsbackup.errors import (
 )
 from pve_zfsbackup.host.programs import Programs
 from pve_zfsbackup.host.sftp_connection import ECHO, Connection, Idle, Watch
+from pve_zfsbackup.host.ssh import FASTEST
 
 SFTP_FAILED = 255
 SLOWEST = 32 << 10  # bytes per second below which a transfer is given up
@@ -46,6 +47,7 @@ class Server:
             "GlobalKnownHostsFile": "none",
             "IdentitiesOnly": "yes",
             "IdentityFile": _quoted(self.identity),
+            "Ciphers": FASTEST,
             "ControlPath": "none",
             "ConnectTimeout": str(self.connect_timeout),
             "ServerAliveInterval": "15",

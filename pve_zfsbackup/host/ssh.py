@@ -23,6 +23,7 @@ SSH_FAILED = 255  # ssh's own failures (ssh(1), EXIT STATUS)
 DENIED = 126  # says a receiver that is older than the question, or a forced command of one's own
 KEEP_SECONDS = 60
 LINE_LIMIT = 96 << 10  # Linux takes 128 KiB in one argument, and the other side's shell gets the line as one
+FASTEST = "^aes128-gcm@openssh.com"  # first where both know it: the fastest on a processor with AES instructions
 STALL_SECONDS = 3600.0  # a sparse increment may read for long before its first byte
 SOCKET_LIMIT = 90  # sun_path has 108 bytes, and ssh adds a random suffix while it binds
 _CROWDED = re.compile(
@@ -62,8 +63,7 @@ class Destination:
             "GlobalKnownHostsFile": "none",
             "IdentitiesOnly": "yes",
             "IdentityFile": quoted(self.identity),
-            # First where both sides know it; the others stay. The fastest on a processor with AES instructions.
-            "Ciphers": "^aes128-gcm@openssh.com",
+            "Ciphers": FASTEST,
             **({"ControlPath": "none"} if alone else shared),
             "ConnectTimeout": str(self.connect_timeout),
             "ServerAliveInterval": "15",

@@ -69,11 +69,10 @@ class DirectoryStore:
         try:
             os.link(temporary, goal)
         except FileExistsError:
-            with open(goal, "rb") as file:
-                if digest_file(file).sha256 != upload.sha256:
-                    raise StoreConflictError(
-                        f"{self.name}: another file lies at {upload.path}", hint="look at it; nothing was changed"
-                    ) from None
+            if digest_file(goal).sha256 != upload.sha256:
+                raise StoreConflictError(
+                    f"{self.name}: another file lies at {upload.path}", hint="look at it; nothing was changed"
+                ) from None
         except OSError as error:
             if error.errno not in _NO_LINKS or goal.exists():
                 raise

@@ -71,11 +71,10 @@ class RcloneStore:
         with tempfile.TemporaryDirectory(dir=upload.file.parent) as scratch:
             copy = Path(scratch) / "copy"
             self.get(upload.path, copy, entry.bytes)
-            with open(copy, "rb") as file:
-                if digest_file(file).sha256 != upload.sha256:
-                    raise StoreConflictError(
-                        f"{self.name}: another file lies at {upload.path}", hint="look at it; nothing was changed"
-                    )
+            if digest_file(copy).sha256 != upload.sha256:
+                raise StoreConflictError(
+                    f"{self.name}: another file lies at {upload.path}", hint="look at it; nothing was changed"
+                )
 
     def _stat(self, path: str) -> Entry | None:
         done, text = self._run("lsjson", "--stat", "--no-modtime", "--no-mimetype", "--", self._place(path))

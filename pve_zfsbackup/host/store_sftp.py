@@ -186,8 +186,7 @@ class SftpStore:
         with tempfile.TemporaryDirectory(dir=upload.file.parent) as scratch:
             copy = Path(scratch) / "copy"
             self.get(upload.path, copy, size)
-            with open(copy, "rb") as file:
-                return digest_file(file).sha256 == upload.sha256
+            return digest_file(copy).sha256 == upload.sha256
 
     def _sized(self, done: Session, puts: Sequence[_Put]) -> None:
         """Every listing of the session must show all bytes."""
