@@ -11,6 +11,8 @@ import pytest
 
 from pve_zfsbackup.host.programs import ProcessPrograms, pour_file
 
+pytestmark = pytest.mark.processes
+
 SIZE = (3 << 20) + 17
 
 
@@ -47,6 +49,5 @@ def test_a_reader_that_is_gone_is_told(tmp_path: Path) -> None:
     reader = subprocess.Popen(("true",), stdin=subprocess.PIPE, bufsize=0)
     assert reader.stdin is not None
     reader.wait()
-    with open(tmp_path / "plain", "rb", buffering=0) as file, reader:
-        with pytest.raises(BrokenPipeError):
-            pour_file(file, reader.stdin)
+    with open(tmp_path / "plain", "rb", buffering=0) as file, reader, pytest.raises(BrokenPipeError):
+        pour_file(file, reader.stdin)
