@@ -10,7 +10,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pve_zfsbackup.errors import BackupError, NotInstalledError, VerificationError
@@ -23,7 +23,7 @@ PV: Final = "LVM2_member"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Area:
     """A device with a content. `kind` is blkid's TYPE, "" for nothing known; `place` is for people. `label` and
-    `uuid` are the file system's."""
+    `uuid` are the file system's. `use` is what the partition is for, by its table: a GUID, or 0x and a number."""
 
     device: str
     place: str
@@ -32,11 +32,12 @@ class Area:
     label: str = ""
     uuid: str = ""
     table: str = ""  # the partition table, if it has one
+    use: str = ""
 
 
 def areas(runner: Runner, device: str) -> list[Area]:
     """The device itself, and its partitions."""
-    done = runner.run(("lsblk", "-J", "-b", "-p", "-o", "NAME,TYPE,SIZE", "--", device), timeout=60)
+    done = runner.run(("lsblk", "-J", "-b", "-p", "-o", "NAME,TYPE,SIZE,PARTTYPE", "--", device), timeout=60)
     try:
         (whole,) = json.loads(done.stdout)["blockdevices"]
         parts = [child for child in whole.get("children", ()) if child["type"] == "part"]
@@ -49,7 +50,8 @@ def areas(runner: Runner, device: str) -> list[Area]:
 def _partition(runner: Runner, whole: str, part: Any) -> Area:
     name = str(part["name"])
     number = re.sub(r"^p(?=\d)", "", name.removeprefix(whole))
-    return probed(runner, name, f"partition {number}", int(part["size"] or 0))
+    found = probed(runner, name, f"partition {number}", int(part["size"] or 0))
+    return replace(found, use=str(part.get("parttype") or "").lower())
 
 
 def probed(runner: Runner, device: str, place: str, size: int) -> Area:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +44,8 @@ class Visit:
         if area.kind in (MOUNTED, *KINDS):
             return True
         told = KNOWN.get(area.kind, "not opened") if area.kind else "nothing recognised"
-        self.note(key, area.place, area.kind, State.UNOPENED, told)
+        look = Look(disk=key, place=area.place, kind=area.kind, state=State.UNOPENED, text=told)
+        self.looks.append(replace(look, size=area.size, use=area.use))
         return False
 
     def settle(self, area: Area) -> None:

@@ -19,13 +19,16 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What one disk, partition, volume or file system of a point turned out to be. `kind` is blkid's word or ours."""
+    """What one disk, partition, volume or file system of a point turned out to be. `kind` is blkid's word or ours, ""
+    for nothing recognised; `use` is the type the partition table gives."""
 
     disk: str
     place: str  # for people: "", "partition 2", "LV vg/root"
     kind: str
     state: State
     text: str = ""
+    size: int = 0  # bytes; 0 where it does not matter
+    use: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

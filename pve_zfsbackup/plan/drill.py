@@ -16,6 +16,13 @@ from pve_zfsbackup.plan.proven import last_drill
 
 WITHOUT: Final = ("efidisk", "tpmstate", "vmstate")  # keys of disks that never have a file system
 EMPTY: Final = 1 << 20  # so little does a disk refer to that nobody ever wrote on
+UNMARKED: Final = 64 << 20  # bytes: what is in a larger part of a disk says what it is, or was damaged
+# Types of partitions that may be larger and never say so: Microsoft's reserved one and those of its dynamic disks,
+# swap of FreeBSD (a pfSense has it) and of OpenBSD and NetBSD, which is in their own table (UEFI 2.10, gpart(8)).
+MUTE: Final = (
+    "e3c9e316-0b5c-4db8-817d-f92df00215ae", "5808c8aa-7e8f-42e0-85d2-e1e90434cfb3",
+    "af9b60a0-1431-4f62-bc68-3311714a69ad", "516e7cb5-6ecf-11d6-8ff8-00022d09712b", "0x42", "0xa5", "0xa6", "0xa9",
+)  # fmt: skip
 _UNREMARKABLE: Final = ("", "swap", "LVM2_member")
 
 
@@ -60,6 +67,11 @@ def judged(contents: Contents, expected: Expected, point: Point) -> Judgement:
     last, each disk is something, and a container has a system."""
     snapshots = point.snapshots
     problems = [_told(look) for look in contents.looks if look.state is State.BAD]
+    problems += [
+        f"{_told(look)} in its {look.size >> 20} MiB; where that is right, name the disk in verify-raw"
+        for look in contents.looks
+        if _lost(look) and not expected.raw.intersection(look.disk.split(" "))
+    ]
     problems += [f"{path}: not there" for path in expected.files if path not in contents.present]
     if told := canary_problem(expected.planted, contents.canaries, point.creation):
         problems.append(told)
@@ -77,11 +89,16 @@ def judged(contents: Contents, expected: Expected, point: Point) -> Judgement:
             notes.append(f"{key}: empty")
         else:
             problems.append(f"{key}: neither a file system nor anything else is recognised there")
-    mounted = [look for look in contents.looks if look.state is State.GOOD and look.text and not _is_table(look)]
+    mounted = [look for look in contents.looks if look.state is State.GOOD and not _is_table(look)]
     if problems:
         return Judgement(level=Level.FAILED, problems=tuple(problems), notes=tuple(notes))
     level = Level.FILES if mounted else Level.RECOGNISED
     return Judgement(level=level, notes=tuple(notes))
+
+
+def _lost(look: Look) -> bool:
+    """A partition or volume in which nothing is recognised, though there must be something: its beginning was lost."""
+    return bool(look.place) and not look.kind and look.size >= UNMARKED and look.use not in MUTE
 
 
 def _something(look: Look) -> bool:

@@ -131,6 +131,10 @@ def wreck_mount(disks: Disks) -> None:
     web_part(disks).mount = "wrong fs type, bad option, bad superblock"
 
 
+def wreck_superblock(disks: Disks) -> None:
+    web_part(disks).kind = ""
+
+
 def wreck_table(disks: Disks) -> None:
     disks.contents["rpool/data/vm-100-disk-0"] = Content()
 
@@ -144,6 +148,7 @@ def wreck_lvm(disks: Disks) -> None:
     [
         (wreck_fsck, "scsi0 partition 2: ext4: e2fsck: Inode 2 has illegal blocks.  Clear? no"),
         (wreck_mount, "cannot be mounted as ext4: mount: mount: "),
+        (wreck_superblock, "scsi0 partition 2: nothing recognised in its 1024 MiB; where that is right, name"),
         (wreck_table, "scsi0: neither a file system nor anything else is recognised there"),
         (wreck_lvm, "scsi1: LVM: LVM finds no volume group on"),
     ],

@@ -135,7 +135,11 @@ class Disks:
         node: dict[str, Any] = {"name": device, "type": "disk", "size": 1 << 30}
         if parts := self.here[device].parts:
             names = [f"{device}p{number}" for number in range(1, len(parts) + 1)]
-            node["children"] = [{"name": name, "type": "part", "size": 1 << 20} for name in names]
+            sizes = [1 << 20 if number == 1 and len(parts) > 1 else 1 << 30 for number in range(1, len(parts) + 1)]
+            node["children"] = [
+                {"name": name, "type": "part", "size": size, "parttype": "0fc63daf-8483-4772-8e79-3d69d8477de4"}
+                for name, size in zip(names, sizes, strict=True)
+            ]
         return ok(argv, json.dumps({"blockdevices": [node]}))
 
     def _blkid(self, argv: tuple[str, ...]) -> Completed:

@@ -43,7 +43,7 @@ VOLUMES = """\
 """  # fmt: skip
 LSBLK = """\
 {"blockdevices": [{"name": "/dev/zd16", "type": "disk", "size": 209715200, "children": [
-  {"name": "/dev/zd16p1", "type": "part", "size": 20971520},
+  {"name": "/dev/zd16p1", "type": "part", "size": 20971520, "parttype": "E3C9E316-0B5C-4DB8-817D-F92DF00215AE"},
   {"name": "/dev/zd16p2", "type": "part", "size": 83886080, "children": [
      {"name": "/dev/mapper/x-y", "type": "lvm", "size": 1}]}]}]}
 """
@@ -115,7 +115,7 @@ def test_partitions_are_listed_and_what_the_host_built_on_them_is_not() -> None:
     runner = cast(Runner, Scripted({**answers, "/dev/zd16p2": "DEVNAME=x\nLABEL=a\\ b\nTYPE=ext4\nUUID=u\n"}))
     whole, first, second = areas(runner, "/dev/zvol/tank/x")
     assert (whole.device, whole.table, whole.kind) == ("/dev/zd16", "gpt", "")
-    assert (first.place, first.kind) == ("partition 1", "")
+    assert (first.place, first.kind, first.use) == ("partition 1", "", "e3c9e316-0b5c-4db8-817d-f92df00215ae")
     assert (second.device, second.place, second.kind, second.size) == ("/dev/zd16p2", "partition 2", "ext4", 83886080)
 
 

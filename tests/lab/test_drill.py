@@ -64,6 +64,8 @@ disk 905 100M; mkfs.ext4 -q -F "$d"; mount "$d" "$at"; fill "$at"; rm "$at/srv/c
 point 905 scsi0 vm-905-disk-0
 disk 906 100M; mkfs.ext4 -q -F "$d"; mount "$d" "$at"; fill "$at"; umount "$at"
 dd if=/dev/zero of="$d" bs=1M count=4 conv=notrunc,fsync status=none; point 906 scsi0 vm-906-disk-0
+disk 908 200M; part; mkfs.ext4 -q -F "$d-part1"; mkfs.ext4 -q -F "$d-part2"; mount "$d-part2" "$at"; fill "$at"
+umount "$at"; dd if=/dev/zero of="$d-part2" bs=1M count=4 conv=notrunc,fsync status=none; point 908 scsi0 vm-908-disk-0
 zfs create -o mountpoint="$at/ct" "$root/subvol-907-disk-0"; fill "$at/ct"; point 907 rootfs subvol-907-disk-0
 """
 CLEAR = r"""
@@ -123,6 +125,7 @@ def test_what_is_whole_passes_and_what_is_not_is_found(product: Product, guests:
     nothing_is_left(guests)
     assert {vmid: end["level"] for vmid, end in found.items()} == {
         901: "files", 902: "files", 903: "files", 904: "failed", 905: "failed", 906: "failed", 907: "files",
+        908: "failed",
     }  # fmt: skip
     for vmid in (901, 902, 903, 907):
         assert (found[vmid]["problems"], found[vmid]["system"]) == ([], "Debian lab")
@@ -131,8 +134,9 @@ def test_what_is_whole_passes_and_what_is_not_is_found(product: Product, guests:
     assert "e2fsck" in found[904]["problems"][0]
     assert found[905]["problems"] == [f"{CANARY}: not there"]
     assert "scsi0: neither a file system nor anything else is recognised there" in found[906]["problems"]
+    assert any(told.startswith("scsi0 partition 2: nothing recognised in its ") for told in found[908]["problems"])
     proofs = guests.run(("zfs", "list", "-H", "-r", "-t", "snapshot", "-o", "pve-zfsbackup:verified", ROOT)).lines
-    assert sorted(proof.split(" ")[0] for proof in proofs) == ["failed"] * 3 + ["files"] * 4
+    assert sorted(proof.split(" ")[0] for proof in proofs) == ["failed"] * 4 + ["files"] * 4
 
 
 def test_who_was_just_drilled_is_not_due(product: Product, guests: Host) -> None:

@@ -181,6 +181,35 @@ def test_a_disk_must_be_something() -> None:
         assert verdict(look("scsi0", "ext4"), look(key, "", State.UNOPENED), keys=("scsi0", key)) == (Level.FILES, ())
 
 
+@pytest.mark.parametrize(
+    ("place", "use", "mib", "passes"),
+    [
+        ("partition 2", "0fc63daf-8483-4772-8e79-3d69d8477de4", 30_000, False),
+        ("partition 2", "0fc63daf-8483-4772-8e79-3d69d8477de4", 64, False),
+        ("partition 2", "0x83", 64, False),
+        ("LV vg/root", "", 64, False),
+        ("LV vg/root", "", 63, True),
+        ("partition 1", "21686148-6449-6e6f-744e-656564454649", 1, True),  # where GRUB lies
+        ("partition 1", "e3c9e316-0b5c-4db8-817d-f92df00215ae", 128, True),  # reserved by Microsoft
+        ("partition 3", "516e7cb5-6ecf-11d6-8ff8-00022d09712b", 2048, True),  # swap of FreeBSD
+        ("partition 1", "0xa5", 20_000, True),  # a slice of FreeBSD, with a table of its own
+    ],
+)
+def test_a_file_system_whose_beginning_is_lost_is_found(place: str, use: str, mib: int, passes: bool) -> None:
+    """Beside another that is good, which is something: EFI's, /boot."""
+    boot = look("scsi0", "vfat", place="partition 1")
+    lost = replace(look("scsi0", "", State.UNOPENED, "nothing recognised", place), size=mib << 20, use=use)
+    level, problems = verdict(look("scsi0", "gpt", text="2 partitions"), boot, lost)
+    told = f"scsi0 {place}: nothing recognised in its {mib} MiB; where that is right, name the disk in verify-raw"
+    assert (level, problems) == ((Level.FILES, ()) if passes else (Level.FAILED, (told,)))
+    assert verdict(boot, lost, expected=Expected(raw=frozenset({"scsi0"})))[0] is Level.FILES
+
+
+def test_what_was_mounted_and_not_read_was_opened() -> None:
+    """`--read none`"""
+    assert verdict(look("scsi0", "ext4", text="")) == (Level.FILES, ())
+
+
 def test_a_file_that_is_not_there_is_a_failure() -> None:
     wanted = Expected(files=("/srv/canary", "/etc/fstab"))
     assert verdict(look("scsi0", "ext4"), expected=wanted, present=("/etc/fstab",)) == (
