@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pve_zfsbackup.app.failback_way import Way, tool
+from pve_zfsbackup.app.failback_way import Way, look_there, tool
 from pve_zfsbackup.app.meter import Meter
 from pve_zfsbackup.app.restore_disks import apply_props, make_places, remove_places
 from pve_zfsbackup.app.restore_receive import look
@@ -170,8 +170,13 @@ def _shut_down(session: Session, guest: Guest) -> None:
             f"guest {guest.vmid}: does not shut down, and stays here: {error.message}",
             hint="shut it down yourself, then run this again; what was sent stays",
         ) from None
+    _refuse_running(session, guest)
+
+
+def _refuse_running(session: Session, guest: Guest) -> None:
+    """What it writes here from now on would stay behind."""
     if is_running(session.api, guest):
-        raise BackupError(f"guest {guest.vmid}: runs on, and stays here", hint="shut it down, then run this again")
+        raise BackupError(f"guest {guest.vmid}: runs, and stays here", hint="shut it down, then run this again")
 
 
 def _exchange(way: Way, disk: Return) -> str:
@@ -189,6 +194,8 @@ def _exchange(way: Way, disk: Return) -> str:
     pool = Dataset(disk.name.rpartition("/")[0])
     note = restoring.inherit_key(host, disk.staging, pool) if disk.raw else ""
     note = "; ".join(text for text in (note, short) if text)
+    _refuse_running(way.session, way.guest)  # somebody may have started it since, here or there: streams take hours
+    look_there(host, way.guest)
     if new.origin:
         restoring.promote(host, disk.staging)
     if old is not None:
@@ -204,6 +211,7 @@ def _hand_over(way: Way) -> None:
     for disk in way.plan.disks:
         if not _home(way, disk):
             raise VerificationError(f"{disk.name} on the source is not what was sent: the role stays here")
+    _refuse_running(way.session, way.guest)
     for name in way.taken.datasets:
         zfs.zfs(way.session.hosts[SOURCE], "inherit", FAILOVER, name)
     _tidy(way)

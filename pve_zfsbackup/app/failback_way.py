@@ -97,18 +97,26 @@ def _was_taken(guest: Guest, listing: Listing, node: str) -> Takeover | None:
     return None
 
 
-def _there(host: Host, guest: Guest, *, may_run: bool) -> There:
-    status = host.run((tool(guest), "status", str(guest.vmid)), check=False)
-    if status.returncode:
+def look_there(host: Host, guest: Guest, *, may_run: bool = False) -> bool:
+    """Whether the guest runs on the source. Raises `RoleError` when it is not there, or runs and may not."""
+    told = host.run((tool(guest), "status", str(guest.vmid)), check=False)
+    if told.returncode:
         raise RoleError(
-            f"guest {guest.vmid}: {host.name} does not have it (any more): {status.stderr.strip()}",
+            f"guest {guest.vmid}: {host.name} does not have it (any more): {told.stderr.strip()}",
             hint="make a point of it here, replicate it, and `restore` it there",
         )
-    if status.stdout.strip() != "status: stopped" and not may_run:
+    runs = told.stdout.strip() != "status: stopped"
+    if runs and not may_run:
         raise RoleError(
-            f"guest {guest.vmid}: runs on {host.name} as well ({status.stdout.strip()})",
-            hint="stop it there, and think about which of the two was used: what is written there is put aside",
+            f"guest {guest.vmid}: runs on {host.name} as well ({told.stdout.strip()})",
+            hint="stop it there, and think about which of the two was used: what is written there is put aside; "
+            "then run this again, and it goes on",
         )
+    return runs
+
+
+def _there(host: Host, guest: Guest, *, may_run: bool) -> There:
+    look_there(host, guest, may_run=may_run)
     storages = storages_of(json.loads(host.run(("pvesh", "get", "/storage", "--output-format", "json")).stdout))
     pools = sorted({Dataset(storage.pool) for storage in storages.values() if storage.pool})
     listing = list_host(host, pools, depth=DEPTH, columns=SOURCE_COLUMNS)

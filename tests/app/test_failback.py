@@ -19,7 +19,7 @@ from pve_zfsbackup.plan.takeover import FAILOVER
 from pve_zfsbackup.report.failover import failback_json, failback_lines
 from tests.app.test_failover import CRYPT, FASTDISK, ROOTDISK, copy_of, take
 from tests.fakes.pools import Keys
-from tests.fakes.runner import HERE, Fault, Killed
+from tests.fakes.runner import HERE, Fault, Killed, Ran
 from tests.fakes.second import FIRST, Second
 from tests.fakes.world import DB, TARGET, WEB, World
 
@@ -220,6 +220,55 @@ def test_a_guest_that_does_not_shut_down_stays_here_and_the_role_with_it(second:
     assert second.node.guests[WEB].running
     assert FAILOVER in second.pools.datasets[ROOTDISK].props
     assert second.first.source.datasets[HOME].content != here(second, "tank/data/vm-100-disk-0")
+
+
+def at_home(second: Second) -> dict[str, bool]:
+    """Which disks on the source have what was written here."""
+    return {
+        name: second.first.source.datasets[name].content == here(second, mine)
+        for name, mine in ((HOME, "tank/data/vm-100-disk-0"), (FASTHOME, "ssd/vm-100-disk-0"))
+    }
+
+
+@pytest.mark.parametrize("exchanged", [0, 1])
+def test_started_at_home_meanwhile_no_disk_is_taken_from_under_it(second: Second, exchanged: int) -> None:
+    """It booted with `onboot`, or somebody pressed Start, hours after the first look."""
+    away(second)
+    node = second.first.guest(WEB)
+    words = ("zfs", "rename") if exchanged else ("zfs", "send")
+    second.runner.watchers.append(lambda ran: setattr(node, "running", True) if ran.argv[:2] == words else None)
+    with pytest.raises(RoleError, match=r"runs on pve1.example as well \(status: running\)"):
+        give(second)
+    assert sum(at_home(second).values()) == exchanged
+    assert FAILOVER in second.pools.datasets[ROOTDISK].props, "the role stays here"
+    second.runner.watchers.clear()
+    node.running = False
+    give(second)
+    assert all(at_home(second).values())
+
+
+@pytest.mark.parametrize("moment", ["before the exchange", "before the role"])
+def test_started_here_meanwhile_neither_disk_nor_role_goes_home_without_what_it_writes(
+    second: Second, moment: str
+) -> None:
+    away(second)
+    words = ("qm", "disk") if moment == "before the role" else ("zfs", "send")
+    state = second.node.guests[WEB]
+
+    def start(ran: Ran) -> None:
+        state.running |= ran.argv[:2] == words
+
+    second.runner.watchers.append(start)
+    with pytest.raises(BackupError, match="guest 100: runs, and stays here"):
+        give(second)
+    assert all(at_home(second).values()) is (moment == "before the role")
+    assert FAILOVER in second.pools.datasets[ROOTDISK].props
+    second.runner.watchers.clear()
+    if moment == "before the exchange":
+        second.pools.write("tank/data/vm-100-disk-0")
+    give(second)
+    assert all(at_home(second).values())
+    assert not marked(second, WEB)
 
 
 def test_written_to_after_a_disk_went_home_is_not_overlooked(second: Second) -> None:
