@@ -25,6 +25,7 @@ from pve_zfsbackup.model import (
     Volume,
     World,
 )
+from pve_zfsbackup.model.proof import decode_proof
 from pve_zfsbackup.plan.foreign import ours_newer, owner_of, volumes_of_guest
 from pve_zfsbackup.plan.pairing import common_base, holders
 from pve_zfsbackup.plan.points import bookmark_target
@@ -52,12 +53,14 @@ class NextArchive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unblock:
-    """The plan. `points` are lost here; `remaining` are snapshots of others that still stand in Proxmox's way."""
+    """The plan. `points` are lost here, of which a drill found `proven` good; `remaining` are snapshots of others that
+    still stand in Proxmox's way."""
 
     snapshot: str
     steps: tuple[Step, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     points: tuple[PointId, ...] = ()
+    proven: frozenset[PointId] = frozenset()
     sends: tuple[NextSend, ...] = ()
     archives: tuple[NextArchive, ...] = ()
     unknown: tuple[str, ...] = ()  # targets that were not asked or did not answer
@@ -90,11 +93,17 @@ def plan_unblock(guest: Guest, name: str, world: World, targets: Sequence[str], 
         snapshot=name,
         steps=tuple(steps),
         points=tuple(sorted({s.point for snapshots, _ in going.values() for s in snapshots if s.point})),
+        proven=frozenset(s.point for snapshots, _ in going.values() for s in snapshots if s.point and _proven(s)),
         sends=_sends(volumes, going, world),
         archives=_archives(volumes, going, boxes),
         unknown=tuple(target for target in targets if target not in world),
         remaining=_remaining(volumes, goals),
     )
+
+
+def _proven(snapshot: Snapshot) -> bool:
+    proof = decode_proof(snapshot.verified)
+    return proof is not None and proof.level.drilled
 
 
 def _remaining(volumes: Sequence[Volume], goals: Mapping[Dataset, Snapshot]) -> tuple[str, ...]:

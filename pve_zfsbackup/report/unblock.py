@@ -26,7 +26,7 @@ def unblock_lines(shown: Unblocked) -> Iterator[str]:
         yield f"guest {vmid}: nothing of pve-zfsbackup is newer than {plan.snapshot}"
     word = "lost" if shown.done else "would be lost"
     for point in plan.points:
-        yield f"{word} on this node: recovery point {point}"
+        yield f"{word} on this node: recovery point {point}{', which a drill found good' * (point in plan.proven)}"
     for step in plan.steps:
         yield f"{'' if shown.done else 'would '}{describe(step)}"
     yield from (_send_line(send) for send in plan.sends)

@@ -11,6 +11,7 @@ from pve_zfsbackup.app.unblock import Unblocked, unblock
 from pve_zfsbackup.errors import ExitCode, GuestMissingError, LockedError
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.model.proof import VERIFIED
 from pve_zfsbackup.report.status import problems
 from pve_zfsbackup.report.unblock import unblock_json, unblock_lines
 from tests.fakes.runner import HERE
@@ -101,6 +102,16 @@ def test_what_it_costs_is_told(history_of: World) -> None:
     told = "\n".join(unblock_lines(shown))
     assert f"backup1: {ZVOL} goes on from {sends[ZVOL].base}, once the 2 newer snapshots of" in told
     assert f"zfs rollback -r {REPLICAS[ZVOL]}@{point.snapshots['scsi0'].name}" in told
+
+
+def test_a_point_that_a_drill_found_good_is_named_as_that(history_of: World) -> None:
+    world = history_of
+    *_, good, newest = world.points(HERE, WEB)
+    for snapshot in good.snapshots.values():
+        world.source.get(snapshot.full_name).props[VERIFIED] = "files 20261118T110640Z"
+    told = list(unblock_lines(call(world, dry_run=True)))
+    assert f"would be lost on this node: recovery point {good.id}, which a drill found good" in told
+    assert f"would be lost on this node: recovery point {newest.id}" in told
 
 
 def test_after_it_the_guest_goes_on_from_the_older_base(history_of: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.lab.matrix import guests, inject
+from tests.lab.matrix.boxes import NAME, Box
 from tests.lab.matrix.context import STAGES, Context
 from tests.lab.matrix.guests import Guest
 from tests.lab.matrix.rows import row
@@ -132,10 +133,12 @@ def key_unloaded(ctx: Context) -> str:
     return f"{done.short}, {len(ctx.ledger)} points on the target"
 
 
-@row("43", "change-key, then incremental", "opens with the new key, also the old point (archives are not built yet)")
+@row("43", "change-key, then incremental", "all points open with the new key, the old archive with the old one")
 def change_key(ctx: Context) -> str:
     guest = _own_key(ctx, "k43")
+    box = Box(ctx)
     ctx.baseline()
+    (old,) = box.points()
     ctx.write(guest, 2)
     ctx.pve1.script('head -c 32 /dev/urandom > "$1"', f"{inject.RUN}/k43b")
     ctx.hand(ctx.pve1, "change-key", "-o", f"keylocation=file://{inject.RUN}/k43b", guest.disk)
@@ -143,7 +146,19 @@ def change_key(ctx: Context) -> str:
     ctx.expect(done.code == 0, done.short)
     ctx.key = ctx.pve1.run(("base64", "-w0", f"{inject.RUN}/k43b")).stdout
     ctx.publish()
-    return f"{done.short}; both points are opened with the new key below"
+    back = "fast/matrix-43"
+    ctx.stack.callback(ctx.pve1.script, 'if zfs list "$1"; then zfs destroy -r "$1"; fi', back)
+    which = (str(guest.vmid), "--from", NAME, "--identity", f"{box.keys}/identity", "--point", old["point"])
+    restored = ctx.run("restore", *which, "--to", back)
+    ctx.expect(restored.code == 0, f"from the box: {restored.short} {restored.told[:300]}")
+    (disk,) = ctx.pve1.run(("zfs", "list", "-Ho", "name", "-t", "volume", "-r", back)).lines
+    opens = {
+        key: ctx.pve1.run(("zfs", "load-key", "-n", "-L", f"file://{inject.RUN}/{key}", disk), check=False).returncode
+        for key in ("k43", "k43b")
+    }
+    ctx.pve1.run(("zfs", "destroy", "-r", back))
+    ctx.expect(opens["k43"] == 0 and opens["k43b"] != 0, f"the archive of before opens with: {opens}")
+    return f"{done.short}; both points are opened with the new key below, the archive of before with the old one"
 
 
 @row("44", "raw and not raw in one replica", "refused before anything is sent", conflict=True)
