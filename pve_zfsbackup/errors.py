@@ -191,7 +191,8 @@ class PveError(BackupError):
 
 
 class PveUnreachableError(PveError):
-    """No answer from the API (connection, TLS, time-out, 595-599). Whether the call took effect is unknown."""
+    """No answer of the API (connection, TLS, time-out, 595-599, one that is cut). Whether the call took effect is
+    unknown."""
 
     transient = True
 

@@ -35,6 +35,7 @@ _ABSENT: Final = re.compile(
     r"No QEMU guest agent configured|QEMU guest agent is not running|VM \d+ (is )?not running|"
     r"unable to connect to VM \d+ qga socket"
 )
+_REFUSALS: Final = {400, 401, 403, 501}  # parameters, token, permission, no such call
 _STOPPED: Final = re.compile(r"(VM|CT) \d+ (is )?not running")
 # Windows' VSS holds writes for about 10 s; told at the thaw, when it is too late (reliability §2).
 _NOT_HELD: Final = re.compile(r"hold writes")
@@ -185,10 +186,10 @@ def _result(vmid: Vmid, command: str, result: Any) -> Any:
 
 
 def _classify(error: PveError) -> PveError:
-    """An error of the API or of qm, from the view of the guest: did it act?"""
+    """An error of the API or of qm, from the view of the guest: did it act? What is not known to come before anything
+    reaches the guest (also of a proxy, or an answer that was cut) leaves that open."""
     if _ABSENT.search(error.message):
         return AgentError(error.message, status=error.status)
-    if error.status == 500 and not isinstance(error, GuestMissingError):
-        # "qga command '...' failed - got timeout", and whatever else came up behind the pre-checks.
-        return PveUnreachableError(error.message, status=error.status)
-    return error
+    if error.status in _REFUSALS or isinstance(error, GuestMissingError):
+        return error
+    return PveUnreachableError(error.message, status=error.status)

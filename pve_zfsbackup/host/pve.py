@@ -180,7 +180,8 @@ class _Json:
         try:
             return json.loads(response.content)["data"]
         except (ValueError, KeyError, TypeError):
-            raise PveError("the API's answer is not understood", status=response.status_code) from None
+            # Cut, maybe: what was asked for may be done.
+            raise PveUnreachableError("the API's answer is not understood", status=response.status_code) from None
 
 
 def _context(ca_file: Path | None) -> ssl.SSLContext:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.errors import CommandTimeoutError, FreezeError, GuestBusyError, PveError
-from pve_zfsbackup.host.agent import NodeAgent, QmAgent
+from pve_zfsbackup.host.agent import ApiAgent, NodeAgent, QmAgent
+from pve_zfsbackup.host.api import refusal
 from pve_zfsbackup.host.container import ContainerFreezer
 from pve_zfsbackup.host.guests import is_running
 from pve_zfsbackup.host.hooks import freeze_hook
@@ -239,6 +240,28 @@ def test_a_freeze_of_nothing_is_not_called_quiesced(quiescer: Quiescer, runner: 
 def test_a_freeze_whose_answer_was_lost_is_thawed(quiescer: Quiescer, runner: FakeRunner, guest: GuestState) -> None:
     guest.lost = True
     window = through(quiescer, step(), lambda: None)
+    assert window.label.startswith("crash-consistent: freezing was given up")
+    assert words(runner) == ["status", "arm", "freeze", "thaw", "disarm"]
+    assert not guest.frozen
+
+
+@pytest.mark.parametrize("answer", ["cut", 404, 502, 503, 504])
+def test_a_freeze_whose_answer_a_proxy_cut_or_replaced_is_thawed(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState, answer: int | str
+) -> None:
+    class Proxied:
+        """The freeze takes place; what comes back is not Proxmox's word."""
+
+        def request(self, method: str, path: str, params: object = None, *, timeout: float | None = None) -> object:
+            done = runner.run(("qm", "guest", "cmd", "100", path.rpartition("/")[2])).stdout.strip()
+            if path.endswith("-freeze") and answer == "cut":
+                raise PveError("this is no Proxmox API", status=200)
+            if path.endswith("-freeze"):
+                raise refusal(int(answer), "Bad Gateway", {})
+            return {"result": int(done) if done.isdecimal() else done}
+
+    behind = replace(quiescer, agents={GuestKind.VM: ApiAgent(Proxied(), "pve1")})  # type: ignore[arg-type]
+    window = through(behind, step())
     assert window.label.startswith("crash-consistent: freezing was given up")
     assert words(runner) == ["status", "arm", "freeze", "thaw", "disarm"]
     assert not guest.frozen

@@ -124,6 +124,33 @@ def test_a_time_out_inside_the_node_leaves_the_outcome_open(replay: Replay, gues
         agent.freeze(guest, VM)
 
 
+@pytest.mark.parametrize("status", ["302 Found", "404 Not Found", "429 Too Many Requests", "502 Bad Gateway",
+                                    "503 Service Unavailable", "504 Gateway Time-out"])  # fmt: skip
+def test_what_a_proxy_says_leaves_the_outcome_open(replay: Replay, guest: ApiAgent, status: str) -> None:
+    replay.add_json("POST", FREEZE, "{}", status=status)
+    with pytest.raises(PveUnreachableError) as caught:
+        agent.freeze(guest, VM)
+    assert caught.value.status == int(status[:3])
+
+
+@pytest.mark.parametrize("data", ["", '{"data":{"res', "<html>"])
+def test_an_answer_that_is_cut_or_not_understood_leaves_the_outcome_open(
+    replay: Replay, guest: ApiAgent, data: str
+) -> None:
+    replay.add_json("POST", FREEZE, data)
+    with pytest.raises(PveUnreachableError, match="not understood"):
+        agent.freeze(guest, VM)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 501])
+def test_a_refusal_comes_before_anything_reaches_the_guest(replay: Replay, guest: ApiAgent, status: int) -> None:
+    replay.add_json("POST", FREEZE, '{"data":null}', status=f"{status} no")
+    with pytest.raises(PveError) as caught:
+        agent.freeze(guest, VM)
+    assert type(caught.value) is PveError
+    assert caught.value.status == status
+
+
 @pytest.mark.parametrize(
     "data", ["null", '{"result":null}', '{"result":"2"}', '{"result":true}', '{"result":{}}', "[]"]
 )

@@ -171,7 +171,7 @@ def test_truncated_answer_is_no_answer(replay: Replay, api: HttpsApi) -> None:
         b'{"data":[1,'
     )
     for path in ("/x", "/y"):
-        with pytest.raises(PveError):
+        with pytest.raises(PveUnreachableError):
             api.post(path)
 
 
