@@ -37,11 +37,12 @@ TOP: Final = Sought(text="/", path="/")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """A point whose files are asked for, and where it is opened."""
+    """A point whose files are asked for, and where it is opened. `notes` is what was found seeking it."""
 
     bench: Bench
     listing: Listing
     point: Point
+    notes: tuple[str, ...] = ()
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -86,9 +87,11 @@ def on_node(session: Session, request: Request) -> Opening:
         raise ConfigError(
             [f"point {lying.point.id} lies on {lying.host}, where the account of this node may not clone or mount"],
             hint=f"as root on {target.host}: `pve-zfsbackup restore {request.vmid} --files --local {target.root} "
-            f"--at {lying.point.stamp}`; or restore the guest beside itself with --as, and look into that",
+            f"--at {lying.point.stamp}`; or restore the guest beside itself with --as, and look into that; "
+            "--from source takes what is here",
         )
-    return Opening(bench=bench(session.hosts[SOURCE], session.config), listing=lying.listing, point=lying.point)
+    own = bench(session.hosts[SOURCE], session.config)
+    return Opening(bench=own, listing=lying.listing, point=lying.point, notes=lying.notes)
 
 
 def at_root(config: Config, runner: Runner, root: Dataset, request: Request, zone: tzinfo) -> Opening:
@@ -120,7 +123,7 @@ def browse(opening: Opening, request: Request, config: Config) -> Browsed:
     with run_lock(config.runtime_dir, LOCK):
         notes += [f"a call before this one was killed: {told}" for told in sweep(opening.bench, opening.pools)]
         found = Browser(bench=opening.bench).look(disks, sought, copier)
-    return Browsed(point=point, found=found, notes=tuple(notes))
+    return Browsed(point=point, found=found, notes=(*opening.notes, *notes))
 
 
 def sweep_files(own: Bench, config: Config, pools: Iterable[str]) -> list[str]:

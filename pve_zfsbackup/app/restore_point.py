@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pve_zfsbackup.app.gather import Inventory, visible_listing
@@ -15,17 +15,18 @@ from pve_zfsbackup.host.rows import SOURCE_COLUMNS
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Conflict, Dataset, GuestKind, Listing, Point, PointId, Vmid, decode_props
 from pve_zfsbackup.model.restore import ASIDE, Origin
-from pve_zfsbackup.plan.choice import choose_point
+from pve_zfsbackup.plan.choice import choose_point, named
 from pve_zfsbackup.plan.points import points_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lying:
-    """A point on a host, with the listing that has its datasets."""
+    """A point on a host, with the listing that has its datasets. `notes`: where it was sought in vain, and why."""
 
     host: str
     listing: Listing
     point: Point
+    notes: tuple[str, ...] = ()
 
 
 def find_origin(
@@ -33,19 +34,23 @@ def find_origin(
 ) -> Origin:
     """The point `find_point` finds, and what it says of its guest. Raises as that."""
     lying = find_point(session, found, vmid, at=at, where=where, abroad=abroad)
-    return origin_of(session.hosts[lying.host], lying.listing, lying.point)
+    return replace(origin_of(session.hosts[lying.host], lying.listing, lying.point), notes=lying.notes)
 
 
 def find_point(
     session: Session, found: Inventory, vmid: Vmid, *, at: str = "", where: str = "", abroad: bool = False
 ) -> Lying:
-    """The point `at` of a guest on the host `where`; without, on this node if it is there, else on the first target
-    that has it. `abroad` looks at the targets only, which another node reaches as well. Raises `ConfigError` where
-    there is none, and what keeps a host that was named from answering."""
+    """The point `at` of a guest on the host `where`; without, the newest of all hosts that answer, from the nearest
+    that has it: this node, then the targets in their order. A stale replica, or what was put aside here months ago,
+    has complete points as well. `abroad` looks at the targets only, which another node reaches as well. Raises
+    `ConfigError` where there is none, and what keeps a host that was named from answering."""
     if where and where not in (SOURCE, *session.config.targets):
         known = ", ".join((SOURCE, *session.config.targets, *session.config.boxes))
         raise ConfigError([f"no host or box named {where}"], hint=f"there are: {known}")
     misses = ["source: what lies on this node, no other node can read"] if abroad else []
+    notes: list[str] = []
+    lying: list[Lying] = []
+    now = session.now().timestamp()
     for host in (where,) if where else (*(() if abroad else (SOURCE,)), *session.config.targets):
         try:
             listing = _listing(session, found, host)
@@ -53,14 +58,28 @@ def find_point(
             if where:
                 raise
             misses.append(f"{host}: {error.message}")
+            notes.append(f"{host} did not answer, and may have a newer point: {error.message}")
             continue
-        chosen = choose_point(points_of(listing, vmid), at, session.timezone, now=session.now().timestamp())
+        chosen = choose_point(points_of(listing, vmid), at, session.timezone, now=now)
         if isinstance(chosen, Point):
-            return Lying(host=host, listing=listing, point=chosen)
-        if chosen.kind == "not-understood":
+            lying.append(Lying(host=host, listing=listing, point=chosen))
+            if named(at):  # it is the same wherever it lies
+                return lying[0]
+        elif chosen.kind == "not-understood":
             raise ConfigError([chosen.message], hint=chosen.resolve)
-        misses.append(f"{host}: {_told(chosen)}")
+        else:
+            misses.append(f"{host}: {_told(chosen)}")
+    best = choose_point([one.point for one in lying], at, session.timezone, now=now)
+    if isinstance(best, Point):
+        nearest = next(one for one in lying if one.point.id == best.id)
+        return replace(nearest, notes=(*notes, *_aside(nearest.point)))
     raise ConfigError([f"guest {vmid}: no point to restore", *misses], hint=f"see `pve-zfsbackup list {vmid}`")
+
+
+def _aside(point: Point) -> Iterator[str]:
+    """That nothing newer is known than what lost its place here is worth a look before it is taken."""
+    if held := sorted({one.dataset for one in point.snapshots.values() if f"/{ASIDE}/" in one.dataset}):
+        yield f"the point lies in what was put aside here: {', '.join(held)}"
 
 
 def _told(conflict: Conflict) -> str:

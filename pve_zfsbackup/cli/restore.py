@@ -52,7 +52,7 @@ NO_VMID = 0
     "where",
     default="",
     metavar="HOST|BOX",
-    help="source, a target, or a storage box. Without: where it is nearest.",
+    help="source, a target, or a storage box. Without: the nearest that has the newest.",
 )
 @click.option("--disk", "disks", multiple=True, metavar="KEY", help="Only this disk, such as scsi1. Repeatable.")
 @click.option("--as", "new", type=VMID, metavar="VMID", help="Make another guest of it, with addresses of its own.")

@@ -33,7 +33,7 @@ class Origin:
 
     `texts` has the guest's configuration and firewall file, `props` what a restore must set on each disk,
     `raw` the disks that travel encrypted, with their key unknown to whoever sends them; `own` has all our properties
-    of each disk's snapshot.
+    of each disk's snapshot; `notes` is what a person should know of how it was found.
     """
 
     host: str
@@ -43,6 +43,7 @@ class Origin:
     props: Mapping[str, Mapping[str, str]]
     raw: frozenset[str] = frozenset()
     own: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,13 +22,18 @@ class Choice:
     proven: Point | None = None
 
 
+def named(at: str) -> bool:
+    """Whether it is a point's name (`100/2026…`, or its stamp), and no time."""
+    return SNAPSHOT_NAME.match(f"pzb:{at.rpartition('/')[2]}") is not None
+
+
 def choose_point(points: Sequence[Point], at: str, zone: tzinfo, *, now: float) -> Point | Conflict:
     """The newest complete point, the newest not after a time, or the one that is named (`100/2026…`, or its stamp). One
     from the future is not the newest while there are others: a clock was wrong, and what was made since has more."""
     complete = [point for point in points if point.complete]
     if not at:
         found = [point for point in complete if point.creation <= now + SKEW] or complete
-    elif SNAPSHOT_NAME.match(f"pzb:{at.rpartition('/')[2]}"):
+    elif named(at):
         found = [point for point in complete if at in (point.id, point.stamp)]
         if not found and any(at in (point.id, point.stamp) for point in points):
             lacking = next(point for point in points if at in (point.id, point.stamp))

@@ -58,7 +58,7 @@ def plan_restore(wish: Wish, origin: Origin, state: NodeState, seed: bytes) -> R
         config="" if switched else config,
         firewall=texts.get("firewall", "") if whole else "",
         pool=texts.get("pool", "") if whole else "",
-        notes=notes,
+        notes=(*origin.notes, *notes),
     )
 
 

@@ -27,6 +27,7 @@ def plan_elsewhere(wish: Wish, origin: Origin, cluster: Cluster, node: str, more
         wish=wish,
         copy=wish.new != wish.vmid,
         conflicts=tuple(conflicts),
+        notes=origin.notes,
         node=node,
         command=() if conflicts else (*_command(wish, origin), *more),
     )

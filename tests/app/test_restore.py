@@ -449,9 +449,84 @@ def test_what_was_made_while_a_clock_was_wrong_is_not_the_newest_for_years(old: 
         assert prepared(old, WEB, new=300, where=where, at=ahead).plan.origin.point.id == ahead
 
 
-def test_a_target_that_does_not_answer_is_told_and_another_is_taken(old: World) -> None:
-    old.runner.down[TARGET] = "ssh: connect to host backup1.example port 22: Connection refused"
+def put_aside_long_ago(world: World) -> None:
+    """A restore of then put the guest's disks aside; it was backed up since, and is gone now."""
+    world.guest(WEB).running = False
+    restore(world, WEB, replace=WEB, at=world.complete(HERE, WEB)[0])
+    for _ in range(4):
+        world.run()
+        world.write()
+    for name in [name for name in world.source.datasets if "-100-disk" in name and "pzb-aside" not in name]:
+        world.source.drop(name)
+    world.node.remove(WEB)
+
+
+def test_what_was_put_aside_long_ago_is_not_preferred_for_being_near(old: World) -> None:
+    put_aside_long_ago(old)
+    newest = old.complete(TARGET, WEB)[-1]
+    origin = prepared(old, WEB).plan.origin
+    assert (origin.host, origin.point.id) == (TARGET, newest)
+    plan = prepared(old, WEB, where="source").plan
+    (note,) = [note for note in plan.notes if "aside" in note]
+    assert note.startswith("the point lies in what was put aside here: fast/pzb-aside/100/")
+    aside = plan.origin.point
+    named = prepared(old, WEB, at=aside.id).plan.origin
+    assert (named.host, named.point.id) == ("source", aside.id)
+    old.runner.down[TARGET] = "Connection refused"
+    told = prepared(old, WEB).plan
+    assert told.origin.point.id == aside.id
+    assert len(told.notes) == 2, "both that it lies aside, and that a newer one may be where nobody answered"
+
+
+def test_a_target_that_is_behind_is_passed_over(old: World) -> None:
+    """Of equals the nearer one is taken, and the first of the targets."""
+    old.runner.pools["backup2"] = Pools("backup2", old.clock)
+    old.runner.pools["backup2"].pool("tank")
+    old.runner.addresses["backup2.example"] = "backup2"
+    text = old.config.read_text()
+    other = "  backup2: {host: backup2.example, root: tank/backups, keep: {keep-last: 3}}\njobs:\n"
+    old.config.write_text(text.replace("jobs:\n", other).replace("[backup1]", "[backup1, backup2]"))
+    old.run()
     assert prepared(old, WEB, new=300).plan.origin.host == "source"
+    lost(old, WEB)
+    assert prepared(old, WEB).plan.origin.host == TARGET
+    at = datetime.fromtimestamp(old.clock.now, UTC).isoformat()
+    newest = old.complete(TARGET, WEB)[-1]
+    for name in [name for name in old.target.datasets if "vm-100-disk" in name]:
+        snaps = old.target.datasets[name].snaps
+        del snaps[max(snaps, key=lambda one: snaps[one].createtxg)]
+    for options in ({}, {"at": at}):
+        origin = prepared(old, WEB, **options).plan.origin
+        assert (origin.host, origin.point.id) == ("backup2", newest)
+    assert prepared(old, WEB, where=TARGET).plan.origin.point.id == old.complete(TARGET, WEB)[-1] != newest
+
+
+def test_cut_off_while_the_old_disks_go_aside_it_takes_the_same_point_again(old: World) -> None:
+    """It is not on a target yet, and half of it lies aside already."""
+    old.run(Stage.SNAPSHOT)
+    old.guest(WEB).running = False
+    newest = old.complete(HERE, WEB)[-1]
+    old.runner.faults.append(Fault(words=("rename", WEB_DISKS[0]), answer=(1, "cannot rename: out of space")))
+    with pytest.raises(BackupError):
+        restore(old, WEB, replace=WEB)
+    assert [name for name in old.source.datasets if "pzb-aside/100/" in name]
+    old.runner.faults.clear()
+    again = restore(old, WEB, replace=WEB)
+    assert again.plan.origin.point.id == newest
+    assert all(disk.placed for disk in again.plan.disks)
+    no_work_left(old)
+
+
+def test_a_target_that_does_not_answer_is_told_and_another_is_taken(old: World) -> None:
+    assert prepared(old, WEB, new=300).plan.notes == ()
+    old.runner.down[TARGET] = "ssh: connect to host backup1.example port 22: Connection refused"
+    plan = prepared(old, WEB, new=300).plan
+    assert plan.origin.host == "source"
+    (note,) = plan.notes
+    assert note.startswith("backup1 did not answer, and may have a newer point: ")
+    assert "Connection refused" in note
+    point = plan.origin.point.id
+    assert prepared(old, WEB, new=300, at=point).plan.notes == (), "by its name it is the same everywhere"
     with pytest.raises(BackupError, match="Connection refused"):
         prepared(old, WEB, new=300, where=TARGET)
 
