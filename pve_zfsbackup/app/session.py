@@ -18,7 +18,7 @@ from pve_zfsbackup.execute import Executor
 from pve_zfsbackup.host.agent import Agent, ApiAgent, NodeAgent, QmAgent
 from pve_zfsbackup.host.api import Api, Token
 from pve_zfsbackup.host.container import ContainerFreezer
-from pve_zfsbackup.host.guests import is_running, node_name
+from pve_zfsbackup.host.guests import config_bytes, is_running, node_name
 from pve_zfsbackup.host.health import KSTAT
 from pve_zfsbackup.host.hooks import freeze_hook
 from pve_zfsbackup.host.lock import MIGRATION_LOCKS, migration_lock
@@ -83,6 +83,7 @@ class Session(Home):
             markers=markers,
             running=lambda guest: is_running(self.api, guest),
             migration=lambda vmid: migration_lock(vmid, directory=self.migration_locks),
+            unchanged=lambda guest: config_bytes(guest.vmid, guest.kind, self.pve_root, guest.digest),
             hook=freeze_hook(self.runner, self.config.hooks.timeout),
         )
 

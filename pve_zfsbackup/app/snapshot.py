@@ -205,12 +205,12 @@ def _taken(session: Session, found: Inventory, item: Assignment, version: str, *
         try:
             # Before the freeze: only the snapshot belongs inside.
             texts = texts_of(item.guest, session.pve_root, version)
-        except GuestChangedError:
+            window = session.executor.snapshot(step, session.quiescer, _packed(texts), item.freeze_rules)
+        except GuestChangedError:  # nothing was snapshotted yet
             if attempt == ATTEMPTS:
                 raise
             found, item = _anew(session, item.guest)
             continue
-        window = session.executor.snapshot(step, session.quiescer, _packed(texts), item.freeze_rules)
         if not _exchanged(item.guest, texts["conf"], session.pve_root):
             return _told(step, window, time.monotonic() - started, left_out=texts.get("left-out", ""))
         session.executor.discard(step)

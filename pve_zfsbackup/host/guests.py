@@ -208,13 +208,9 @@ def read_config_file(vmid: Vmid, kind: GuestKind, *, digest: str = "", root: Pat
 
     Snapshot sections and pending changes stay out: a restore strips them anyway (pve-facts §i), and they make the
     largest part. Bytes that are not UTF-8 come as surrogate escapes.
-    Raises `GuestMissingError` when the node has no such guest, `PveError` when the file cannot be read or is not
-    the one with this sha1 `digest`.
+    Raises as `config_bytes`, and `PveError` when the firewall file cannot be read.
     """
-    raw = config_bytes(vmid, kind, root)
-    found = hashlib.sha1(raw, usedforsecurity=False).hexdigest()
-    if digest and found != digest:
-        raise GuestChangedError(f"guest {vmid}: its configuration changed since it was read: {found}, before {digest}")
+    raw = config_bytes(vmid, kind, root, digest)
     texts = {"conf": current_section(raw.decode("utf-8", "surrogateescape"))}
     firewall = root / f"firewall/{vmid}.fw"
     try:
@@ -235,21 +231,29 @@ def guest_kind(vmid: Vmid, *, root: Path = Path("/etc/pve")) -> GuestKind:
 
 
 def digest_now(vmid: Vmid, kind: GuestKind, *, root: Path = Path("/etc/pve")) -> str:
-    """Proxmox's digest of the configuration file. Raises as `read_config_file`."""
-    return hashlib.sha1(config_bytes(vmid, kind, root), usedforsecurity=False).hexdigest()
+    """Proxmox's digest of the configuration file. Raises as `config_bytes`."""
+    return _digest(config_bytes(vmid, kind, root))
 
 
-def config_bytes(vmid: Vmid, kind: GuestKind, root: Path) -> bytes:
-    """The guest's configuration file. Raises `GuestMissingError` when it has none, `PveError` when nobody can tell."""
+def _digest(raw: bytes) -> str:
+    return hashlib.sha1(raw, usedforsecurity=False).hexdigest()
+
+
+def config_bytes(vmid: Vmid, kind: GuestKind, root: Path, digest: str = "") -> bytes:
+    """The guest's configuration file. Raises `GuestMissingError` when it has none, `PveError` when nobody can tell, and
+    `GuestChangedError` when it is not the one with this `digest`."""
     path = root / f"{'qemu-server' if kind is GuestKind.VM else 'lxc'}/{vmid}.conf"
     try:
-        return path.read_bytes()
+        raw = path.read_bytes()
     except FileNotFoundError:
         if not os.path.islink(root / "local"):  # an ordinary, empty directory (pve-facts §h)
             raise PveError(f"{root}: is not mounted", hint="is pve-cluster running?") from None
         raise GuestMissingError(f"{path}: does not exist") from None
     except OSError as error:
         raise PveError(f"{path}: cannot be read: {error.strerror}", hint="is pve-cluster running?") from None
+    if digest and (found := _digest(raw)) != digest:
+        raise GuestChangedError(f"guest {vmid}: its configuration changed since it was read: {found}, before {digest}")
+    return raw
 
 
 def current_section(text: str) -> str:

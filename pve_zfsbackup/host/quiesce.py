@@ -71,13 +71,15 @@ class Window:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quiescer:
     """Freezes guests of one node. `agents` can freeze guests of each kind; `markers` is a directory that survives a
-    crash of this process; `running` asks Proxmox anew whether a guest runs; `migration` is Proxmox's lock."""
+    crash of this process; `running` asks Proxmox anew whether a guest runs; `migration` is Proxmox's lock; `unchanged`
+    raises `GuestChangedError` for a guest that is not what it was planned with any more."""
 
     agents: Mapping[GuestKind, Agent]
     watchdog: Watchdog
     markers: Path
     running: Callable[[Guest], bool]
     migration: Callable[[Vmid], AbstractContextManager[None]]
+    unchanged: Callable[[Guest], object]
     hook: Hook
     boot_id: Path = BOOT_ID
     pids: Path = PIDS
@@ -86,9 +88,9 @@ class Quiescer:
     def window(self, step: SnapshotGuest, rules: FreezeRules) -> Iterator[Window]:
         """The guest is frozen inside, when it can be. Nothing but the snapshot belongs inside.
 
-        Raises `GuestBusyError` when Proxmox is moving the guest, `FreezeError` when the policy requires a freeze
-        that did not come about, both before anything was snapshotted, and the thaw's error when the guest does not
-        confirm it: then the watchdog goes on trying.
+        Raises `GuestBusyError` when Proxmox is moving the guest, `GuestChangedError` when it was changed or locked on
+        the way here, `FreezeError` when the policy requires a freeze that did not come about, all before anything was
+        snapshotted, and the thaw's error when the guest does not confirm it: then the watchdog goes on trying.
         """
         if step.freeze:
             with self._hooked(step, rules) as refused, self._freeze(step, rules.limit, refused) as window:
@@ -96,6 +98,7 @@ class Quiescer:
             window.trouble = self._after(step, rules)
             return
         with self.migration(step.guest.vmid):
+            self.unchanged(step.guest)
             if step.guest.hibernated:
                 yield Window(reason=HIBERNATED)
             elif step.guest.running:
@@ -151,6 +154,7 @@ class Quiescer:
     def _freeze(self, step: SnapshotGuest, limit: float, refused: str) -> Iterator[Window]:
         obstacle = refused or self._obstacle(step.guest)
         with self.migration(step.guest.vmid):
+            self.unchanged(step.guest)  # commands and the agent took their time
             if obstacle:
                 yield self._unfrozen(step, obstacle)
             else:

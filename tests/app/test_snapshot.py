@@ -284,6 +284,52 @@ def test_an_unmounted_cluster_file_system_is_told_as_that(world: World) -> None:
     assert any("is not mounted" in text for text in told), told
 
 
+@pytest.mark.parametrize("lock", ["rollback", "backup"])
+@pytest.mark.parametrize(("vmid", "command"), [(WEB, "fsfreeze-status"), (DB, "/bin/pause")])
+def test_a_guest_locked_on_the_way_to_its_freeze_is_not_frozen(
+    world: World, lock: str, vmid: int, command: str
+) -> None:
+    """Commands and the agent take their time, and the point would carry the configuration of before."""
+    job(world, "lock-wait: 0")
+    job(world, "before-freeze: /bin/pause")
+    job(world, "after-thaw: /bin/resume")
+
+    def begin() -> None:
+        path = conf(world, vmid)
+        path.write_text(path.read_text().replace("cores: ", "cores: 1") + f"lock: {lock}\n")
+
+    at(world, {str(vmid), command} if command.startswith("fs") else {f"PZB_VMID={vmid}", command}, begin)
+    report = world.run(Stage.SNAPSHOT, guests=[str(vmid)])
+    (failed,) = report.results
+    assert f"guest is locked ({lock})" in failed.message
+    assert not world.points(HERE, vmid)
+    done = [ran.argv[-1] for ran in world.runner.ran]
+    assert "fsfreeze-freeze" not in done
+    assert "systemd-run" not in [ran.argv[0] for ran in world.runner.ran], "nothing was armed"
+    assert done.count("/bin/pause") == done.count("/bin/resume") == 1
+    assert not list((world.place / "state/frozen").glob("*"))
+
+
+def test_a_guest_that_is_not_frozen_is_looked_at_under_the_lock_as_well(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollback that had the lock until now."""
+    taken: list[Vmid] = []
+
+    @contextmanager
+    def waited_for(vmid: Vmid, *, directory: Path) -> Iterator[None]:
+        if not taken:
+            edit(world, vmid, "description: rolled back\n")
+        taken.append(vmid)
+        yield
+
+    monkeypatch.setattr("pve_zfsbackup.app.session.migration_lock", waited_for)
+    assert world.run(Stage.SNAPSHOT, guests=["200"]).exit_code is ExitCode.OK
+    assert taken == [CT, CT]
+    (snap,) = world.source.datasets["rpool/data/subvol-200-disk-0"].snaps.values()
+    assert unpack_config([snap.props["pve-zfsbackup:conf"]])["conf"] == conf(world, CT).read_text()
+
+
 # -- what is recorded
 
 

@@ -50,6 +50,7 @@ def quiescer(runner: FakeRunner, tmp_path: Path) -> Quiescer:
         markers=tmp_path / "state/frozen",
         running=lambda guest: is_running(PveshApi(runner), guest),
         migration=lambda vmid: migration_lock(vmid, directory=tmp_path / "migrate"),
+        unchanged=lambda guest: None,
         hook=freeze_hook(runner, 60),
     )
 
