@@ -100,18 +100,29 @@ def roll_back(session: Session, plan: Rollback) -> RolledBack:
     guest = plan.guest
     safety = None if plan.begun else _safety_point(session, guest)
     with migration_lock(guest.vmid, directory=session.migration_locks):
-        if is_running(session.api, guest):
-            raise GuestBusyError(f"guest {guest.vmid}: was started meanwhile", hint="stop it, then run this again")
+        _refuse_running(session, guest)
         outdate(session, plan.former)
         _keep_origin(session, plan)
         make_places(session, plan.work, plan.folder, plan.parents)
         _lock(session, guest, locked=True, digest="" if plan.begun else guest.digest)
+        try:
+            _refuse_running(session, guest)  # until it was locked it could be started
+        except GuestBusyError:
+            if not plan.begun:  # otherwise its disks may be of two times: it stays locked
+                _lock(session, guest, locked=False)
+                remove_places(session, plan.work, plan.folder, plan.parents)
+            raise
         notes = [note for disk in plan.disks for note in _cloned(session, plan, disk)]
         for disk in plan.disks:
             _exchanged(session, plan, disk)
         _lock(session, guest, locked=False)
         remove_places(session, plan.work, plan.folder, plan.parents)
     return RolledBack(plan=plan, done=True, safety=safety, notes=tuple(notes))
+
+
+def _refuse_running(session: Session, guest: Guest) -> None:
+    if is_running(session.api, guest):
+        raise GuestBusyError(f"guest {guest.vmid}: was started meanwhile", hint="stop it, then run this again")
 
 
 def _safety_point(session: Session, guest: Guest) -> PointId:

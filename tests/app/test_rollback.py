@@ -10,12 +10,12 @@ from pve_zfsbackup.app.gather import inventory
 from pve_zfsbackup.app.restore import Request, carry_out, prepare
 from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, roll_back, rolling_alone
 from pve_zfsbackup.app.run import Stage
-from pve_zfsbackup.errors import BackupError, ConfigError
+from pve_zfsbackup.errors import BackupError, ConfigError, GuestBusyError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid, decode_props
 from pve_zfsbackup.plan.points import points_of
 from tests.fakes.pools import Clock, Pools
-from tests.fakes.runner import HERE, Killed
+from tests.fakes.runner import HERE, Fault, Killed, Ran
 from tests.fakes.world import CT, DB, TARGET, WEB, World
 
 WEB_DISKS = ("fast/vm-100-disk-0", "rpool/data/vm-100-disk-0")
@@ -171,6 +171,35 @@ def test_a_guest_that_runs_or_is_locked_is_left_alone(old: World) -> None:
         conflict(old, WEB, "100/20200101T000000Z-0000")
     path.write_text(text.replace("scsi1: fast:vm-100-disk-0", "scsi1: fast:vm-100-disk-7"))
     assert conflict(old, WEB, points[1]) == "other-disks"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_started_before_it_is_locked_it_keeps_its_disks(old: World, begun: bool) -> None:
+    """`begun`: a try was cut off between its two disks. Then the lock stays: like this it must not start again."""
+    path, point = old.node.etc / "qemu-server/100.conf", old.complete(HERE, WEB)[0]
+    text = path.read_text()
+    if begun:
+        old.runner.faults = [Fault(words=("zfs", "rename"), nth=3, answer=(1, "dataset is busy"))]
+        with pytest.raises(BackupError, match="busy"):
+            back(old, WEB, point)
+        old.runner.faults.clear()
+        path.write_text(text)  # `qm unlock`
+    disks = {name: ds.guid for name, ds in old.source.datasets.items() if "pzb-restore" not in name}
+
+    def start(ran: Ran) -> None:
+        old.guest(WEB).running |= ran.argv[:2] == ("zfs", "create")
+
+    old.runner.watchers.append(start)
+    with pytest.raises(GuestBusyError, match="was started meanwhile"):
+        back(old, WEB, point)
+    old.runner.watchers.clear()
+    assert {name: ds.guid for name, ds in old.source.datasets.items() if "pzb-restore" not in name} == disks
+    assert ("lock: rollback" in path.read_text()) is begun
+    assert begun or path.read_text() == text
+    assert any("pzb-restore" in name for name in old.source.datasets) is begun
+    old.guest(WEB).running = False
+    assert back(old, WEB, point).done
+    assert path.read_text() == text
 
 
 def test_a_configuration_edited_meanwhile_stops_it(old: World) -> None:
