@@ -21,6 +21,7 @@ from pve_zfsbackup.host.listing import list_host, tuned
 from pve_zfsbackup.host.lock import RESTORE, migration_lock, run_lock
 from pve_zfsbackup.host.quiesce import FreezeRules
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
+from pve_zfsbackup.host.zfs_keys import encryption
 from pve_zfsbackup.model import (
     PROPERTY,
     SOURCE,
@@ -39,7 +40,7 @@ from pve_zfsbackup.model.restore import STAGING
 from pve_zfsbackup.plan.choice import choose_point
 from pve_zfsbackup.plan.guest_config import settings, with_lock, without_lock
 from pve_zfsbackup.plan.points import points_of
-from pve_zfsbackup.plan.rollback import LOCK, Rollback, RollbackDisk, plan_rollback
+from pve_zfsbackup.plan.rollback import LOCK, Rollback, RollbackDisk, plan_rollback, within_roots
 from pve_zfsbackup.plan.snapshot import plan_snapshot
 
 
@@ -75,7 +76,11 @@ def prepare_rollback(session: Session, vmid: Vmid, at: str) -> Rollback:
     if not isinstance(chosen, Point):
         raise ConfigError([f"guest {vmid}: {chosen.message} ({chosen.object})"], hint=chosen.resolve)
     theirs = read_snapshots(session.api, guest)
-    return plan_rollback(guest, chosen, _places(session, guest), found.listing, work, theirs)
+    plan = plan_rollback(guest, chosen, _places(session, guest), found.listing, work, theirs)
+    moving = [disk.dataset for disk in plan.disks if disk.aside]
+    names = sorted({*moving, *(Dataset(name.rpartition("/")[0]) for name in moving)})
+    keys = encryption(session.hosts[SOURCE], names) if names else ()  # without names: all of the host
+    return within_roots(plan, {one.name: one.root for one in keys})
 
 
 def _both(found: Inventory, work: Listing) -> Listing:

@@ -8,8 +8,8 @@ Proxmox's own snapshots of the guest speak of them; meanwhile the guest is locke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pve_zfsbackup.model import Conflict, Dataset, Guest, GuestKind, Guid, Listing, Point, PointId, Snapshot, Volume
 from pve_zfsbackup.model.restore import STAGING
@@ -165,3 +165,31 @@ def _conflicts(
         message = "Proxmox's own replication (pvesr) goes on from a newer snapshot"
         hint = "remove its job (pvesr delete), roll back, and make the job anew"
         yield Conflict(kind="pvesr", object=label, message=message, evidence=tuple(replicated), resolve=hint)
+
+
+def within_roots(plan: Rollback, roots: Mapping[Dataset, Dataset | None]) -> Rollback:
+    """The plan, judged by the encryption roots of its disks and of their storages. A disk can be renamed within its
+    root only, and after `promote` the clone is the root of both: halfway nothing would go on."""
+    return replace(plan, conflicts=(*plan.conflicts, *_bound(plan, roots)))
+
+
+def _bound(plan: Rollback, roots: Mapping[Dataset, Dataset | None]) -> Iterator[Conflict]:
+    vmid, at = plan.guest.vmid, plan.point.stamp
+    for disk in plan.disks:
+        storage = Dataset(disk.dataset.rpartition("/")[0])
+        root, above = roots.get(disk.dataset), roots.get(storage)
+        if root is None or root == above:
+            continue
+        if above and root in (disk.dataset, disk.staging):
+            hint = f"let it use that key, when both are loaded: zfs change-key -i {root}; then run this again"
+        elif root == disk.dataset:
+            hint = f"`restore {vmid} --at {at} --replace {vmid}` makes the guest anew of the point"
+        else:
+            hint = f"`restore {vmid} --at {at} --as VMID` makes another guest of the point"
+        yield Conflict(
+            kind="own-key",
+            object=f"guest {vmid} {disk.key}",
+            message=f"{disk.dataset} does not use the key of its storage: ZFS would not let it be put aside",
+            evidence=(f"encryptionroot {root}; of {storage}: {above or 'not encrypted'}",),
+            resolve=hint,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, roll_back, 
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.errors import BackupError, ConfigError, GuestBusyError
 from pve_zfsbackup.events import Outcome
-from pve_zfsbackup.model import Vmid, decode_props
+from pve_zfsbackup.model import Conflict, Vmid, decode_props
 from pve_zfsbackup.plan.points import points_of
 from tests.fakes.pools import Clock, Pools
 from tests.fakes.runner import HERE, Fault, Killed, Ran
@@ -227,6 +228,54 @@ def test_an_encrypted_disk_stays_what_it_is(old: World) -> None:
     assert (now.crypt, now.key) == ("aes-256-gcm", True)
     report = old.run()
     assert old.results(report, Outcome.FAILED) == []
+
+
+def restored(world: World, **options: Any) -> None:
+    """The database's guest by a restore, which leaves its disk the key it was sent with; the key is loaded since."""
+    with world.session() as session:
+        found = prepare(session, Request(vmid=Vmid(DB), where=TARGET, **options))
+        assert found.plan.conflicts == ()
+        (disk,) = carry_out(session, found).plan.disks
+    made = world.source.datasets[disk.dataset]
+    assert made.keys or made is world.source.encryption_root(made)
+    made.key = True
+    for _ in range(2):
+        world.run(Stage.SNAPSHOT)
+        world.write()
+    world.runner.revive()
+
+
+def refused(world: World, vmid: int) -> Conflict:
+    world.guest(vmid).running = False
+    world.runner.ran.clear()
+    with world.session() as session:
+        plan = prepare_rollback(session, Vmid(vmid), here(world, vmid)[-2])
+    assert not world.runner.changes
+    (found,) = plan.conflicts
+    return found
+
+
+def test_a_disk_with_a_key_of_its_own_is_refused_until_it_uses_that_of_its_storage(old: World) -> None:
+    """After `promote` the clone is the encryption root, out of which the old disk cannot be renamed: the guest stayed
+    locked, halfway."""
+    name = "rpool/crypt/vm-101-disk-0"
+    old.node.remove(DB)
+    old.source.drop(name)
+    restored(old)
+    found = refused(old, DB)
+    assert (found.kind, found.object) == ("own-key", "guest 101 scsi0")
+    assert f"zfs change-key -i {name};" in found.resolve
+    assert found.evidence == (f"encryptionroot {name}; of rpool/crypt: rpool/crypt",)
+    old.source.datasets[name].keys = None  # change-key -i
+    assert back(old, DB, here(old, DB)[-2]).done
+
+
+def test_a_disk_with_a_key_of_its_own_in_a_plain_storage_is_for_a_restore(old: World) -> None:
+    restored(old, new=301, storages={"crypt": "local-zfs"})
+    found = refused(old, 301)
+    assert found.kind == "own-key"
+    assert "--replace 301` makes the guest anew" in found.resolve
+    assert found.evidence == ("encryptionroot rpool/data/vm-301-disk-0; of rpool/data: not encrypted",)
 
 
 def two_points(place: Path, clock: Clock) -> World:
