@@ -161,9 +161,9 @@ class _Adapter(HTTPAdapter):
 
     def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
         timeout = float(self.local.timeout)
-        response = super().send(
-            request, stream=False, timeout=(min(timeout, CONNECT_TIMEOUT), timeout), verify=self._verify
-        )
+        # In total: a slow handshake and a slow answer together take no longer.
+        limits = urllib3.Timeout(total=timeout, connect=min(timeout, CONNECT_TIMEOUT))
+        response = super().send(request, stream=False, timeout=limits, verify=self._verify)  # type: ignore[arg-type]
         text = response.content.decode("utf-8", "replace")
         if response.status_code >= 400:
             raise refusal(response.status_code, *_explain(response.reason or "", text))

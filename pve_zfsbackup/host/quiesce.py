@@ -229,7 +229,7 @@ class Quiescer:
             vmid = Vmid(int(marker.name))
             try:
                 if self._outlived(vmid, marker):
-                    marker.unlink(missing_ok=True)
+                    self._done(vmid, marker)
                     told.append(f"guest {vmid}: was started again since an interrupted run, and is not frozen")
                     continue
                 self.thaw(vmid)

@@ -14,24 +14,33 @@ from pve_zfsbackup.model import GuestKind, Vmid
 
 UNIT: Final = "pve-zfsbackup-thaw"
 BOOTED: Final = Path("/run/systemd/system")  # sd_booted(3)
+UPTIME: Final = Path("/proc/uptime")
+QUEUED: Final = 60.0  # seconds after the first try in which a freeze may still come
 
 
 # `qm guest cmd` prints what the guest's agent refuses, and exits 0 (pve-facts §d): only a number of file systems is a
-# thaw, or Windows' word that it let the writes through long ago (as in `agent.thaw`). sh, because it is there also when
-# this package is being replaced. No `${`: systemd would put its own variables in.
+# thaw, or Windows' word that it let the writes through long ago (as in `agent.thaw`). None were frozen? A freeze that
+# was given up, or whose caller was killed, may wait for one of pvedaemon's workers: before the time in $2 it is no end.
+# sh, because it is there also when this package is being replaced. No `${` and no `%`: systemd has a use for them.
 _THAW: Final = """told=$(qm guest cmd "$1" fsfreeze-thaw) || exit
 case $told in
 *"hold writes"*) ;;
+0) [ "$(cut -d. -f1 /proc/uptime)" -ge "$2" ] || { echo "guest $1 is not frozen yet" >&2; exit 1; } ;;
 "" | *[!0-9]*) echo "guest $1 is not thawed: $told" >&2; exit 1 ;;
 esac"""
 
 
-def thaw_argv(kind: GuestKind, vmid: Vmid) -> tuple[str, ...]:
+def thaw_argv(kind: GuestKind, vmid: Vmid, until: float) -> tuple[str, ...]:
     """The command that thaws a guest of this node, for whoever has no Python at hand. It exits 0 only when the guest
-    said that it is thawed."""
+    said that it is thawed; that nothing was frozen is enough only from `until` on, by `uptime`."""
     if kind is GuestKind.CT:
         return ("lxc-unfreeze", "-n", str(vmid))
-    return ("sh", "-c", _THAW, "sh", str(vmid))
+    return ("sh", "-c", _THAW, "sh", str(vmid), f"{until:.0f}")
+
+
+def uptime() -> float:
+    """Seconds since the boot, as the script reads them: a clock that nobody sets."""
+    return float(UPTIME.read_text("ascii").split()[0])
 
 
 class Watchdog(Protocol):
@@ -45,7 +54,7 @@ class Watchdog(Protocol):
 
 
 class SystemdWatchdog:
-    """A transient timer that runs the thawing command until it succeeds."""
+    """A transient timer that runs the thawing command until it succeeds; `disarm` ends it also between two tries."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -58,7 +67,7 @@ class SystemdWatchdog:
                 f"--description=Thaw guest {vmid} if pve-zfsbackup did not",
                 f"--on-active={after:.0f}s", "--timer-property=AccuracySec=1s",
                 *(f"--property={item}" for item in restart),
-                "--", *thaw_argv(kind, vmid),
+                "--", *thaw_argv(kind, vmid, uptime() + after + QUEUED),
             ),
             timeout=30,
         )  # fmt: skip
@@ -77,7 +86,8 @@ class ChildWatchdog:
 
     def arm(self, kind: GuestKind, vmid: Vmid, token: str, after: float) -> None:
         thawer = (sys.executable, "-I", "-m", "pve_zfsbackup.host.thawer")
-        argv = ("setsid", "--fork", *thawer, str(self._markers / str(vmid)), f"{after:.0f}", *thaw_argv(kind, vmid))
+        thawing = thaw_argv(kind, vmid, uptime() + after + QUEUED)
+        argv = ("setsid", "--fork", *thawer, str(self._markers / str(vmid)), f"{after:.0f}", *thawing)
         self._runner.run(argv, timeout=30)
 
     def disarm(self, vmid: Vmid) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pve_zfsbackup.errors import GivenUpError
+from pve_zfsbackup.host import watchdog
 from pve_zfsbackup.host.pump import Flow
 from pve_zfsbackup.host.runner import DEFAULT_TIMEOUT, Completed, Piped, failure
-from pve_zfsbackup.host.watchdog import thaw_argv
 from pve_zfsbackup.model import GuestKind, Vmid
 from tests.fakes.node import FakeNode
 from tests.fakes.pools import Pools, no, ok
@@ -121,10 +121,12 @@ class FakeRunner:
 
     def _thawing(self, argv: tuple[str, ...]) -> int:
         """What the script of `watchdog.thaw_argv` makes of qm's answer; tests/host/test_watchdog.py runs it with sh."""
-        assert argv == thaw_argv(GuestKind.VM, Vmid(int(argv[-1])))
-        done = self.node.qm(("qm", "guest", "cmd", argv[-1], "fsfreeze-thaw"))
+        vmid, until = argv[-2:]
+        assert argv == watchdog.thaw_argv(GuestKind.VM, Vmid(int(vmid)), float(until))
+        done = self.node.qm(("qm", "guest", "cmd", vmid, "fsfreeze-thaw"))
         told = done.stdout.strip()
-        return done.returncode or int(not (told.isdecimal() or "hold writes" in told))
+        early = told == "0" and watchdog.uptime() < float(until)
+        return done.returncode or int(early or not (told.isdecimal() or "hold writes" in told))
 
     # -- Runner
 

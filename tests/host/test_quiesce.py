@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pve_zfsbackup.errors import CommandTimeoutError, FreezeError, GuestBusyError, PveError
+from pve_zfsbackup.errors import (
+    CommandTimeoutError,
+    FreezeError,
+    GuestBusyError,
+    PveError,
+    PveUnreachableError,
+)
+from pve_zfsbackup.host import watchdog
 from pve_zfsbackup.host.agent import ApiAgent, NodeAgent, QmAgent
 from pve_zfsbackup.host.api import refusal
 from pve_zfsbackup.host.container import ContainerFreezer
@@ -108,13 +115,16 @@ def test_armed_before_the_freeze_and_disarmed_after_the_thaw(
     assert not runner.timers
 
 
-def test_the_watchdog_is_a_timer_that_retries(quiescer: Quiescer, runner: FakeRunner) -> None:
+def test_the_watchdog_is_a_timer_that_retries(
+    quiescer: Quiescer, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "uptime", lambda: 1000.0)
     through(quiescer, step())
     argv = next(ran.argv for ran in runner.ran if ran.argv[0] == "systemd-run")
     assert "--unit=pve-zfsbackup-thaw-100-ab12" in argv
     assert "--on-active=20s" in argv
     assert "--property=Restart=on-failure" in argv
-    assert argv[argv.index("--") + 1 :] == thaw_argv(GuestKind.VM, Vmid(100))
+    assert argv[argv.index("--") + 1 :] == thaw_argv(GuestKind.VM, Vmid(100), 1000 + 20 + 60)
     stop = next(ran.argv for ran in runner.ran if ran.argv[0] == "systemctl")
     assert stop == ("systemctl", "stop", "pve-zfsbackup-thaw-100-*.timer", "pve-zfsbackup-thaw-100-*.service")
 
@@ -301,6 +311,33 @@ def test_the_watchdog_does_not_take_the_guests_error_for_a_thaw(
     assert not guest.frozen
 
 
+@pytest.mark.parametrize("comes", [True, False])
+def test_the_watchdog_waits_for_a_freeze_that_is_still_queued(
+    quiescer: Quiescer, runner: FakeRunner, guest: GuestState, monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    """Behind pvedaemon's workers, given up by us: until one of them gets to it, a thaw finds nothing frozen."""
+
+    class Queued(QmAgent):
+        def call(self, vmid: Vmid, command: str, timeout: float) -> object:
+            if command == "fsfreeze-freeze":
+                raise PveUnreachableError("no answer in time")
+            return super().call(vmid, command, timeout)
+
+    now = watchdog.uptime()
+    monkeypatch.setattr(watchdog, "uptime", lambda: now)
+    window = through(replace(quiescer, agents={GuestKind.VM: Queued(runner)}), step())
+    assert window.label == "crash-consistent: freezing was given up: no answer in time"
+    assert marker(quiescer).exists()
+    now += 20
+    runner.fire_timers()
+    assert runner.timers, "systemd runs it again"
+    guest.frozen = comes
+    now += 59 if comes else 61
+    runner.fire_timers()
+    assert not guest.frozen
+    assert not runner.timers, "it ends by itself"
+
+
 def test_what_goes_wrong_inside_still_thaws(quiescer: Quiescer, guest: GuestState) -> None:
     with pytest.raises(ZeroDivisionError):
         through(quiescer, step(), lambda: 1 // 0)
@@ -445,6 +482,7 @@ def test_somebody_elses_freeze_is_not_ended_for_a_marker_of_a_former_life(
     monkeypatch.setattr(time, "sleep", meanwhile)
     assert life.sweep() == ["guest 100: was started again since an interrupted run, and is not frozen"]
     assert "thaw" not in words(runner)
+    assert words(runner)[-1] == "disarm", "nor by a watchdog that waits for a freeze to come"
     assert not marker(quiescer).exists()
 
 

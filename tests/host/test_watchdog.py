@@ -12,7 +12,7 @@ import pytest
 from pve_zfsbackup.errors import CommandError
 from pve_zfsbackup.host.runner import ENVIRONMENT, ProcessRunner
 from pve_zfsbackup.host.thawer import watch
-from pve_zfsbackup.host.watchdog import ChildWatchdog, thaw_argv
+from pve_zfsbackup.host.watchdog import ChildWatchdog, thaw_argv, uptime
 from pve_zfsbackup.model import GuestKind, Vmid
 from tests.fakes.pools import ok
 
@@ -34,7 +34,7 @@ def thaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program = tmp_path / "fake-qm"
     program.write_text(f"#!/bin/sh\n[ -e {tmp_path}/works ] || {{ touch {tmp_path}/tried; exit 1; }}\ntouch {trace}\n")
     program.chmod(0o755)
-    monkeypatch.setattr("pve_zfsbackup.host.watchdog.thaw_argv", lambda kind, vmid: (str(program),))
+    monkeypatch.setattr("pve_zfsbackup.host.watchdog.thaw_argv", lambda kind, vmid, until: (str(program),))
     monkeypatch.setattr(sys, "executable", _interpreter(tmp_path))
     return trace
 
@@ -157,11 +157,13 @@ def qm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "answers"
 
 
+PAST, FUTURE = 0.0, 4e9
+
+
 @pytest.mark.parametrize(
     ("told", "thawed"),
     [
         ("2", True),
-        ("0", True),  # somebody else was faster
         ('{"error":{"class":"GenericError","desc":"couldn\'t hold writes: fsfreeze is limited to 10 seconds"}}', True),
         ('{"error":{"class":"GenericError","desc":"failed to thaw: 5"}}', False),
         ('{"error":{"class":"CommandNotFound","desc":"$(touch /tmp/x) has been disabled"}}', False),
@@ -175,30 +177,50 @@ def qm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_only_a_count_is_a_thaw(qm: Path, told: str, thawed: bool) -> None:
     """A guest's error is printed, and qm exits 0 (pve-facts §d)."""
     qm.write_text(f"{told}\n")
-    done = ProcessRunner().run(thaw_argv(GuestKind.VM, VM), check=False)
+    done = ProcessRunner().run(thaw_argv(GuestKind.VM, VM, FUTURE), check=False)
     assert (done.returncode == 0) is thawed
     assert (qm.parent / "asked").read_text() == "guest cmd 100 fsfreeze-thaw\n"
     assert thawed or done.stderr == f"guest 100 is not thawed: {told}\n"
 
 
+@pytest.mark.parametrize(
+    ("until", "status", "said"), [(PAST, 0, ""), (FUTURE, 1, "guest 100 is not frozen yet\n")]
+)
 @pytest.mark.processes
-def test_the_process_goes_on_after_the_guests_error(
+def test_that_nothing_was_frozen_is_no_end_while_a_freeze_may_be_queued(
+    qm: Path, until: float, status: int, said: str
+) -> None:
+    qm.write_text("0\n")
+    done = ProcessRunner().run(thaw_argv(GuestKind.VM, VM, until), check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+
+
+@pytest.mark.processes
+def test_the_script_and_the_one_who_arms_go_by_the_same_clock(qm: Path) -> None:
+    qm.write_text("0\n0\n")
+    ends = [ProcessRunner().run(thaw_argv(GuestKind.VM, VM, uptime() + more), check=False) for more in (-1, 300)]
+    assert [end.returncode for end in ends] == [0, 1]
+
+
+@pytest.mark.processes
+def test_the_process_goes_on_after_the_guests_error_and_while_nothing_is_frozen(
     tmp_path: Path, qm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pve_zfsbackup.host.thawer.PAUSE", 0)
     (tmp_path / "100").touch()
-    qm.write_text('{"error":{"class":"GenericError","desc":"busy"}}\n{"error":{"desc":"busy"}}\n2\n')
-    assert watch(ProcessRunner(), tmp_path / "100", 0, thaw_argv(GuestKind.VM, VM))
-    assert (tmp_path / "asked").read_text() == "guest cmd 100 fsfreeze-thaw\n" * 3
+    qm.write_text('{"error":{"class":"GenericError","desc":"busy"}}\n{"error":{"desc":"busy"}}\n0\n0\n2\n')
+    assert watch(ProcessRunner(), tmp_path / "100", 0, thaw_argv(GuestKind.VM, VM, FUTURE))
+    assert (tmp_path / "asked").read_text() == "guest cmd 100 fsfreeze-thaw\n" * 5
 
 
 def test_nothing_of_the_script_is_systemds() -> None:
-    """`${…}` and `$$` in what a unit runs are replaced before sh sees them (systemd.service(5), Command lines)."""
-    _, _, script, *words = thaw_argv(GuestKind.VM, VM)
-    assert words == ["sh", "100"]
-    assert "${" not in script
-    assert "$$" not in script
+    """`${…}` and `$$` in what a unit runs are replaced before sh sees them (systemd.service(5), Command lines), and
+    `%` begins a specifier where systemd writes the unit down."""
+    _, _, script, *words = thaw_argv(GuestKind.VM, VM, 1234.5)
+    assert words == ["sh", "100", "1234"]
+    for special in ("${", "$$", "%"):
+        assert special not in script
 
 
 def test_a_container_is_thawed_by_lxc_whose_exit_status_counts() -> None:
-    assert thaw_argv(GuestKind.CT, Vmid(200)) == ("lxc-unfreeze", "-n", "200")
+    assert thaw_argv(GuestKind.CT, Vmid(200), FUTURE) == ("lxc-unfreeze", "-n", "200")

@@ -131,6 +131,7 @@ class Replay:
     connections: int = 0
     silent: bool = False  # accepts and never answers, as pveproxy whose workers cannot start
     latency: float = 0.0  # seconds before each answer
+    handshake: float = 0.0  # seconds before it
     rude: int = 0  # so many connections are closed before the handshake, as by a worker that is being replaced
     drop_after: int = 0  # close each connection, without a word, after so many answers
 
@@ -195,6 +196,7 @@ class Replay:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:
+            self._stopping.wait(self.handshake)
             try:
                 with self._context.wrap_socket(connection, server_side=True) as tls, tls.makefile("rb") as stream:
                     served = 0

@@ -300,6 +300,14 @@ def test_time_out_of_one_call(replay: Replay, api: HttpsApi) -> None:
     assert time.monotonic() - begin < 3
 
 
+def test_a_time_out_is_for_the_handshake_and_the_answer_together(replay: Replay, api: HttpsApi) -> None:
+    replay.handshake, replay.silent = 1.8, True
+    begin = time.monotonic()
+    with pytest.raises(PveUnreachableError):
+        api.request("POST", "/x", timeout=2.0)
+    assert time.monotonic() - begin < 3.4
+
+
 def test_nobody_listens(certificates: Certificates) -> None:
     api = HttpsApi("https://127.0.0.1:1", TOKEN, ca_file=certificates.ca)
     with api, pytest.raises(PveUnreachableError, match="refused") as caught:
