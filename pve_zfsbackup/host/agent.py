@@ -40,6 +40,8 @@ _STOPPED: Final = re.compile(r"(VM|CT) \d+ (is )?not running")
 # Windows' VSS holds writes for about 10 s; told at the thaw, when it is too late (reliability §2).
 _NOT_HELD: Final = re.compile(r"hold writes")
 
+LET_GO: Final = "frozen at the thaw: somebody else may have thawed the guest before the snapshot"
+
 
 class Agent(Protocol):
     """A way to the guest agents of one node."""
@@ -119,8 +121,23 @@ class NodeAgent:
 class Thawed:
     """A guest that certainly is not frozen any more. `broken` says when it was not frozen all the time before."""
 
-    count: int  # file systems
+    count: int  # file systems that it found frozen
     broken: str = ""
+
+    def doubt(self, frozen: int) -> str:
+        """What speaks against a freeze of so many file systems having lasted until the thaw; empty when nothing does.
+        Not known is not proven.
+
+        The thaw itself tells: qemu-ga counts what it let go as it counted what it froze. Asking before would let the
+        guest stand still for one call longer, and leave the time between unproven.
+        """
+        if not frozen:
+            return "the guest agent found nothing to freeze"
+        if self.broken or self.count >= frozen:
+            return self.broken
+        # PVE 8 thaws without asking whose freeze it was (pve-facts §d).
+        left = f"only {self.count} of {frozen} file systems were still" if self.count else "nothing was still"
+        return f"{left} {LET_GO}"
 
 
 def ping(agent: Agent, vmid: Vmid, *, timeout: float = TIMEOUT) -> None:

@@ -32,7 +32,6 @@ WATCHDOG_LIMIT: Final = 28.0  # and at most: no guest stands still for 30 s (tim
 OTHERS_FREEZE: Final = 30.0  # seconds that a freeze of somebody else may last
 LABEL_LIMIT: Final = 400  # characters
 UNPROVEN: Final = "the run was cut off before more was proven"
-LET_GO: Final = "nothing was frozen any more at the thaw: somebody else may have thawed the guest before the snapshot"
 HIBERNATED: Final = "guest is hibernated: what it had in memory is not part of the point"
 
 
@@ -199,8 +198,8 @@ class Quiescer:
             # marker and watchdog stay, and thaw once more. No queue stands before a container.
             if certain or thawed.count or kind is GuestKind.CT:
                 self._done(vmid, marker)
-        if held and (broken := _broken(frozen, thawed)):
-            window.reason = broken
+        if held and (doubt := thawed.doubt(frozen)):
+            window.reason = doubt
         elif held:
             best = Consistency.QUIESCED if kind is GuestKind.VM else Consistency.FROZEN
             window.consistency, window.reason = best, ""
@@ -280,17 +279,3 @@ class Quiescer:
     def _done(self, vmid: Vmid, marker: Path) -> None:
         self.watchdog.disarm(vmid)
         marker.unlink(missing_ok=True)
-
-
-def _broken(frozen: int, thawed: guest_agent.Thawed) -> str:
-    """What speaks against the freeze having lasted until the thaw; empty when nothing does. Not known is not proven.
-
-    The thaw itself tells: it counts the file systems that it found frozen. Asking before would let the guest stand
-    still for one call longer, and leave the time between unproven.
-    """
-    if not frozen:
-        return "the guest agent found nothing to freeze"
-    if thawed.broken or thawed.count:
-        return thawed.broken
-    # PVE 8 thaws without asking whose freeze it was (pve-facts §d).
-    return LET_GO

@@ -17,14 +17,14 @@ from pve_zfsbackup.errors import (
     PveUnreachableError,
 )
 from pve_zfsbackup.host import watchdog
-from pve_zfsbackup.host.agent import ApiAgent, NodeAgent, QmAgent
+from pve_zfsbackup.host.agent import LET_GO, ApiAgent, NodeAgent, QmAgent
 from pve_zfsbackup.host.api import refusal
 from pve_zfsbackup.host.container import ContainerFreezer
 from pve_zfsbackup.host.guests import is_running
 from pve_zfsbackup.host.hooks import freeze_hook
 from pve_zfsbackup.host.lock import migration_lock
 from pve_zfsbackup.host.pvesh import PveshApi
-from pve_zfsbackup.host.quiesce import LET_GO, FreezeRules, Quiescer, Window
+from pve_zfsbackup.host.quiesce import FreezeRules, Quiescer, Window
 from pve_zfsbackup.host.watchdog import SystemdWatchdog, thaw_argv
 from pve_zfsbackup.model import Consistency, Guest, GuestKind, PointId, Quiesce, SnapshotGuest, Vmid
 from tests.fakes.node import FakeNode, GuestState
@@ -142,7 +142,7 @@ def test_a_snapshot_that_takes_too_long_loses_the_freeze_and_says_so(
     quiescer: Quiescer, runner: FakeRunner, guest: GuestState
 ) -> None:
     window = through(quiescer, step(), runner.fire_timers)
-    assert window.label == f"crash-consistent: {LET_GO}"
+    assert window.label == f"crash-consistent: nothing was still {LET_GO}"
     assert not guest.frozen
 
 
@@ -208,7 +208,23 @@ def test_somebody_elses_freeze_is_not_ours_to_thaw(quiescer: Quiescer, runner: F
 
 def test_a_guest_thawed_by_somebody_else_is_not_called_quiesced(quiescer: Quiescer, guest: GuestState) -> None:
     window = through(quiescer, step(), lambda: setattr(guest, "frozen", False))
-    assert window.label == f"crash-consistent: {LET_GO}"
+    assert window.label == f"crash-consistent: nothing was still {LET_GO}"
+
+
+@pytest.mark.parametrize(
+    ("left", "label"),
+    [
+        (1, f"crash-consistent: only 1 of 3 file systems were still {LET_GO}"),
+        (3, "quiesced"),
+        (4, "quiesced"),
+    ],
+)
+def test_file_systems_that_somebody_else_thawed_are_missed(
+    quiescer: Quiescer, guest: GuestState, left: int, label: str
+) -> None:
+    """qemu-ga counts in both the file systems that were frozen and let go. More than were ours were frozen twice."""
+    guest.filesystems = 3
+    assert through(quiescer, step(), lambda: setattr(guest, "filesystems", left)).label == label
 
 
 def test_an_agent_that_hangs_in_the_window_is_judged_by_its_thaw(
@@ -236,7 +252,7 @@ def test_a_thaw_whose_answer_was_lost_proves_nothing(quiescer: Quiescer, runner:
             raise CommandTimeoutError("qm: no end after 15 s")
 
     runner.watchers.append(lost)
-    assert through(quiescer, step()).label == f"crash-consistent: {LET_GO}"
+    assert through(quiescer, step()).label == f"crash-consistent: nothing was still {LET_GO}"
     assert not marker(quiescer).exists()
 
 
@@ -614,7 +630,7 @@ def test_a_container_stands_still_for_its_snapshot(quiescer: Quiescer, runner: F
 
 def test_a_container_that_somebody_let_go_is_not_called_frozen(quiescer: Quiescer, ct: GuestState) -> None:
     window = through(quiescer, container(), lambda: setattr(ct, "frozen", False))
-    assert window.label == f"crash-consistent: {LET_GO}"
+    assert window.label == f"crash-consistent: nothing was still {LET_GO}"
 
 
 def test_a_container_that_somebody_froze_stays_frozen(quiescer: Quiescer, runner: FakeRunner, ct: GuestState) -> None:
