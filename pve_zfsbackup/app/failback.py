@@ -46,15 +46,27 @@ class Given:
     full: int = 0
     notes: tuple[str, ...] = ()
     started: bool = False
+    error: str = ""  # why it was not started
 
 
 def failback(way: Way, *, start: bool = False) -> Given:
     """Bring it home. Raises what went wrong: run again, it goes on from there."""
+    moved, notes = (0, ("it was at home",)) if way.home else _travel(way)
+    full = _full(way)  # after the role there is nothing left to ask: a repetition would be refused
+    if not way.home:
+        _hand_over(way)
+    _tidy(way)
+    error = _start(way) if start else ""
+    if not error:  # last of all: as long as there is one, a repetition knows that something is left (`Way.home`)
+        _forget(way, way.session, [disk.here for disk in way.plan.disks])
+    return Given(
+        plan=way.plan, done=True, moved=moved, full=full, notes=notes, started=start and not error, error=error
+    )
+
+
+def _travel(way: Way) -> tuple[int, tuple[str, ...]]:
+    """What it wrote goes home, and its disks there change places. Returns bytes moved, and remarks."""
     session, there, plan, guest = way.session, way.there, way.plan, way.guest
-    if way.home:
-        full = _full(way)
-        _tidy(way)
-        return Given(plan=plan, done=True, full=full, notes=("it was at home; what had served the way is gone now",))
     make_places(there, plan.work, plan.folder, plan.parents)
     moved = _bring(way) if is_running(session.api, guest) else 0  # the most of it, while the guest works on
     _shut_down(session, guest)
@@ -69,11 +81,18 @@ def failback(way: Way, *, start: bool = False) -> Given:
         (tool(guest), "set", str(guest.vmid), "--onboot", "0"),
         "it would start here again at the next boot",
     )
-    full = _full(way)  # after the role there is nothing left to ask: a repetition would be refused
-    _hand_over(way)
-    if start:
-        host.run((tool(guest), "start", str(guest.vmid)), timeout=600)
-    return Given(plan=plan, done=True, moved=moved, full=full, notes=(*plan.notes, *notes), started=start)
+    return moved, (*plan.notes, *notes)
+
+
+def _start(way: Way) -> str:
+    """Start it there, where it does not run yet. Returns why it did not start: it is at home all the same."""
+    host = way.there.hosts[SOURCE]
+    try:
+        if not look_there(host, way.guest, may_run=True):
+            host.run((tool(way.guest), "start", str(way.guest.vmid)), timeout=600)
+    except CommandError as error:
+        return f"does not start on {host.name}: {error.message}"
+    return ""
 
 
 def _full(way: Way) -> int:
@@ -207,30 +226,29 @@ def _exchange(way: Way, disk: Return) -> str:
 
 
 def _hand_over(way: Way) -> None:
-    """The marks go last of all; then what was only made for this."""
+    """The marks, when all is proven to be there."""
     for disk in way.plan.disks:
         if not _home(way, disk):
             raise VerificationError(f"{disk.name} on the source is not what was sent: the role stays here")
     _refuse_running(way.session, way.guest)
     for name in way.taken.datasets:
         zfs.zfs(way.session.hosts[SOURCE], "inherit", FAILOVER, name)
-    _tidy(way)
 
 
 def _tidy(way: Way) -> None:
-    """Holds and snapshots that a failover and a failback make for themselves. Those of the disks here go last: as long
-    as there is one, a repetition knows that something is left (`Way.home`)."""
-    here, there = way.session.hosts[SOURCE], way.there.hosts[SOURCE]
+    """Holds that a failover made for itself, and what a failback made on the source."""
     replicas = replicas_of(points_of(way.replicas, way.guest.vmid))
     held = [s for name in replicas for s in way.replicas.volumes[name].snapshots if s.userrefs]
     copies = [s for d in way.plan.disks if (v := look(way.session, d.here)) for s in v.snapshots if s.userrefs]
-    zfs.release(here, HOLD, [*held, *copies])
-    for host, names, session in (
-        (there, [disk.name for disk in way.plan.disks], way.there),
-        (here, [disk.here for disk in way.plan.disks], way.session),
-    ):
-        for name in names:
-            volume = look(session, name)
-            mine = [s for s in volume.snapshots if s.name.startswith(PREFIX) and not s.clones] if volume else []
-            # Ours by their name and by where they are; `destroy` looks at the guid again.
-            destroying.destroy(host, [replace(s, point=PointId(f"{way.guest.vmid}/failback")) for s in mine])
+    zfs.release(way.session.hosts[SOURCE], HOLD, [*held, *copies])
+    _forget(way, way.there, [disk.name for disk in way.plan.disks])
+
+
+def _forget(way: Way, session: Session, names: Sequence[Dataset]) -> None:
+    """The snapshots that a failback made of these."""
+    for name in names:
+        volume = look(session, name)
+        mine = [s for s in volume.snapshots if s.name.startswith(PREFIX) and not s.clones] if volume else []
+        # Ours by their name and by where they are; `destroy` looks at the guid again.
+        mine = [replace(s, point=PointId(f"{way.guest.vmid}/failback")) for s in mine]
+        destroying.destroy(session.hosts[SOURCE], mine)

@@ -106,7 +106,7 @@ def failback_command(
         terminal.print_json(failback_json(done))
     else:
         _say(failback_lines(done))
-    return ExitCode.FAILED if done.plan.conflicts else ExitCode.OK
+    return ExitCode.FAILED if done.plan.conflicts else ExitCode.PARTIAL if done.error else ExitCode.OK
 
 
 def _fenced(question: Question, *, quiet: bool) -> Question:

@@ -144,6 +144,8 @@ def failback_lines(done: Given) -> Iterator[str]:
     if done.done:
         yield f"{size(done.moved)} were sent; the disks have {size(done.full)}"
         yield f"guest {plan.vmid} {'runs' if done.started else 'can be started'} on the source, and is replicated again"
+        if done.error:
+            yield f"guest {plan.vmid} {done.error}; the same command tries again"
         yield "the copy here is stopped and stays: remove it when all is well"
     yield from done.notes or plan.notes
 
@@ -155,6 +157,7 @@ def failback_json(done: Given) -> dict[str, Any]:
         "vmid": plan.vmid,
         "done": done.done,
         "started": done.started,
+        "error": done.error,
         "bytes": done.moved,
         "size": done.full,
         "disks": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,8 @@ from pve_zfsbackup.app.failback import Given, failback
 from pve_zfsbackup.app.failback_way import prepare, source_host
 from pve_zfsbackup.app.restore import restoring_alone
 from pve_zfsbackup.app.run import Stage
-from pve_zfsbackup.errors import BackupError, RoleError, VerificationError
+from pve_zfsbackup.cli import roles
+from pve_zfsbackup.errors import BackupError, ExitCode, RoleError, VerificationError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid
 from pve_zfsbackup.plan.failback import Failback
@@ -106,6 +108,46 @@ def test_the_role_is_handed_back_and_replication_goes_on_from_the_same_base(seco
     assert sends
     assert all({"-i", "-I"} & set(argv) for argv in sends), sends
     assert world.complete(TARGET, WEB)[-1] == world.complete(HERE, WEB)[-1]
+
+
+def test_where_it_does_not_start_the_same_command_tries_again(second: Second) -> None:
+    away(second)
+    second.runner.faults = [Fault(words=("qm", "start", str(WEB)), answer=(255, "no memory")) for _ in range(2)]
+    for tries in range(2):
+        done = give(second, start=True)
+        assert (done.done, done.started) == (True, False), tries
+        assert done.error.startswith("does not start on pve1.example: ")
+        assert "no memory" in done.error
+        assert "the same command tries again" in "\n".join(failback_lines(done))
+        assert failback_json(done)["error"] == done.error
+        assert not marked(second, WEB), "it is at home all the same"
+    assert {name.partition("@")[0] for name in traces(second)} == set(MINE[WEB].values()), "on the copy alone"
+    assert give(second, start=True).started
+    assert second.first.guest(WEB).running
+    assert traces(second) == []
+
+
+def test_a_guest_that_does_not_start_is_a_failure_in_part(
+    second: Second, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away(second)
+    second.runner.faults = [Fault(words=("qm", "start", str(WEB)), answer=(255, "no memory"))]
+    monkeypatch.setattr(roles, "session_of", lambda path, emit: second.session())
+    given = {"vmid": WEB, "root": "", "source": "", "start": True, "dry_run": False, "config_path": second.config}
+    call = functools.partial(roles.failback_command.callback, **given, as_json=False, verbose=False)
+    assert call() == ExitCode.PARTIAL
+    assert "guest 100 does not start on pve1.example: " in capsys.readouterr().out
+    assert call() == ExitCode.OK
+
+
+def test_repeated_where_it_was_started_by_hand_it_only_cleans_up(second: Second) -> None:
+    away(second)
+    second.runner.faults = [Fault(words=("qm", "start", str(WEB)), again=True, answer=(255, "no memory"))]
+    assert give(second, start=True).error
+    second.first.guest(WEB).running = True
+    done = give(second, start=True)
+    assert (done.started, done.error) == (True, "")
+    assert traces(second) == []
 
 
 def test_most_travels_while_the_guest_runs_and_the_rest_after_it_stopped(second: Second) -> None:
