@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pve_zfsbackup.app.failback_way import Way, look_there, tool
+from pve_zfsbackup.app.failback_way import Way, look_there
 from pve_zfsbackup.app.meter import Meter
 from pve_zfsbackup.app.restore_disks import apply_props, make_places, remove_places
 from pve_zfsbackup.app.restore_receive import look
@@ -30,7 +30,7 @@ from pve_zfsbackup.model import (
     Send,
     Volume,
 )
-from pve_zfsbackup.plan.failback import PREFIX, Failback, Return
+from pve_zfsbackup.plan.failback import PREFIX, Failback, Return, tool
 from pve_zfsbackup.plan.failover import HOLD, replicas_of
 from pve_zfsbackup.plan.points import points_of
 from pve_zfsbackup.plan.takeover import FAILOVER

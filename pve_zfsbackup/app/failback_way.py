@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from pve_zfsbackup.app.failover import list_replicas, root_of
 from pve_zfsbackup.app.gather import inventory
@@ -17,9 +17,9 @@ from pve_zfsbackup.host.guests import storages_of
 from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.rows import SOURCE_COLUMNS
 from pve_zfsbackup.host.ssh import Destination, Host, connected
-from pve_zfsbackup.model import SOURCE, Dataset, Guest, GuestKind, Listing, Vmid
+from pve_zfsbackup.model import SOURCE, Dataset, Guest, Listing, Vmid
 from pve_zfsbackup.model.restore import ASIDE, STAGING
-from pve_zfsbackup.plan.failback import PREFIX, Failback, There, plan_failback
+from pve_zfsbackup.plan.failback import PREFIX, Failback, There, plan_failback, tool
 from pve_zfsbackup.plan.guest_config import settings
 from pve_zfsbackup.plan.takeover import Takeover, takeovers
 
@@ -117,20 +117,34 @@ def look_there(host: Host, guest: Guest, *, may_run: bool = False) -> bool:
 
 def _there(host: Host, guest: Guest, *, may_run: bool) -> There:
     look_there(host, guest, may_run=may_run)
-    storages = storages_of(json.loads(host.run(("pvesh", "get", "/storage", "--output-format", "json")).stdout))
+    storages = storages_of(_told(host, "/storage"))
     pools = sorted({Dataset(storage.pool) for storage in storages.values() if storage.pool})
     listing = list_host(host, pools, depth=DEPTH, columns=SOURCE_COLUMNS)
     work = list_host(
         host, [Dataset(f"{pool}/{name}") for pool in pools for name in (STAGING, ASIDE)], columns=SOURCE_COLUMNS
     )
     everything = replace(listing, volumes={**listing.volumes, **work.volumes})
-    return There(config=_config(host, guest), storages=storages, listing=everything)
+    return There(
+        config=_config(host, guest), storages=storages, listing=everything, snapshots=_snapshots(host, guest)
+    )
+
+
+def _snapshots(host: Host, guest: Guest) -> tuple[str, ...]:
+    """Names of Proxmox's own snapshots of the guest there."""
+    everyone = _told(host, "/cluster/resources", "--type", "vm")
+    nodes = (str(entry["node"]) for entry in everyone if int(entry.get("vmid") or 0) == guest.vmid)
+    node = next(nodes, "localhost")  # what pvesh takes for the node it runs on
+    told = _told(host, f"/nodes/{node}/{guest.kind}/{guest.vmid}/snapshot")
+    return tuple(str(entry["name"]) for entry in told if entry["name"] != "current")
+
+
+def _told(host: Host, path: str, *options: str) -> list[Mapping[str, Any]]:
+    """What the API of a host's Proxmox answers."""
+    done = host.run(("pvesh", "get", path, *options, "--output-format", "json"))
+    told: list[Mapping[str, Any]] = json.loads(done.stdout)
+    return told
 
 
 def _config(host: Host, guest: Guest) -> dict[str, str]:
     """The guest's configuration as a host's Proxmox tells it, what waits for the next start included."""
     return settings(host.run((tool(guest), "config", str(guest.vmid))).stdout)
-
-
-def tool(guest: Guest) -> str:
-    return "qm" if guest.kind is GuestKind.VM else "pct"

@@ -101,6 +101,8 @@ def failback_command(
         way = prepare(session, host, Vmid(vmid), root)
         done = Given(plan=way.plan)
         if not dry_run and not way.plan.conflicts:
+            for note in () if as_json else way.plan.notes:  # told before: it can still be ended, and nothing was moved
+                terminal.note(printable(note))
             done = failback(way, start=start)
     if as_json:
         terminal.print_json(failback_json(done))

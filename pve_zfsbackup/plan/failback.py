@@ -61,11 +61,13 @@ class Failback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class There:
-    """The source: what the guest's configuration says there, the storages, and their datasets with what lies below."""
+    """The source: what the guest's configuration says there, the storages, their datasets with what lies below, and
+    names of Proxmox's own snapshots of the guest."""
 
     config: Mapping[str, str]
     storages: Mapping[str, Storage]
     listing: Listing
+    snapshots: tuple[str, ...] = ()
 
 
 def plan_failback(
@@ -95,6 +97,7 @@ def plan_failback(
         message = f"has no disk that was made of point {taken.point}"
         conflicts.append(Conflict(kind="no-disk", object=f"guest {guest.vmid}", message=message))
     notes += _changed(guest.kind, config, there.config, {disk.key for disk in disks})
+    notes += _parted(guest, disks, here, replicas, there)
     pools = {Dataset(disk.name.rpartition("/")[0]) for disk in disks}
     return Failback(
         vmid=guest.vmid,
@@ -108,15 +111,15 @@ def plan_failback(
 
 def _added(guest: Guest, disk: Disk, taken: Takeover) -> Conflict:
     """Left behind it would be missed at home, and nobody would know: so a person decides."""
-    tool, what = "qm" if guest.kind is GuestKind.VM else "pct", disk.dataset or disk.volid
+    what = disk.dataset or disk.volid
     if disk.lost:
         message, hint = disk.reason, "it cannot go home before it is seen here again"
     else:
         message = "was not made of the point that was taken over: it has no place on the source, and would stay behind"
         hint = (
             f"to take it along: shut the guest down, copy {what} to a storage there (zfs send | zfs receive, under a "
-            f"free name of guest {guest.vmid}'s), there `{tool} rescan` and attach it as {disk.key}; then, or to leave "
-            f"it behind, detach it here: {tool} set {guest.vmid} --delete {disk.key}"
+            f"free name of guest {guest.vmid}'s), there `{tool(guest)} rescan` and attach it as {disk.key}; then, or "
+            f"to leave it behind, detach it here: {tool(guest)} set {guest.vmid} --delete {disk.key}"
         )
     return Conflict(
         kind="added-disk",
@@ -138,6 +141,27 @@ def _changed(kind: GuestKind, here: Mapping[str, str], there: Mapping[str, str],
         ours, theirs = here.get(key, ""), there.get(key, "")
         if ours != theirs and not _OWN.match(key):
             yield f"{key}: {ours or 'not set'} here, and stays {theirs or 'not set'} on the source: change it there"
+
+
+def _parted(guest: Guest, disks: list[Return], here: Listing, replicas: Listing, there: There) -> Iterator[str]:
+    """Proxmox's own snapshots that stay with the old disks: those after the common snapshot, and all where a disk comes
+    whole."""
+    gone: set[str] = set()
+    for disk in disks:
+        old = there.listing.volumes.get(disk.name)
+        common = _common(here.volumes[disk.here], replicas, old) if old and not disk.raw else None
+        since = common[1].createtxg if common else -1
+        gone |= {snapshot.name for snapshot in (old.snapshots if old else ()) if snapshot.createtxg > since}
+    for name in there.snapshots:
+        if name in gone:
+            yield (
+                f"Proxmox's snapshot {name} on the source goes aside with the old disks: the guest cannot be rolled "
+                f"back to it any more, and it goes by {tool(guest)} delsnapshot {guest.vmid} {name} --force"
+            )
+
+
+def tool(guest: Guest) -> str:
+    return "qm" if guest.kind is GuestKind.VM else "pct"
 
 
 def _return(guest: Guest, key: str, volume: Volume, replicas: Listing, there: There, folder: str) -> Return | Conflict:

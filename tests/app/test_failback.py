@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -252,6 +253,37 @@ def test_a_disk_that_was_removed_here_stays_attached_at_home_and_is_told(second:
     reconfigure(second, lambda text: "".join(line for line in text.splitlines(True) if not line.startswith("scsi1")))
     stays = "scsi1: does not come from here: on the source it stays attached as it was (fast:vm-100-disk-0)"
     assert stays in plan_of(second).notes
+
+
+def test_snapshots_of_proxmox_that_stay_with_the_old_disks_are_named(second: Second) -> None:
+    world = second.first
+    base = world.source.datasets[HOME].newest
+    assert base
+    for name in ("mine", "before-upgrade"):
+        for disk in (HOME, FASTHOME):
+            world.source.snap(f"{disk}@{name}")
+    world.source.datasets[HOME].snaps["old"] = dataclasses.replace(base, name="old", createtxg=1, guid=1)
+    world.node.snapshots[WEB] = [{"name": "old", "snaptime": 1}, {"name": "before-upgrade", "snaptime": 2}]
+    away(second)
+    told = (
+        "Proxmox's snapshot before-upgrade on the source goes aside with the old disks: the guest cannot be rolled "
+        "back to it any more, and it goes by qm delsnapshot 100 before-upgrade --force"
+    )
+    assert plan_of(second).notes == (told,), "`old` comes along, `mine` is none of Proxmox's"
+    assert told in give(second).notes
+    assert "old" in world.source.datasets[HOME].snaps
+
+
+def test_of_an_encrypted_disk_all_of_proxmoxs_snapshots_stay_behind(second: Second) -> None:
+    second.first.node.snapshots[DB] = [{"name": "old", "snaptime": 1}]
+    disk = second.first.source.datasets["rpool/crypt/vm-101-disk-0"]
+    assert disk.newest
+    disk.snaps["old"] = dataclasses.replace(disk.newest, name="old", createtxg=1, guid=1)
+    second.pools.datasets[CRYPT].keys = Keys(keyformat="raw", secret=b"x" * 32)
+    away(second, DB)
+    with second.session() as session, source_host(session) as host:
+        (note,) = prepare(session, host, Vmid(DB)).plan.notes
+    assert note.startswith("Proxmox's snapshot old on the source goes aside")
 
 
 def test_a_guest_that_does_not_shut_down_stays_here_and_the_role_with_it(second: Second) -> None:

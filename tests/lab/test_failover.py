@@ -392,8 +392,11 @@ def test_killed_in_the_middle_and_repeated_a_running_guest_goes_home(sites: Site
 
 
 def test_only_what_changed_travels(sites: Sites) -> None:
+    sites.pve1.run(("pct", "snapshot", str(CT), "before-repair"))
     plan = sites.done("failback", str(CT), "--dry-run")
     assert not plan["done"], plan
+    assert [note for note in plan["notes"] if "snapshot before-repair on the source goes aside" in note], plan
+    sites.pve1.run(("pct", "delsnapshot", str(CT), "before-repair"))
     done = sites.done("failback", str(CT))
     assert done["done"], done
     assert 0 < done["bytes"] < 3 * MIB < 12 * MIB < done["size"], done
