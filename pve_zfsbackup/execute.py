@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import assert_never
 
-from pve_zfsbackup.errors import BackupError, VerificationError
+from pve_zfsbackup.errors import BackupError, VerificationError, ZfsError
 from pve_zfsbackup.events import Emit, Progress
 from pve_zfsbackup.host import destroying, listing, zfs
 from pve_zfsbackup.host.pipeline import Chain, carry
@@ -93,8 +93,8 @@ class Executor:
         carry the guest's configuration.
 
         The snapshots are born with what is proven at that moment, and are told more only when more is proven.
-        Raises what went wrong; whatever was snapshotted by then is not a complete point and nobody lists it as one,
-        or claims no more than it should.
+        Raises what went wrong. Where a pool failed, what the others have made by then is taken back, as far as that
+        goes: it is no point. A whole one stays, and claims no more than it should.
         """
         host = self.hosts[SOURCE]
         properties = {
@@ -104,9 +104,13 @@ class Executor:
             **({f"{PROPERTY}props": step.props} if step.props else {}),
             **{PROPERTY + key: value for key, value in config.items()},
         }
-        with quiescer.window(step, rules) as window:
+        with contextlib.ExitStack() as thawed, quiescer.window(step, rules) as window:
             born = window.label
-            zfs.snapshot(host, step.pools, step.name, {**properties, f"{PROPERTY}consistency": born})
+            try:
+                zfs.snapshot(host, step.pools, step.name, {**properties, f"{PROPERTY}consistency": born})
+            except ZfsError:  # not for a pool that hangs: it would again
+                thawed.callback(self._discard_half, step)
+                raise
         told = {} if window.label == born else {f"{PROPERTY}consistency": window.label}
         if window.seconds:
             told[f"{PROPERTY}window"] = str(max(1, round(window.seconds * 1000)))
@@ -114,6 +118,10 @@ class Executor:
             names = [f"{dataset}@{step.name}" for datasets in step.pools for dataset in datasets]
             zfs.set_properties(host, names, told)
         return window
+
+    def _discard_half(self, step: SnapshotGuest) -> None:
+        with contextlib.suppress(BackupError):  # why there is a half is told, and what stays of it prune takes
+            self.discard(step)
 
     def discard(self, step: SnapshotGuest) -> None:
         """Take back the point that was just made: its snapshots by their guids, and only where they are of it."""

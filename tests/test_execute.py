@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pve_zfsbackup.errors import BackupError, PveUnreachableError, VerificationError, ZfsError
+from pve_zfsbackup.errors import BackupError, CommandTimeoutError, PveUnreachableError, VerificationError, ZfsError
 from pve_zfsbackup.events import Event, Progress
 from pve_zfsbackup.execute import Executor
 from pve_zfsbackup.host.listing import list_host
@@ -291,11 +291,38 @@ def test_a_point_is_called_what_was_proven_when_its_window_closed(
     assert verbs(runner, HERE) == ["snapshot", "snapshot", "set"]
 
 
-def test_a_pool_that_fails_is_raised_and_nothing_more_is_done(executor: Executor, runner: FakeRunner) -> None:
+def test_a_pool_that_fails_is_raised_and_what_the_others_made_is_taken_back(
+    executor: Executor, runner: FakeRunner
+) -> None:
+    """No prune takes half points while none is whole: hour after hour one more, as long as a pool is full."""
+    theirs = runner.pools[HERE].snap("fast/c@before-upgrade")
+    older = point(executor, 1, Dataset("fast/c"))[Dataset("fast/c")]
+    runner.ran.clear()
     runner.faults.append(Fault(words=("snapshot",), nth=2, answer=(1, "out of space")))
     with pytest.raises(ZfsError, match="out of space"):
         take(executor, FakeQuiescer())
+    assert verbs(runner, HERE) == ["snapshot", "snapshot", "list", "program"]
+    left = {name: [snap.guid for snap in runner.pools[HERE].datasets[name].snaps.values()] for name in (A, "fast/c")}
+    assert left == {A: [], "fast/c": [theirs.guid, int(older.guid)]}
+
+
+def test_what_cannot_be_taken_back_hides_no_failure(executor: Executor, runner: FakeRunner) -> None:
+    runner.faults.append(Fault(words=("snapshot",), nth=2, answer=(1, "out of space")))
+    runner.faults.append(Fault(words=("list",), answer=(1, "internal error")))
+    with pytest.raises(ZfsError, match="out of space"):
+        take(executor, FakeQuiescer())
+
+
+def test_a_pool_that_hangs_is_not_asked_once_more(executor: Executor, runner: FakeRunner) -> None:
+    runner.faults.append(Fault(words=("snapshot",), nth=2, error=CommandTimeoutError("zfs snapshot: no end")))
+    with pytest.raises(CommandTimeoutError):
+        take(executor, FakeQuiescer())
     assert verbs(runner, HERE) == ["snapshot", "snapshot"]
+
+
+def test_a_whole_point_stays_whatever_its_window_ends_with(executor: Executor, runner: FakeRunner) -> None:
+    take(executor, FakeQuiescer(error=PveUnreachableError("does not thaw")), cut=True)
+    assert all(len(runner.pools[HERE].datasets[name].snaps) == 1 for name in (A, B, "fast/c"))
 
 
 def test_a_guest_is_not_snapshotted_without_its_window(executor: Executor, runner: FakeRunner) -> None:

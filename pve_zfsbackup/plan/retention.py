@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
+from typing import Final
 
-from pve_zfsbackup.model import Guid, Keep, Point, PointId, Verdict
+from pve_zfsbackup.model import SOURCE, Guid, Keep, Point, PointId, Verdict
+
+IN_THE_MAKING: Final = 3600  # seconds: a listing may have seen a point of now before it was whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ def decide_retention(
 
     `keep` are the policies of all jobs that have the guest: what one of them keeps stays; none keeps all.
     `protections` say for a snapshot's guid why it must stay. Incomplete points take no slot: they stay while
-    no complete one is newer. A point whose disk was since removed from the source counts as complete.
+    no complete one is newer; on the source the newest of them is enough, for nothing arrives there any more. A point
+    whose disk was since removed from the source counts as complete.
     """
     ordered = sorted(points, key=lambda point: (point.creation, point.stamp, point.id))
     usable = [point for point in ordered if _usable(point)]
@@ -89,6 +93,7 @@ def decide_retention(
             if mark and mark not in reasons[point.id]:
                 reasons[point.id].append(mark)
     complete = {point.id for point in usable}
+    halves = [point for point in ordered if point.id not in complete]
     for point in ordered:
         own = reasons[point.id]
         if not keep:
@@ -97,7 +102,9 @@ def decide_retention(
             own.append("no keep rule: all are kept")
         if usable and point is usable[-1]:
             own.append("newest complete point")
-        if point.id not in complete and (not usable or point.creation >= usable[-1].creation):
+        newer = not usable or point.creation >= usable[-1].creation
+        spare = host == SOURCE and usable and point.creation <= now - IN_THE_MAKING and point not in halves[-1:]
+        if point.id not in complete and newer and not spare:
             own.append("incomplete, but newer than the newest complete point")
         found = (protections.get(snapshot.guid) for _, snapshot in sorted(point.own.items()))
         own.extend(dict.fromkeys(reason for reason in found if reason))

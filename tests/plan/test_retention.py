@@ -250,6 +250,22 @@ def test_incomplete_points_take_no_slot_and_go_once_a_complete_one_is_newer() ->
     assert held[1].keep
 
 
+def test_of_incomplete_points_here_the_newest_is_enough() -> None:
+    """What a run left that was killed between its pools, time after time."""
+    good = point(at("2026-11-20 10:00"))
+    half = [point(at(f"2026-11-{day} 10:00"), disks="ab") for day in (21, 22, 23)]
+    verdicts = decide([good, *half], Keep(last=2))
+    assert [verdict.keep for verdict in verdicts] == [True, False, False, True]
+    base = decide([good, *half], Keep(last=2), protections={half[0].snapshots["a"].guid: "base"})
+    assert [verdict.keep for verdict in base] == [True, True, False, True]
+    young = decide([good, *half], Keep(last=2), now=at("2026-11-23 10:00"))
+    assert [verdict.keep for verdict in young] == [True, False, False, True]
+    young = decide([good, *half, point(at("2026-11-23 10:05"), disks="ab")], Keep(last=2), now=at("2026-11-23 10:05"))
+    assert [verdict.keep for verdict in young] == [True, False, False, True, True], "perhaps only half listed"
+    there = decide_retention([good, *half], [Keep(last=2)], {}, host="backup1", tz=BERLIN, now=at("2026-12-01 10:00"))
+    assert all(verdict.keep for verdict in there), "there they may be on their way, disk by disk"
+
+
 def test_with_nothing_complete_nothing_goes() -> None:
     points = [point(at(f"2026-11-{day} 10:00"), disks="ab") for day in (19, 20, 21)]
     assert all(verdict.keep for verdict in decide(points, Keep(last=1)))
