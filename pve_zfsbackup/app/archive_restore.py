@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.host.zfs_errors import classified
-from pve_zfsbackup.model import PROPERTY, Dataset, Guid, Vmid, Volume
+from pve_zfsbackup.model import PROPERTY, Dataset, Guid, Listing, Vmid, Volume
 from pve_zfsbackup.model.points import SKEW
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
@@ -29,7 +29,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """One disk that is there now. `received` streams of `streams`: the others were there already."""
+    """One disk that is there now, or would be. `received` streams of `streams`: the others were there already."""
 
     key: str
     dataset: Dataset
@@ -103,13 +103,25 @@ class Restorer:
     identity: Path
     note: Callable[[str], None]
 
-    def restore(self, choice: Choice) -> tuple[Restored, ...]:
-        """Every disk of the point. Raises what went wrong with the first that failed; run again, it goes on there."""
-        inner = require_inner(choice.content)
-        return tuple(self._disk(choice, stream.key) for stream in inner.streams)
+    def restore(self, choice: Choice, only: Set[str] = frozenset()) -> tuple[Restored, ...]:
+        """Every disk of the point, or those named. Raises what went wrong with the first that failed; run again, it
+        goes on there."""
+        return tuple(self.into(choice, key, self._place(choice, key)) for key in _keys(choice, only))
 
-    def _disk(self, choice: Choice, key: str) -> Restored:
-        return self.into(choice, key, self._dataset(streams_of(choice, key)[-1][1]))
+    def planned(self, choice: Choice, only: Set[str] = frozenset()) -> Iterator[Restored]:
+        """What `restore` would receive; nothing is done. Raises as it what can be known before."""
+        for key in _keys(choice, only):
+            dataset, steps = self._place(choice, key), streams_of(choice, key)
+            volume = self._listing().volumes.get(dataset)
+            cut = volume is not None and volume.resume is not None and not volume.snapshots
+            have = 0 if cut else self._have(volume, steps)
+            size = sum(stream.bytes for _, stream in steps[have:])
+            yield Restored(
+                key=key, dataset=dataset, streams=len(steps), received=len(steps) - have, seconds=0, bytes=size
+            )
+
+    def _place(self, choice: Choice, key: str) -> Dataset:
+        return self._dataset(streams_of(choice, key)[-1][1])
 
     def into(self, choice: Choice, key: str, dataset: Dataset) -> Restored:
         """One disk of the point, into a dataset below the root. Raises as `restore`."""
@@ -143,9 +155,7 @@ class Restorer:
 
     def _prepared(self, dataset: Dataset) -> Volume | None:
         """What lies there already, its cut receive thrown away; the parent is made."""
-        listing = list_host(self.host, [self.root])
-        if self.root not in listing.roots:
-            raise ConfigError([f"dataset {self.root} does not exist"], hint="create it, or name another")
+        listing = self._listing()
         parent = Dataset(dataset.rpartition("/")[0])
         if parent not in listing.volumes:
             zfs.create_parent(self.host, parent)
@@ -153,7 +163,13 @@ class Restorer:
         if volume is None or volume.resume is None:
             return volume
         zfs.abort_receive(self.host, dataset)
-        return list_host(self.host, [self.root]).volumes.get(dataset)
+        return self._listing().volumes.get(dataset)
+
+    def _listing(self) -> Listing:
+        listing = list_host(self.host, [self.root])
+        if self.root not in listing.roots:
+            raise ConfigError([f"dataset {self.root} does not exist"], hint="create it, or name another")
+        return listing
 
     def _have(self, volume: Volume | None, steps: Sequence[tuple[Content, StreamFacts]]) -> int:
         """How many of the steps are there."""
@@ -179,6 +195,14 @@ class Restorer:
         if own:
             own[f"{PROPERTY}volume"] = stream.volume
             zfs.set_properties(self.host, [snapshot.full_name], own)
+
+
+def _keys(choice: Choice, only: Set[str]) -> list[str]:
+    """The disks that are meant. Raises `ConfigError` for one that the point does not have."""
+    keys = [stream.key for stream in require_inner(choice.content).streams]
+    if missing := sorted(only - set(keys)):
+        raise ConfigError([f"the point has no disk {', '.join(missing)}"], hint=f"it has {', '.join(keys)}")
+    return [key for key in keys if not only or key in only]
 
 
 def streams_of(choice: Choice, key: str) -> list[tuple[Content, StreamFacts]]:

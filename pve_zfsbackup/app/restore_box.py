@@ -37,7 +37,7 @@ def boxed(
     """Open the box and choose a point in it. Raises as `choose`, and what keeps the box from being read."""
     vault = open_box(session.config, request.where, session.runner, session.programs)
     catalog = read_catalog(vault, identity=identity)
-    point = _named(catalog, request.vmid, request.at, session.timezone)
+    point = named_point(catalog, request.vmid, request.at, session.timezone)
     choice = choose(catalog, request.vmid, point, older=older)
     with vault.store.kept(), vault.scratch() as spool:
         reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
@@ -50,7 +50,7 @@ def boxed(
         yield Boxed(origin=origin_of(request.where, choice), supply=supply, problems=tuple(catalog.all_problems))
 
 
-def _named(catalog: Catalog, vmid: Vmid, at: str, zone: tzinfo) -> str:
+def named_point(catalog: Catalog, vmid: Vmid, at: str, zone: tzinfo) -> str:
     """The point meant by `at`: its name, or the newest not after a time."""
     try:
         moment = datetime.fromisoformat(at)

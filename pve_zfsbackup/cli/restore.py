@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import click
@@ -18,9 +18,9 @@ from pve_zfsbackup.app.files import Request as FileRequest
 from pve_zfsbackup.app.gather import inventory
 from pve_zfsbackup.app.proving import restore_on_record, rollback_on_record
 from pve_zfsbackup.app.restore import Request, Restored, plan_of, prepare, restoring_alone, tell_elsewhere
-from pve_zfsbackup.app.restore_box import Boxed, boxed
+from pve_zfsbackup.app.restore_box import Boxed, boxed, named_point
 from pve_zfsbackup.app.rollback import RolledBack, prepare_rollback, rolling_alone
-from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.session import Session, timezone
 from pve_zfsbackup.cli.archive import IDENTITY, noting, vault_of
 from pve_zfsbackup.cli.commands import cli
 from pve_zfsbackup.cli.files import restore_files
@@ -111,10 +111,9 @@ def restore(
     With --files, file systems of the point are opened for reading only: without PATH their tops are listed, with one it
     is, and with --to it is copied. PATH is as in the guest, or in one file system: scsi0-part2:/etc/fstab.
     """
+    of_guests = (("--as", new), ("--replace", replace), ("--storage", storages), ("--node", node), ("--start", start))
     if as_files:
-        given = _of_guests(new, replace, storages, node, start, dry_run, identity)
-        if guest := [name for name, value in given if value]:
-            raise ConfigError([f"--files makes no guest: {', '.join(guest)} cannot go with it"])
+        _no_guest("--files", [*of_guests, ("--dry-run", dry_run), ("--identity", identity)])
         if local and where:
             raise ConfigError(["--from and --local name two places"])
         wish = FileRequest(
@@ -125,10 +124,11 @@ def restore(
     if paths or overwrite or local:
         raise ConfigError(["paths, --overwrite and --local go with --files"])
     if root:
+        _no_guest("--to", of_guests)
         with reading(load_config(config_path).runtime_dir):
             return _below(
-                vmid, box=where, root=root, node=node, identity=identity, point=at or point, older=older,
-                config_dir=config_dir, config_path=config_path, as_json=as_json, verbose=verbose,
+                vmid, box=where, root=root, identity=identity, at=at or point, older=older, disks=frozenset(disks),
+                dry_run=dry_run, config_dir=config_dir, config_path=config_path, as_json=as_json, verbose=verbose,
             )  # fmt: skip
     request = Request(
         vmid=Vmid(vmid),
@@ -216,15 +216,10 @@ def rollback(
     return ExitCode.FAILED if plan.conflicts else ExitCode.OK
 
 
-def _of_guests(
-    new: int | None, replace: int | None, storages: Sequence[str], node: str, start: bool, dry_run: bool,
-    identity: Path | None,
-) -> tuple[tuple[str, object], ...]:
-    """Options that a copy of files has no use for, with what they were given."""
-    return (
-        ("--as", new), ("--replace", replace), ("--storage", storages), ("--node", node), ("--start", start),
-        ("--dry-run", dry_run), ("--identity", identity),
-    )  # fmt: skip
+def _no_guest(option: str, others: Sequence[tuple[str, object]]) -> None:
+    """Raises `ConfigError` where something was given that this way, which makes no guest, has no use for."""
+    if given := [name for name, value in others if value]:
+        raise ConfigError([f"{option} makes no guest: {', '.join(given)} cannot go with it"])
 
 
 def _say(lines: Sequence[str]) -> None:
@@ -250,18 +245,17 @@ def storage_map(storages: Sequence[str]) -> dict[str, str]:
 
 
 def _below(
-    vmid: int, *, box: str, root: str, node: str, identity: Path | None, point: str, older: bool, config_dir: Path,
-    config_path: Path, as_json: bool, verbose: bool,
+    vmid: int, *, box: str, root: str, identity: Path | None, at: str, older: bool, disks: Set[str], dry_run: bool,
+    config_dir: Path, config_path: Path, as_json: bool, verbose: bool,
 ) -> int:  # fmt: skip
     """Receive a guest's disks from a box: all it needs is the box, the age identity and the file with the signers."""
-    if node:
-        raise ConfigError(["--to makes no guest: --node cannot go with it"])
     if not box or identity is None:
         raise ConfigError(["--to needs --from BOX and --identity FILE"])
     vault = vault_of(config_path, box)
     catalog = read_catalog(vault, identity=identity)
     for problem in catalog.all_problems:
         terminal.note(problem)
+    point = named_point(catalog, Vmid(vmid), at, timezone(load_config(config_path)))
     choice = choose(catalog, Vmid(vmid), point, older=older)
     with vault.store.kept(), vault.scratch() as spool:
         reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
@@ -272,13 +266,14 @@ def _below(
             identity=identity,
             note=noting(verbose),
         )
-        disks = restorer.restore(choice)
-    files = [str(path) for path in write_config(choice, config_dir)]
+        found = tuple(restorer.planned(choice, disks)) if dry_run else restorer.restore(choice, disks)
+    files = [] if dry_run else [str(path) for path in write_config(choice, config_dir)]
     archived = choice.content.archived
     name = archived.point if archived else ""
     if as_json:
-        terminal.print_json(restored_json(name, disks, files))
+        terminal.print_json(restored_json(name, found, files, done=not dry_run))
     else:
-        terminal.print_table(restored_table(disks))
-        terminal.say(f"{name} is restored; its configuration: {', '.join(files) or 'none'}")
+        terminal.print_table(restored_table(found, done=not dry_run))
+        told = "would be restored" if dry_run else f"is restored; its configuration: {', '.join(files) or 'none'}"
+        terminal.say(f"{name} {told}")
     return ExitCode.PARTIAL if catalog.all_problems else ExitCode.OK

@@ -40,22 +40,25 @@ def verification_json(found: Verification) -> dict[str, Any]:
     }
 
 
-def restored_table(disks: Sequence[Restored]) -> Table:
-    rows = [
-        (disk.key, disk.dataset, str(disk.received), str(disk.streams - disk.received), f"{disk.seconds:.1f} s")
-        for disk in disks
-    ]
-    columns = ("disk", "dataset", "received", "there already", "time")
-    return Table(columns=columns, rows=clean(rows), right=frozenset({"received", "there already", "time"}))
+def restored_table(disks: Sequence[Restored], *, done: bool = True) -> Table:
+    rows = []
+    for disk in disks:
+        cost = f"{disk.seconds:.1f} s" if done else size(disk.bytes)
+        rows.append((disk.key, disk.dataset, str(disk.received), str(disk.streams - disk.received), cost))
+    columns = ("disk", "dataset", *(("received", "there already", "time") if done else ("missing", "there", "size")))
+    return Table(columns=columns, rows=clean(rows), right=frozenset(columns[2:]))
 
 
-def restored_json(point: str, disks: Sequence[Restored], files: Sequence[str]) -> dict[str, Any]:
+def restored_json(
+    point: str, disks: Sequence[Restored], files: Sequence[str], *, done: bool = True
+) -> dict[str, Any]:  # fmt: skip
     return {
         "format": FORMAT,
+        "done": done,
         "point": point,
         "disks": [
-            {"disk": disk.key, "dataset": disk.dataset, "streams": disk.streams, "received": disk.received}
-            for disk in disks
+            {"disk": one.key, "dataset": one.dataset, "streams": one.streams, "received": one.received if done else 0}
+            for one in disks
         ],
         "files": list(files),
     }
