@@ -31,8 +31,8 @@ from pve_zfsbackup.host.guest_files import (
     config_path,
     read_nodes,
     read_owners,
-    write_config,
     write_firewall,
+    writing_config,
 )
 from pve_zfsbackup.host.guests import is_running, read_config_file, read_storages
 from pve_zfsbackup.host.listing import list_host
@@ -172,17 +172,24 @@ def _switch(session: Session, prepared: Prepared) -> tuple[str, ...]:
         return ()
     vmid, kind, root = plan.wish.new, plan.origin.kind, session.pve_root
     locks = session.migration_locks.parent
+
+    def stopped() -> None:
+        if guest is not None and is_running(session.api, guest):
+            raise GuestBusyError(f"guest {vmid}: was started meanwhile", hint="stop it, then run this again")
+
     with contextlib.ExitStack() as stack:
         saved: tuple[str, ...] = ()
         if guest is not None:
             stack.enter_context(migration_lock(vmid, directory=session.migration_locks))
-            if is_running(session.api, guest):
-                raise GuestBusyError(f"guest {vmid}: was started meanwhile", hint="stop it, then run this again")
+            stopped()
             saved = _save(session, prepared)
             label_old(session, plan)
-        if plan.firewall:
-            write_firewall(vmid, plan.firewall, root=root)
-        write_config(vmid, kind, plan.config, root=root, locks=locks, replaces=guest.digest if guest else "")
+        replaces = guest.digest if guest else ""
+        with writing_config(vmid, kind, root=root, locks=locks, replaces=replaces) as write:
+            stopped()  # to mark the old disks took its time
+            if plan.firewall:
+                write_firewall(vmid, plan.firewall, root=root)
+            write(plan.config)
     return saved
 
 

@@ -67,9 +67,13 @@ def config_path(vmid: Vmid, kind: GuestKind, root: Path) -> Path:
     return root / _FOLDERS[kind] / f"{vmid}.conf"
 
 
-def write_config(vmid: Vmid, kind: GuestKind, text: str, *, root: Path, locks: Path, replaces: str = "") -> None:
-    """Write a guest's configuration. `replaces` is the sha1 of the file it takes the place of; without, there is none
-    anywhere in the cluster. `locks` is /var/lock.
+@contextlib.contextmanager
+def writing_config(
+    vmid: Vmid, kind: GuestKind, *, root: Path, locks: Path, replaces: str = ""
+) -> Iterator[Callable[[str], None]]:
+    """What writes a guest's configuration, with Proxmox's lock held: a guest that is stopped now cannot be started
+    before. `replaces` is the sha1 of the file it takes the place of; without, there is none anywhere in the cluster.
+    `locks` is /var/lock.
 
     Raises `GuestChangedError` when that is not so (any more), `GuestBusyError` when Proxmox is at it, `PveError` when
     the file cannot be written: without a quorum nothing can.
@@ -77,7 +81,13 @@ def write_config(vmid: Vmid, kind: GuestKind, text: str, *, root: Path, locks: P
     path = config_path(vmid, kind, root)
     with _locked(vmid, kind, locks):
         _check(vmid, path, root, replaces)
-        _written(path, text)
+        yield lambda text: _written(path, text)
+
+
+def write_config(vmid: Vmid, kind: GuestKind, text: str, *, root: Path, locks: Path, replaces: str = "") -> None:
+    """Write a guest's configuration. As `writing_config`, and raises as that."""
+    with writing_config(vmid, kind, root=root, locks=locks, replaces=replaces) as write:
+        write(text)
 
 
 def remove_config(vmid: Vmid, kind: GuestKind, *, root: Path, locks: Path, ours: Callable[[str], bool]) -> None:

@@ -16,14 +16,14 @@ import pytest
 from pve_zfsbackup.app.gather import inventory
 from pve_zfsbackup.app.restore import Prepared, Request, Restored, carry_out, prepare, restoring_alone, tell_elsewhere
 from pve_zfsbackup.app.run import Stage
-from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, PveError
+from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, GuestBusyError, PveError
 from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import Vmid
 from pve_zfsbackup.model.proof import VERIFIED
 from pve_zfsbackup.plan.points import points_of
 from pve_zfsbackup.report.restore import restore_json, restore_lines
 from tests.fakes.pools import Clock, Keys, Pools
-from tests.fakes.runner import HERE, Fault, Killed
+from tests.fakes.runner import HERE, Fault, Killed, Ran
 from tests.fakes.world import CT, DB, TARGET, WEB, World
 
 WEB_DISKS = ("rpool/data/vm-100-disk-0", "fast/vm-100-disk-0")
@@ -559,6 +559,30 @@ def test_a_configuration_changed_meanwhile_is_not_overwritten(old: World) -> Non
             carry_out(session, found)
     assert config(old, WEB)["memory"] == "512"
     assert "rpool/data/vm-100-disk-0" in old.source.datasets
+    restore(old, WEB, replace=WEB)
+    no_work_left(old)
+
+
+@pytest.mark.parametrize("moment", ["before", "at the last"])
+def test_a_guest_that_was_started_meanwhile_keeps_its_disks(old: World, moment: str) -> None:
+    """Its disks are marked before the switch, which takes seconds: in them somebody may start it."""
+    old.guest(WEB).running = False
+    path = old.node.etc / "qemu-server/100.conf"
+    text, was = path.read_text(), old.source.datasets[WEB_DISKS[0]]
+
+    def watch(ran: Ran) -> None:
+        words = " ".join(ran.argv)
+        if ("aside:" in words) if moment == "at the last" else ran.argv[:2] == ("zfs", "rename"):
+            old.guest(WEB).running = True
+
+    old.runner.watchers.append(watch)
+    with pytest.raises(GuestBusyError, match="was started meanwhile"):
+        restore(old, WEB, replace=WEB)
+    old.runner.watchers.clear()
+    assert path.read_text() == text
+    assert was.name == WEB_DISKS[0], "what it runs on is not put aside"
+    assert conflict(old, WEB, replace=WEB) == "running"
+    old.guest(WEB).running = False
     restore(old, WEB, replace=WEB)
     no_work_left(old)
 
