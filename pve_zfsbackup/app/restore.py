@@ -34,7 +34,7 @@ from pve_zfsbackup.host.guest_files import (
     write_firewall,
     writing_config,
 )
-from pve_zfsbackup.host.guests import is_running, read_config_file, read_storages
+from pve_zfsbackup.host.guests import config_bytes, is_running, read_storages
 from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.lock import RESTORE, migration_lock, run_lock
 from pve_zfsbackup.host.private import write_private
@@ -130,7 +130,7 @@ def tell_elsewhere(
 def node_state(session: Session, found: Inventory, wish: Wish) -> NodeState:
     """What matters of the node for a guest with the wished vmid."""
     guest = next((guest for guest in found.guests if guest.vmid == wish.new), None)
-    texts = read_config_file(guest.vmid, guest.kind, root=session.pve_root, digest=guest.digest) if guest else {}
+    config = config_bytes(guest.vmid, guest.kind, session.pve_root) if guest else b""
     roots = [Dataset(f"{root}/{STAGING}") for root in sorted(found.listing.roots)]
     owners = read_owners(session.api)
     owner = owners.get(wish.new, session.node)
@@ -141,7 +141,7 @@ def node_state(session: Session, found: Inventory, wish: Wish) -> NodeState:
         storages=read_storages(session.api),
         owners=owners,
         guest=guest,
-        config=texts.get("conf", ""),
+        config=config.decode("utf-8", "surrogateescape"),
         owner_offline=owner != session.node and read_nodes(session.api).get(owner) == "offline",
     )
 

@@ -51,7 +51,7 @@ class NodeState:
     """The node a guest is restored on. `owners` are all guests of the cluster with the node each is on.
 
     `listing` has the datasets of the storages, `work` the unfinished restores below them. `guest` is what has the
-    wished vmid on this node now, `config` its configuration file's current section.
+    wished vmid on this node now, `config` its configuration file.
     """
 
     node: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +21,7 @@ from pve_zfsbackup.plan.volumes import owner_of_volume
 _STRIPPED: Final = re.compile(
     r"(?:lock|parent|vmstate|snaptime|snapstate|runningmachine|runningcpu|running-nets-host-mtu|digest|unused[0-9]+)\Z"
 )
+_WAITING: Final = re.compile(r"(?:PENDING|pve:pending|special:.*)\Z")  # sections that are no snapshot
 _LINE: Final = re.compile(r"([a-z][a-z0-9_.-]*):\s*(.*?)\s*\Z", re.IGNORECASE)
 _MAC: Final = re.compile(r"(?<![0-9A-Fa-f:])(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}(?![0-9A-Fa-f:])")
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -64,7 +65,21 @@ def lines_of(text: str) -> Iterator[tuple[str, str, str]]:
 
 def settings(text: str) -> dict[str, str]:
     """The settings of a configuration's current section."""
-    return {key: value for _, key, value in lines_of(text) if key}
+    return {key: value for _, key, value in lines_of(_parts(text)[0]) if key}
+
+
+def _parts(text: str) -> list[str]:
+    """The current section, and each behind it with its heading: no line of a description starts with a bracket."""
+    return re.split(r"^(?=\[)", text, flags=re.MULTILINE)
+
+
+def _heading(part: str) -> str:
+    return part[1:].partition("]")[0]
+
+
+def guest_snapshots(text: str) -> list[str]:
+    """Proxmox's own snapshots of the guest, by name."""
+    return [name for part in _parts(text)[1:] if not _WAITING.match(name := _heading(part))]
 
 
 def volume_in(kind: GuestKind, value: str) -> str:
@@ -103,15 +118,48 @@ def rewrite(
     return Rewritten(text="\n".join(done).rstrip("\n") + "\n", notes=tuple(notes))
 
 
-def exchange(text: str, volids: Mapping[str, str], origin: str) -> str:
-    """The configuration `text` as it is, with other volumes for some disks; a disk that it does not have any more
-    gets its line of the configuration `origin`."""
-    was, done = settings(origin), []
-    for line, key, value in lines_of(text):
-        done.append(f"{key}: {with_volume(value, volids[key])}" if key in volids else line)
-    have = settings(text)
+def exchange(kind: GuestKind, text: str, volids: Mapping[str, str], origin: str) -> Rewritten:
+    """The configuration file `text` as it is, with other volumes for some disks; a disk that it does not have any more
+    gets its line of the configuration `origin`. Proxmox's snapshots stay, unless one is of a disk that is exchanged:
+    it could be neither rolled back to nor removed, and the others stand on it. A pending change of such a disk would
+    undo what is asked for."""
+    current, *behind = _parts(text)
+    was, have, notes = settings(origin), settings(current), []
+    lost = {volume_in(kind, have.get(key, "")) for key in volids} - {"", *volids.values()}
+    snapshots = guest_snapshots(text)
+    left_out = {name for part in behind if _names(kind, part, lost) and (name := _heading(part)) in snapshots}
+    if left_out:
+        notes.append(snapshots_lost(snapshots))
+        left_out = set(snapshots)
+    for part in behind:
+        name = _heading(part)
+        if name not in snapshots and (_names(kind, part, lost) or _changes(part) & volids.keys()):
+            notes.append(f"pending changes of the configuration ([{name}]) are of a disk that is exchanged: left out")
+            left_out.add(name)
+    done = []
+    for line, key, value in lines_of(current):
+        if key != "parent" or not left_out.intersection(snapshots):
+            done.append(f"{key}: {with_volume(value, volids[key])}" if key in volids else line)
     done += [f"{key}: {with_volume(was.get(key, ''), volids[key])}" for key in sorted(volids.keys() - have.keys())]
-    return "\n".join(done).rstrip("\n") + "\n"
+    kept = "".join(part for part in behind if _heading(part) not in left_out)
+    made = "\n".join(done).rstrip("\n") + "\n" + (f"\n{kept.rstrip()}\n" if kept else "")
+    return Rewritten(text=made, notes=tuple(notes))
+
+
+def snapshots_lost(names: Sequence[str]) -> str:
+    """What is said before Proxmox's snapshots of a guest lose their place in its configuration."""
+    told = ", ".join(names)
+    return f"Proxmox's snapshots of the guest ({told}) are left out of its configuration: their disks are put aside"
+
+
+def _names(kind: GuestKind, part: str, volumes: Set[str]) -> bool:
+    return any(volume_in(kind, value) in volumes for _, key, value in lines_of(part) if key)
+
+
+def _changes(part: str) -> set[str]:
+    """The settings that pending changes are of, those they delete included."""
+    found = {key: value for _, key, value in lines_of(part) if key}
+    return {*found, *re.findall(r"[a-z]+[0-9]*", found.get("delete", ""))}
 
 
 def with_volume(value: str, volid: str) -> str:

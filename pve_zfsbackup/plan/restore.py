@@ -15,7 +15,15 @@ from typing import Final
 from pve_zfsbackup.model import Conflict, Dataset, GuestKind, Snapshot, Storage, Vmid, Volume
 from pve_zfsbackup.model.restore import ASIDE, STAGING, Aside, DiskRestore, NodeState, Origin, Restore, Wish
 from pve_zfsbackup.plan.failover import cloned
-from pve_zfsbackup.plan.guest_config import Fresh, exchange, rewrite, settings, volume_in
+from pve_zfsbackup.plan.guest_config import (
+    Fresh,
+    exchange,
+    guest_snapshots,
+    rewrite,
+    settings,
+    snapshots_lost,
+    volume_in,
+)
 from pve_zfsbackup.plan.restore_room import no_room
 from pve_zfsbackup.plan.restore_taken import AS, guest_elsewhere, guest_exists
 from pve_zfsbackup.plan.snapshot import LOCKS
@@ -243,12 +251,14 @@ def _config(plan: Restore, disks: Sequence[DiskRestore], state: NodeState, seed:
     volids = {disk.key: disk.volid for disk in disks}
     if wish.disks and state.guest is not None:
         if wish.replace:
-            return exchange(state.config, volids, text), ()
+            exchanged = exchange(state.guest.kind, state.config, volids, text)
+            return exchanged.text, exchanged.notes
         return "", (f"guest {wish.new} gets what is restored as unused disks; attach them in its hardware",)
     have = {volume_in(plan.origin.kind, value) for value in settings(state.config).values()}
     fresh = Fresh(seed=seed, copy=plan.copy)
     made = rewrite(plan.origin.kind, text, vmid=wish.new, volids=volids, kept=have - {""}, fresh=fresh)
-    return made.text, made.notes
+    snapshots = guest_snapshots(state.config)
+    return made.text, (*made.notes, *([snapshots_lost(snapshots)] if snapshots else []))
 
 
 def _aside(plan: Restore, config: str, state: NodeState, *, switched: bool) -> tuple[Aside, ...]:

@@ -317,6 +317,29 @@ def test_one_disk_is_exchanged_or_laid_beside(old: World) -> None:
     assert conflict(old, WEB, disks=frozenset({"scsi7"})) == "no-disk"
 
 
+@pytest.mark.parametrize("of", ["scsi0", "scsi1"])
+def test_proxmoxs_snapshots_of_a_guest_stay_or_are_told_before_they_go(old: World, of: str) -> None:
+    path = old.node.etc / "qemu-server/100.conf"
+    section = f"\n[before-upgrade]\n{of}: {config(old, WEB)[of]}\nsnaptime: 1\n"
+    path.write_text(path.read_text() + "parent: before-upgrade\n" + section)
+    old.guest(WEB).running = False
+    options = {"disks": frozenset({"scsi1"}), "at": old.complete(HERE, WEB)[1], "replace": WEB}
+    told = [note for note in prepared(old, WEB, **options).plan.notes if "(before-upgrade)" in note]
+    done = restore(old, WEB, **options)
+    text = path.read_text()
+    assert "scsi1: fast:vm-100-disk-1,size=1G\n" in text.partition("[")[0]
+    assert [aside.dataset for aside in done.plan.aside] == ["fast/vm-100-disk-0"]
+    if of == "scsi0":
+        assert told == []
+        assert text.endswith(section)
+        assert "parent: before-upgrade\n" in text
+        whole = prepared(old, WEB, replace=WEB, where=TARGET).plan
+        assert ["(before-upgrade)" in note for note in whole.notes] == [True], "all disks go aside"
+    else:
+        assert len(told) == 1
+        assert "before-upgrade" not in text, "it could be neither rolled back to nor removed"
+
+
 def test_a_container_gets_back_what_a_stream_does_not_carry(old: World) -> None:
     name = "rpool/data/subvol-200-disk-0"
     wanted = {"acltype": "posix", "xattr": "sa", "refquota": "1073741824", "recordsize": "16384"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pve_zfsbackup.model import GuestKind, Vmid
 from pve_zfsbackup.plan.guest_config import Fresh, exchange, rewrite, settings, with_lock, with_volume, without_lock
 
@@ -83,11 +85,41 @@ def test_a_container_keeps_bind_mounts_and_gets_new_hardware_addresses() -> None
     assert lines["lxc.mount.entry"] == "/a b none bind 0 0"
 
 
+def exchanged(text: str, volids: dict[str, str], origin: str = "") -> str:
+    made = exchange(GuestKind.VM, text, volids, origin)
+    assert made.notes == ()
+    return made.text
+
+
 def test_one_disk_is_exchanged_and_everything_else_left() -> None:
-    assert exchange("scsi0: a:b,size=1G\nname: x\n", {"scsi0": "c:d"}, "") == "scsi0: c:d,size=1G\nname: x\n"
-    gone = exchange("name: x\n", {"scsi1": "c:d"}, "scsi1: a:b,size=2G\n")
+    assert exchanged("scsi0: a:b,size=1G\nname: x\n", {"scsi0": "c:d"}, "") == "scsi0: c:d,size=1G\nname: x\n"
+    gone = exchanged("name: x\n", {"scsi1": "c:d"}, "scsi1: a:b,size=2G\n")
     assert gone == "name: x\nscsi1: c:d,size=2G\n"
     assert with_volume("", "c:d") == "c:d"
+
+
+CURRENT = "name: x\nparent: b\nscsi0: a:vm-1-disk-0,size=1G\nscsi1: a:vm-1-disk-1,size=1G\n"
+PENDING = "\n[PENDING]\nmemory: 512\n"
+BEFORE = "\n[a]\nscsi0: a:vm-1-disk-0,size=1G\n\n[b]\n#[c]\nparent: a\nscsi0: a:vm-1-disk-0,size=1G\nsnaptime: 2\n"
+
+
+def test_proxmoxs_snapshots_stay_where_none_is_of_the_disk_that_is_exchanged() -> None:
+    made = exchanged(CURRENT + PENDING + BEFORE, {"scsi1": "a:vm-1-disk-2"})
+    assert made == CURRENT.replace("vm-1-disk-1", "vm-1-disk-2") + PENDING + BEFORE
+
+
+def test_with_a_disk_of_one_of_them_all_go_and_are_named() -> None:
+    made = exchange(GuestKind.VM, CURRENT + PENDING + BEFORE, {"scsi0": "a:vm-1-disk-2"}, "")
+    assert made.text == CURRENT.replace("vm-1-disk-0", "vm-1-disk-2").replace("parent: b\n", "") + PENDING
+    (note,) = made.notes
+    assert note.startswith("Proxmox's snapshots of the guest (a, b) are left out")
+
+
+@pytest.mark.parametrize("change", ["scsi0: a:vm-1-disk-7", "delete: memory,!scsi0", "unused0: a:vm-1-disk-0"])
+def test_a_pending_change_of_the_disk_would_undo_it_and_goes(change: str) -> None:
+    made = exchange(GuestKind.VM, f"{CURRENT}\n[PENDING]\n{change}\n", {"scsi0": "a:vm-1-disk-2"}, "")
+    assert made.text == CURRENT.replace("vm-1-disk-0", "vm-1-disk-2")
+    assert made.notes == ("pending changes of the configuration ([PENDING]) are of a disk that is exchanged: left out",)
 
 
 def test_a_lock_comes_into_the_current_section_and_goes_again() -> None:
