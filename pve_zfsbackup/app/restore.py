@@ -10,6 +10,7 @@ import contextlib
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pve_zfsbackup.app.gather import Inventory, inventory, job_names
 from pve_zfsbackup.app.restore_disks import (
@@ -205,14 +206,26 @@ def _save(session: Session, prepared: Prepared) -> tuple[str, ...]:
     for suffix, path in files.items():
         copy = session.config.state_dir / f"replaced/{name}.{suffix}"
         try:
-            text = path.read_text("utf-8", "surrogateescape")
-            write_private(copy, text)
+            saved.append(str(_kept(copy, path.read_text("utf-8", "surrogateescape"))))
         except FileNotFoundError:
             continue
         except OSError as error:
             raise BackupError(f"{copy}: {error.strerror}", hint="nothing was changed yet: run this again") from None
-        saved.append(str(copy))
     return tuple(saved)
+
+
+def _kept(file: Path, text: str) -> Path:
+    """Where the text is kept: this file, or one beside it where an earlier restore of the point kept another text."""
+    copy, number = file, 1
+    while True:
+        try:
+            if copy.read_text("utf-8", "surrogateescape") == text:
+                return copy
+        except FileNotFoundError:
+            write_private(copy, text)
+            return copy
+        number += 1
+        copy = file.with_stem(f"{file.stem}-{number}")
 
 
 def _surroundings(session: Session, prepared: Prepared) -> Iterator[str]:

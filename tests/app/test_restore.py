@@ -14,7 +14,16 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from pve_zfsbackup.app.gather import inventory
-from pve_zfsbackup.app.restore import Prepared, Request, Restored, carry_out, prepare, restoring_alone, tell_elsewhere
+from pve_zfsbackup.app.restore import (
+    Prepared,
+    Request,
+    Restored,
+    _save,
+    carry_out,
+    prepare,
+    restoring_alone,
+    tell_elsewhere,
+)
 from pve_zfsbackup.app.run import Stage
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, GuestBusyError, PveError
 from pve_zfsbackup.events import Outcome
@@ -301,6 +310,24 @@ def test_replaced_by_name_its_old_disks_are_kept_aside(old: World) -> None:
         assert old.results(report, Outcome.FAILED) == []
     assert old.complete(TARGET, WEB)[-1] == old.complete(HERE, WEB)[-1]
     no_work_left(old)
+
+
+def test_a_configuration_that_is_kept_is_never_written_over(old: World) -> None:
+    """Restored twice from the same point, only the first file has what the guest was like before all this."""
+    path = old.node.etc / "qemu-server/100.conf"
+    old.guest(WEB).running = False
+    point = old.complete(HERE, WEB)[0]
+    texts = []
+    kept = []
+    for number in range(3):
+        texts.append(f"#written by hand {number}\n{path.read_text()}")
+        path.write_text(texts[-1])
+        kept += restore(old, WEB, replace=WEB, at=point).saved
+    assert [Path(name).read_text() for name in kept] == texts
+    path.write_text(texts[0])
+    with old.session() as session:
+        again = prepare(session, Request(vmid=Vmid(WEB), replace=WEB, at=point))
+        assert _save(session, again) == (kept[0],), "cut off and repeated, it is kept once"
 
 
 def test_one_disk_is_exchanged_or_laid_beside(old: World) -> None:
