@@ -30,6 +30,7 @@ from pve_zfsbackup.errors import BackupError, CommandError, ConfigError, GuestBu
 from pve_zfsbackup.host.guest_files import (
     check_writable,
     config_path,
+    firewall_path,
     read_nodes,
     read_owners,
     write_firewall,
@@ -159,6 +160,8 @@ def carry_out(session: Session, prepared: Prepared, supply: Supply | None = None
     saved = _switch(session, prepared)
     put_aside(session, plan)
     settle_snapshots(session, plan)
+    if prepared.state.guest is None:
+        notes += tuple(_unowned(plan.wish.new, session.pve_root, saved))
     notes += (*plan.notes, *_surroundings(session, prepared))
     remove_places(session, plan.work, plan.folder, plan.parents)
     if start:
@@ -179,34 +182,42 @@ def _switch(session: Session, prepared: Prepared) -> tuple[str, ...]:
             raise GuestBusyError(f"guest {vmid}: was started meanwhile", hint="stop it, then run this again")
 
     with contextlib.ExitStack() as stack:
-        saved: tuple[str, ...] = ()
         if guest is not None:
             stack.enter_context(migration_lock(vmid, directory=session.migration_locks))
             stopped()
-            saved = _save(session, prepared)
-            label_old(session, plan)
+        saved = _save(session, prepared)
+        label_old(session, plan)
         replaces = guest.digest if guest else ""
         with writing_config(vmid, kind, root=root, locks=locks, replaces=replaces) as write:
             stopped()  # to mark the old disks took its time
-            if plan.firewall:
+            if not _firewall_stays(prepared):
                 write_firewall(vmid, plan.firewall, root=root)
             write(plan.config)
     return saved
 
 
+def _firewall_stays(prepared: Prepared) -> bool:
+    """Whether the restored guest goes on with the firewall file that is there: its own, as far as can be known. One
+    without a guest may be of any that had the number."""
+    plan = prepared.plan
+    too_large = plan.origin.texts.get("left-out") == "firewall" and not plan.copy
+    return not plan.firewall and (prepared.state.guest is not None or too_large)
+
+
 def _save(session: Session, prepared: Prepared) -> tuple[str, ...]:
-    """The files a replaced guest had, snapshot sections included."""
+    """The files that are written over or removed, snapshot sections included."""
     plan, root = prepared.plan, session.pve_root
     name = f"{plan.wish.new}-before-{plan.origin.point.stamp}"
-    files = {
-        "conf": config_path(plan.wish.new, plan.origin.kind, root),
-        "fw": root / f"firewall/{plan.wish.new}.fw",
-    }
+    files = {"conf": config_path(plan.wish.new, plan.origin.kind, root)}
+    if not _firewall_stays(prepared):
+        files["fw"] = firewall_path(plan.wish.new, root)
     saved = []
     for suffix, path in files.items():
         copy = session.config.state_dir / f"replaced/{name}.{suffix}"
         try:
-            saved.append(str(_kept(copy, path.read_text("utf-8", "surrogateescape"))))
+            text = path.read_text("utf-8", "surrogateescape")
+            if text not in (plan.config, plan.firewall):
+                saved.append(str(_kept(copy, text)))
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -226,6 +237,12 @@ def _kept(file: Path, text: str) -> Path:
             return copy
         number += 1
         copy = file.with_stem(f"{file.stem}-{number}")
+
+
+def _unowned(vmid: Vmid, root: Path, saved: Sequence[str]) -> Iterator[str]:
+    for copy in saved:
+        was = f"{firewall_path(vmid, root)} was there although there was no guest {vmid}"
+        yield f"{was}; it is not the new guest's: kept as {copy}"
 
 
 def _surroundings(session: Session, prepared: Prepared) -> Iterator[str]:

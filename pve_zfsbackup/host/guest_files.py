@@ -103,14 +103,20 @@ def remove_config(vmid: Vmid, kind: GuestKind, *, root: Path, locks: Path, ours:
             raise PveError(f"{path}: cannot be removed: {error.strerror}", hint=_hint(error)) from None
 
 
-def write_firewall(vmid: Vmid, text: str, *, root: Path) -> bool:
-    """Write the guest's firewall rules; False where they are so already."""
-    path = root / f"firewall/{vmid}.fw"
-    with contextlib.suppress(FileNotFoundError):
-        if path.read_text("utf-8", "surrogateescape") == text:
-            return False
-    _written(path, text)
-    return True
+def firewall_path(vmid: Vmid, root: Path) -> Path:
+    return root / f"firewall/{vmid}.fw"
+
+
+def write_firewall(vmid: Vmid, text: str, *, root: Path) -> None:
+    """Write the guest's firewall rules; without any there is no file. Raises `PveError`."""
+    path = firewall_path(vmid, root)
+    if text:
+        _written(path, text)
+        return
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise PveError(f"{path}: cannot be removed: {error.strerror}", hint=_hint(error)) from None
 
 
 def _check(vmid: Vmid, path: Path, root: Path, replaces: str) -> None:

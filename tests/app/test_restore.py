@@ -224,6 +224,35 @@ def test_a_replaced_guests_firewall_file_is_kept_aside(old: World) -> None:
     assert aside.read_text() == "[RULES]\n"
 
 
+@pytest.mark.parametrize("carried", [True, False])
+def test_a_firewall_file_that_no_guest_has_is_kept_and_not_handed_on(old: World, carried: bool) -> None:
+    """Nobody removed it with its guest. Whose it was is not known; what it lets in is not what the point lets in."""
+    folder = old.node.etc / "firewall"
+    folder.mkdir(exist_ok=True)
+    if carried:
+        firewalled(old, WEB)
+    stale = folder / "300.fw"
+    stale.write_text("[RULES]\nIN ACCEPT\n")
+    done = restore(old, WEB, new=300)
+    (kept,) = done.saved
+    assert Path(kept).read_text() == "[RULES]\nIN ACCEPT\n"
+    assert f"{stale} was there although there was no guest 300; it is not the new guest's: kept as {kept}" in done.notes
+    assert stale.exists() is carried
+    if carried:
+        assert stale.read_text() == "[OPTIONS]\nenable: 1\n"
+
+
+def test_what_may_be_the_guests_own_firewall_file_stays(old: World) -> None:
+    """The point had no room for it, or it is the very same."""
+    for text in ("[OPTIONS]\nenable: 1\n", random.Random(1).randbytes(60_000).hex()):
+        path = firewalled(old, WEB, text)
+        lost(old, WEB)
+        done = restore(old, WEB, where=TARGET)
+        assert path.read_text() == text
+        assert done.saved == ()
+        assert not [note for note in done.notes if "not the new guest's" in note]
+
+
 def test_a_firewall_file_the_point_had_no_room_for_is_told(old: World) -> None:
     path = firewalled(old, WEB, random.Random(1).randbytes(60_000).hex())
     lost(old, WEB)
