@@ -22,7 +22,7 @@ from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, LockedError
 from pve_zfsbackup.events import Event, Outcome, Result, Seen
 from pve_zfsbackup.host.journal import Journal, log_line
 from pve_zfsbackup.host.lock import OneLock, run_lock
-from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.model import GuestKind, Vmid
 
 
 class Stage(StrEnum):
@@ -163,8 +163,8 @@ def _sweep(session: Session, written: _Written, locks: OneLock) -> list[str]:
         told = session.quiescer.sweep()
         for line in told:
             written.add("sweep", {"message": line})
-        for vmid in session.quiescer.unthawed():
-            written.result(_unthawed(vmid))
+        for vmid, kind in session.quiescer.unthawed().items():
+            written.result(_unthawed(vmid, kind))
     return told
 
 
@@ -234,13 +234,14 @@ class _Written:
             self.result(failed("journal", error))
 
 
-def _unthawed(vmid: Vmid) -> Result:
+def _unthawed(vmid: Vmid, kind: GuestKind) -> Result:
+    command = f"lxc-unfreeze -n {vmid}" if kind is GuestKind.CT else f"qm guest cmd {vmid} fsfreeze-thaw"
     return Result(
         stage="thaw",
         outcome=Outcome.FAILED,
         vmid=vmid,
         message="may still be frozen by an interrupted run",
-        hint=f"look at the guest; `qm guest cmd {vmid} fsfreeze-thaw` thaws it",
+        hint=f"look at the guest; `{command}` thaws it",
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pve_zfsbackup.errors import AgentError, CommandTimeoutError, PveUnreachableError
+from pve_zfsbackup.errors import AgentError, CommandTimeoutError, GuestMissingError, PveUnreachableError
 from pve_zfsbackup.host.runner import Completed, Runner
 from pve_zfsbackup.model import Vmid
 
@@ -36,12 +36,14 @@ class ContainerFreezer:
         return self._run(("lxc-info", "-n", str(vmid), "-s", "-H"), vmid, timeout).stdout.strip().upper()
 
     def _run(self, argv: tuple[str, ...], vmid: Vmid, timeout: float) -> Completed:
-        """Raises `PveUnreachableError`: a freezer that failed may have stopped some of the processes."""
+        """Raises `GuestMissingError`, or `PveUnreachableError`: what failed may have stopped some of the processes."""
         try:
             done = self._runner.run(argv, timeout=timeout, check=False)
         except CommandTimeoutError as error:
             raise PveUnreachableError(f"ct {vmid}: {error.message}") from error
         if done.returncode:
             told = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise PveUnreachableError(f"ct {vmid}: {argv[0]}: {told[-1]}")
+            missing = told[-1] == f"{vmid} doesn't exist"  # lxc-info of one that neither runs nor is defined
+            fault = GuestMissingError if missing else PveUnreachableError
+            raise fault(f"ct {vmid}: {argv[0]}: {told[-1]}")
         return done

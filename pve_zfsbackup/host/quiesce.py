@@ -269,9 +269,9 @@ class Quiescer:
             self._done(vmid, marker)
         return thawed.count
 
-    def unthawed(self) -> tuple[Vmid, ...]:
+    def unthawed(self) -> dict[Vmid, GuestKind]:
         """Guests that may still be frozen: those the sweep could do nothing about."""
-        return tuple(Vmid(int(marker.name)) for marker in self._left())
+        return {Vmid(int(marker.name)): read_marker(marker).kind for marker in self._left()}
 
     def _left(self) -> list[Path]:
         return sorted(path for path in self.markers.glob("[1-9]*") if path.name.isdecimal())

@@ -237,6 +237,24 @@ def test_an_unknown_replica_state_is_shown_and_nothing_is_forced(world: World) -
     assert_replicated(world, (DB, CT))
 
 
+@pytest.mark.parametrize(
+    ("vmid", "kind", "hint"),
+    [(WEB, "qemu", "`qm guest cmd 100 fsfreeze-thaw`"), (CT, "lxc", "`lxc-unfreeze -n 200`")],
+)
+def test_a_guest_that_may_still_be_frozen_is_a_failure_with_what_thaws_its_kind(
+    world: World, monkeypatch: pytest.MonkeyPatch, vmid: int, kind: str, hint: str
+) -> None:
+    monkeypatch.setattr("pve_zfsbackup.host.quiesce.THAW_WITHIN", 0)
+    marker = world.place / f"state/frozen/{vmid}"
+    marker.parent.mkdir(parents=True)
+    marker.write_text(f"{kind} 1\n")
+    world.guest(vmid).frozen = True
+    world.guest(vmid).agent = "hang"
+    failed = world.results(world.run(Stage.SNAPSHOT), Outcome.FAILED)[0]
+    assert (failed.stage, failed.vmid, failed.message) == ("thaw", vmid, "may still be frozen by an interrupted run")
+    assert hint in failed.hint
+
+
 # -- the target's trouble
 
 

@@ -180,6 +180,8 @@ class FakeNode:
 
     def lxc(self, argv: Sequence[str]) -> Completed:
         """`lxc-info -s -H`, `lxc-freeze`, `lxc-unfreeze`, each `-n VMID`."""
+        if int(argv[2]) not in self.guests:
+            return no(argv, f"{argv[2]} doesn't exist")
         guest = self.guests[int(argv[2])]
         if argv[0] == "lxc-info":
             state = "FROZEN" if guest.frozen else "RUNNING"

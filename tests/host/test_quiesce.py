@@ -680,6 +680,19 @@ def test_a_container_that_does_not_thaw_is_left_to_its_watchdog_and_the_sweep(
     assert not ct.frozen
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_container_that_is_gone_needs_no_thaw(quiescer: Quiescer, node: FakeNode, by_hand: bool) -> None:
+    """Or its marker would be a failure of every run from now on."""
+    quiescer.markers.mkdir(parents=True)
+    (quiescer.markers / "200").write_text("lxc 1\n")
+    if by_hand:
+        assert quiescer.thaw(Vmid(200)) == 0
+    else:
+        assert quiescer.sweep() == ["guest 200: thawed after an interrupted run"]
+    assert time.monotonic() == 0, "and is not waited for"
+    assert not (quiescer.markers / "200").exists()
+
+
 def test_a_container_that_stopped_needs_no_thaw(quiescer: Quiescer, ct: GuestState) -> None:
     window = through(quiescer, container(), lambda: setattr(ct, "running", False))
     assert window.consistency is Consistency.CRASH
