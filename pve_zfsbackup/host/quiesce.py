@@ -257,15 +257,15 @@ class Quiescer:
     def _now(self, kind: GuestKind, vmid: Vmid) -> Marker:
         return marker_now(kind, vmid, boot_id=self.boot_id, pids=self.pids)
 
-    def thaw(self, vmid: Vmid, kind: GuestKind | None = None) -> int:
+    def thaw(self, vmid: Vmid, kind: GuestKind | None = None, *, done: bool = True) -> int:
         """Thaw a guest, whoever froze it; returns its file systems that were frozen. Raises the thaw's error.
 
-        Without `kind` its marker tells it.
+        Without `kind` its marker tells it. `done` takes marker and watchdog away: have the lock of the snapshots.
         """
         marker = self.markers / str(vmid)
         agent = self.agents[kind or read_marker(marker).kind]
         thawed = guest_agent.thaw(agent, vmid, within=THAW_WITHIN)
-        if marker.exists():
+        if done and marker.exists():
             self._done(vmid, marker)
         return thawed.count
 

@@ -21,7 +21,7 @@ from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.model import Vmid
 from tests.fakes.pools import no, ok
-from tests.fakes.runner import HERE, Fault
+from tests.fakes.runner import HERE, Fault, Ran
 from tests.fakes.world import CT, DB, GUESTS, TARGET, WEB, World
 
 ALL = ("before-run", "before-snapshot", "after-snapshot", "before-replicate", "after-replicate", "after-prune",
@@ -389,6 +389,37 @@ def test_thaw_by_name_takes_anybodys_freeze(world: World) -> None:
     ]  # fmt: skip
     assert not world.guest(DB).frozen
     assert not world.guest(CT).frozen
+
+
+@pytest.mark.parametrize("at", ["systemd-run", "fsfreeze-freeze"])
+def test_thaw_by_name_leaves_a_run_its_marker_and_its_watchdog(world: World, at: str) -> None:
+    """Or nobody would thaw what that run freezes a moment later, and is killed."""
+    seen = []
+
+    def by_hand(ran: Ran) -> None:
+        if at in (ran.argv[0], ran.argv[-1]) and not seen:
+            seen.append("by hand")
+            with world.session() as session:
+                thaw(session, [Vmid(WEB)])
+        if ran.argv[:2] == ("zfs", "snapshot") and world.guest(WEB).frozen:
+            assert (world.place / "state/frozen/100").exists()
+            assert world.runner.timers
+            seen.append("frozen")
+
+    world.runner.watchers.append(by_hand)
+    world.run(Stage.SNAPSHOT)
+    assert set(seen) == {"by hand", "frozen"}
+    assert not world.runner.timers
+    assert not (world.place / "state/frozen/100").exists()
+
+
+def test_thaw_by_name_ends_what_an_interrupted_run_left(world: World) -> None:
+    (world.place / "state/frozen").mkdir(parents=True)
+    (world.place / "state/frozen/100").write_text("qemu 1\n")
+    world.guest(WEB).frozen = True
+    with world.session() as session:
+        thaw(session, [Vmid(WEB)])
+    assert not (world.place / "state/frozen/100").exists()
 
 
 def test_a_guest_that_does_not_thaw_is_told(world: World) -> None:
