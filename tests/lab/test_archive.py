@@ -285,6 +285,9 @@ def test_a_fresh_host_restores_it_with_the_package(archived: Archived, debs: tup
     common = ("--from", "box1", "--identity", f"{FRESH}/identity", "--config", f"{FRESH}/config.yaml", "--json")
     arguments = ("pve-zfsbackup", "restore", str(VMID), "--config-dir", FRESH, *common)
     third = archived.points[2]
+    shown = json.loads(host.run((*arguments, "--to", "tank/back", "--disk", "scsi1", "--dry-run"), timeout=900).stdout)
+    assert [(disk["disk"], disk["received"]) for disk in shown["disks"]] == [("scsi1", 0)]
+    assert host.run(("zfs", "list", "-H", "-r", "-o", "name", "tank/back")).lines == ["tank/back"]
     back = json.loads(host.run((*arguments, "--to", "tank/back", "--point", third), timeout=900).stdout)
     assert back["point"] == third
     assert [(disk["disk"], disk["streams"]) for disk in back["disks"]] == [("scsi0", 3), ("scsi1", 3)]
