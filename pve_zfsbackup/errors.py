@@ -226,6 +226,10 @@ class GuestBusyError(BackupError):
 class FreezeError(BackupError):
     """The guest could not be frozen and the policy requires it."""
 
+    def __init__(self, vmid: int, reason: str) -> None:
+        told = f"guest {vmid}: quiescing is required, but {reason}"
+        super().__init__(told, hint="make the guest agent work, or set quiesce: prefer")
+
 
 class RoleError(BackupError):
     """A guest's role may not change hands: it could be written to in two places."""

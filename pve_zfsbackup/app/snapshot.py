@@ -4,6 +4,7 @@ others, some at a time; and those Proxmox is at work on when all are done."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import (
     BackupError,
     CommandError,
+    FreezeError,
     GuestBusyError,
     GuestChangedError,
     GuestMissingError,
@@ -28,7 +30,7 @@ from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.guests import digest_now, fitting, pack_config, read_config_file, read_lock, read_version
 from pve_zfsbackup.host.hooks import facts_of
 from pve_zfsbackup.host.quiesce import Window
-from pve_zfsbackup.model import Consistency, Guest, Plan, SnapshotGuest
+from pve_zfsbackup.model import Consistency, Guest, Plan, Quiesce, SnapshotGuest
 from pve_zfsbackup.plan.snapshot import freezable, plan_snapshot, volumes_of
 
 STAGE: Final = "snapshot"
@@ -187,10 +189,10 @@ def _left(guest: Guest, error: GuestMissingError) -> Result:
 
 
 def _taken(session: Session, found: Inventory, item: Assignment, version: str, *, alone: bool) -> Result:
-    """Make the point. One that was made while the guest's disks were exchanged is taken back, once."""
+    """Make the point. One that is not what was asked for is taken back, and made once more."""
     started = time.monotonic()
     discarded = False
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in itertools.count(1):
         plan = plan_one(session, found, item)
         if plan.conflicts:
             conflict = plan.conflicts[0]
@@ -207,21 +209,18 @@ def _taken(session: Session, found: Inventory, item: Assignment, version: str, *
             texts = texts_of(item.guest, session.pve_root, version)
             window = session.executor.snapshot(step, session.quiescer, _packed(texts), item.freeze_rules)
         except GuestChangedError:  # nothing was snapshotted yet
-            if attempt == ATTEMPTS:
+            if attempt >= ATTEMPTS:
                 raise
-            found, item = _anew(session, item.guest)
-            continue
-        if not _exchanged(item.guest, texts["conf"], session.pve_root):
-            return _told(step, window, time.monotonic() - started, left_out=texts.get("left-out", ""))
-        session.executor.discard(step)
-        if discarded:
-            break
-        discarded = True
+        else:
+            fault = _fault(step, window, texts["conf"], session.pve_root)
+            if fault is None:
+                return _told(step, window, time.monotonic() - started, left_out=texts.get("left-out", ""))
+            session.executor.discard(step)
+            if discarded:
+                raise fault
+            discarded = True
         found, item = _anew(session, item.guest)
-    raise GuestBusyError(
-        f"guest {item.guest.vmid}: its disks were changed each time while its point was made",
-        hint="the points were taken back; run this again when its configuration is left alone",
-    )
+    raise AssertionError("each attempt ends or is followed by another")
 
 
 def _before(session: Session, step: SnapshotGuest) -> None:
@@ -239,6 +238,19 @@ def _anew(session: Session, guest: Guest) -> tuple[Inventory, Assignment]:
     if not items:
         raise GuestMissingError("it is no longer here, or in no job any more")
     return with_tuned(session, found, [items[0].guest]), items[0]
+
+
+def _fault(step: SnapshotGuest, window: Window, before: str, root: Path) -> BackupError | None:
+    """Why the point just made is none. Raises `GuestMissingError` for a guest that left: nothing speaks against it."""
+    vmid = step.guest.vmid
+    if _exchanged(step.guest, before, root):
+        return GuestBusyError(
+            f"guest {vmid}: its disks were changed each time while its point was made",
+            hint="the points were taken back; run this again when its configuration is left alone",
+        )
+    if step.quiesce is Quiesce.REQUIRE and window.consistency is Consistency.CRASH:
+        return FreezeError(vmid, window.reason)
+    return None
 
 
 def _exchanged(guest: Guest, before: str, root: Path) -> bool:

@@ -19,7 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from pve_zfsbackup.errors import BackupError, CommandError, FreezeError, PveError, PveUnreachableError
+from pve_zfsbackup.errors import (
+    BackupError,
+    CommandError,
+    FreezeError,
+    GuestChangedError,
+    PveError,
+    PveUnreachableError,
+)
 from pve_zfsbackup.host import agent as guest_agent
 from pve_zfsbackup.host.agent import Agent
 from pve_zfsbackup.host.marker import BOOT_ID, PIDS, Marker, marker_now, read_marker, write_marker
@@ -32,6 +39,7 @@ WATCHDOG_LIMIT: Final = 28.0  # and at most: no guest stands still for 30 s (tim
 OTHERS_FREEZE: Final = 30.0  # seconds that a freeze of somebody else may last
 LABEL_LIMIT: Final = 400  # characters
 UNPROVEN: Final = "the run was cut off before more was proven"
+STARTED: Final = "the guest was started while its point was made"
 HIBERNATED: Final = "guest is hibernated: what it had in memory is not part of the point"
 
 
@@ -87,9 +95,9 @@ class Quiescer:
     def window(self, step: SnapshotGuest, rules: FreezeRules) -> Iterator[Window]:
         """The guest is frozen inside, when it can be. Nothing but the snapshot belongs inside.
 
-        Raises `GuestBusyError` when Proxmox is moving the guest, `GuestChangedError` when it was changed or locked on
-        the way here, `FreezeError` when the policy requires a freeze that did not come about, all before anything was
-        snapshotted, and the thaw's error when the guest does not confirm it: then the watchdog goes on trying.
+        Before anything is snapshotted it raises `GuestBusyError` when Proxmox is moving the guest, `GuestChangedError`
+        when it was changed, locked or started on the way here, `FreezeError` when the policy requires a freeze that did
+        not come about; and the thaw's error when the guest does not confirm it: then the watchdog goes on trying.
         """
         if step.freeze:
             with self._hooked(step, rules) as refused, self._freeze(step, rules.limit, refused) as window:
@@ -99,7 +107,7 @@ class Quiescer:
         with self.migration(step.guest.vmid):
             self.unchanged(step.guest)
             if step.guest.hibernated:
-                yield Window(reason=HIBERNATED)
+                yield self._unfrozen(step, HIBERNATED)
             elif step.guest.running:
                 yield Window(reason=step.reason)
             else:
@@ -132,20 +140,19 @@ class Quiescer:
 
     def _standstill(self, step: SnapshotGuest) -> Iterator[Window]:
         """A guest that was found stopped, maybe minutes ago: `offline` if it is before and after the snapshot."""
-        started = "the guest was started while its point was made"
-        if doubt := self._doubt(step.guest, started):
-            yield Window(reason=doubt)
-            return
-        window = Window()
+        doubt = self._doubt(step.guest)
+        if doubt == STARTED:
+            raise GuestChangedError(f"guest {step.guest.vmid}: was started since it was read")
+        window = self._unfrozen(step, doubt) if doubt else Window()
         yield window
-        window.reason = self._doubt(step.guest, started)
+        window.reason = doubt or self._doubt(step.guest)
         if not window.reason:
             window.consistency, window.reason = Consistency.OFFLINE, step.reason
 
-    def _doubt(self, guest: Guest, started: str) -> str:
+    def _doubt(self, guest: Guest) -> str:
         """What speaks against the guest being off; empty when nothing does."""
         try:
-            return started if self.running(guest) else ""
+            return STARTED if self.running(guest) else ""
         except PveError as error:
             return f"whether the guest runs is not known: {error.message}"
 
@@ -215,10 +222,7 @@ class Quiescer:
 
     def _unfrozen(self, step: SnapshotGuest, reason: str) -> Window:
         if step.quiesce == "require":
-            raise FreezeError(
-                f"guest {step.guest.vmid}: quiescing is required, but {reason}",
-                hint="make the guest agent work, or set quiesce: prefer",
-            )
+            raise FreezeError(step.guest.vmid, reason)
         return Window(reason=reason)
 
     def sweep(self) -> list[str]:

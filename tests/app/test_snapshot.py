@@ -330,6 +330,46 @@ def test_a_guest_that_is_not_frozen_is_looked_at_under_the_lock_as_well(
     assert unpack_config([snap.props["pve-zfsbackup:conf"]])["conf"] == conf(world, CT).read_text()
 
 
+@pytest.fixture
+def required(world: World) -> World:
+    """A guest that is stopped, and quiesced if it runs."""
+    job(world, "quiesce: require")
+    world.guest(WEB).running = False
+    return world
+
+
+def start(world: World) -> None:
+    world.guest(WEB).running = True
+
+
+@pytest.mark.parametrize("quiesce", ["prefer", "require"])
+def test_a_guest_started_after_the_listing_is_frozen(world: World, quiesce: str) -> None:
+    job(world, f"quiesce: {quiesce}")
+    world.guest(WEB).running = False
+    at(world, {"get", "/nodes/pve1/qemu/100/status/current"}, lambda: start(world))
+    report = world.run(Stage.SNAPSHOT, guests=["100"])
+    assert report.exit_code is ExitCode.OK, report.results
+    assert [point.consistency for point in world.points(HERE, WEB)] == ["quiesced"]
+
+
+def test_a_guest_started_during_its_snapshot_has_another_point_where_freezing_is_required(required: World) -> None:
+    at(required, {"snapshot", "--"}, lambda: start(required))
+    report = required.run(Stage.SNAPSHOT, guests=["100"])
+    assert report.exit_code is ExitCode.OK, report.results
+    assert [point.consistency for point in required.points(HERE, WEB)] == ["quiesced"]
+    assert len(required.source.datasets[ZVOL].snaps) == 1
+
+
+def test_a_freeze_that_does_not_last_is_no_point_where_freezing_is_required(world: World) -> None:
+    job(world, "quiesce: require")
+    world.guest(WEB).thawed_meanwhile = True
+    report = world.run(Stage.SNAPSHOT, guests=["100"])
+    (failed,) = report.results
+    assert failed.outcome is Outcome.FAILED
+    assert "guest 100: quiescing is required, but nothing was still frozen at the thaw" in failed.message
+    assert not world.source.datasets[ZVOL].snaps
+
+
 # -- what is recorded
 
 

@@ -13,6 +13,7 @@ from pve_zfsbackup.errors import (
     CommandTimeoutError,
     FreezeError,
     GuestBusyError,
+    GuestChangedError,
     PveError,
     PveUnreachableError,
 )
@@ -164,11 +165,29 @@ def test_inside_the_window_a_point_claims_nothing(quiescer: Quiescer, guest: Gue
     assert (frozen.label, stopped.label) == ("quiesced", "offline: quiesce is off")
 
 
-@pytest.mark.parametrize("when", ["before", "inside"])
-def test_a_guest_started_meanwhile_is_not_called_offline(quiescer: Quiescer, guest: GuestState, when: str) -> None:
-    guest.running = when == "before"  # the listing said stopped, minutes ago
+def test_a_guest_started_meanwhile_is_not_called_offline(quiescer: Quiescer, guest: GuestState) -> None:
+    guest.running = False
     window = through(quiescer, step(freeze=False, running=False), lambda: setattr(guest, "running", True))
     assert window.label == "crash-consistent: the guest was started while its point was made"
+
+
+def test_a_guest_started_before_its_snapshot_is_to_be_read_anew(quiescer: Quiescer, guest: GuestState) -> None:
+    """The listing said stopped, minutes ago: now it can be frozen."""
+    assert guest.running
+    with pytest.raises(GuestChangedError, match="guest 100: was started since it was read"):
+        through(quiescer, step(freeze=False, running=False), lambda: pytest.fail("nothing is snapshotted"))
+
+
+@pytest.mark.parametrize("hibernated", [False, True])
+def test_a_point_that_would_be_crash_consistent_is_none_where_freezing_is_required(
+    quiescer: Quiescer, node: FakeNode, hibernated: bool
+) -> None:
+    wanted = step(freeze=False, running=False, quiesce=Quiesce.REQUIRE)
+    wanted = replace(wanted, guest=replace(wanted.guest, lock="suspended" if hibernated else ""))
+    node.api = "no quorum"
+    told = "guest is hibernated" if hibernated else "whether the guest runs is not known: .*no quorum"
+    with pytest.raises(FreezeError, match=f"guest 100: quiescing is required, but {told}"):
+        through(quiescer, wanted, lambda: pytest.fail("nothing is snapshotted"))
 
 
 def test_a_state_nobody_tells_is_not_called_offline(quiescer: Quiescer, node: FakeNode, guest: GuestState) -> None:
