@@ -27,7 +27,7 @@ from pve_zfsbackup.errors import (
     PveError,
 )
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.host.guests import digest_now, fitting, pack_config, read_config_file, read_lock, read_version
+from pve_zfsbackup.host.guests import fitting, pack_config, read_config_file, read_lock, read_version
 from pve_zfsbackup.host.hooks import facts_of
 from pve_zfsbackup.host.quiesce import Window
 from pve_zfsbackup.model import Consistency, Guest, Plan, Quiesce, SnapshotGuest
@@ -216,7 +216,7 @@ def _taken(session: Session, found: Inventory, item: Assignment, version: str, *
             if fault is None:
                 return _told(step, window, time.monotonic() - started, left_out=texts.get("left-out", ""))
             session.executor.discard(step)
-            if discarded:
+            if discarded or isinstance(fault, PveError):
                 raise fault
             discarded = True
         found, item = _anew(session, item.guest)
@@ -242,8 +242,14 @@ def _anew(session: Session, guest: Guest) -> tuple[Inventory, Assignment]:
 
 def _fault(step: SnapshotGuest, window: Window, before: str, root: Path) -> BackupError | None:
     """Why the point just made is none. Raises `GuestMissingError` for a guest that left: nothing speaks against it."""
-    vmid = step.guest.vmid
-    if _exchanged(step.guest, before, root):
+    vmid, kind = step.guest.vmid, step.guest.kind
+    try:
+        after = read_config_file(vmid, kind, root=root)["conf"]
+    except GuestMissingError:
+        raise
+    except PveError as error:  # not known is not proven
+        return error
+    if volumes_of(kind, before) != volumes_of(kind, after):
         return GuestBusyError(
             f"guest {vmid}: its disks were changed each time while its point was made",
             hint="the points were taken back; run this again when its configuration is left alone",
@@ -251,14 +257,6 @@ def _fault(step: SnapshotGuest, window: Window, before: str, root: Path) -> Back
     if step.quiesce is Quiesce.REQUIRE and window.consistency is Consistency.CRASH:
         return FreezeError(vmid, window.reason)
     return None
-
-
-def _exchanged(guest: Guest, before: str, root: Path) -> bool:
-    """Whether the guest has other disks now than those of the point just made."""
-    if digest_now(guest.vmid, guest.kind, root=root) == guest.digest:
-        return False
-    after = read_config_file(guest.vmid, guest.kind, root=root)["conf"]
-    return volumes_of(guest.kind, before) != volumes_of(guest.kind, after)
 
 
 def _told(step: SnapshotGuest, window: Window, seconds: float, *, left_out: str) -> Result:

@@ -230,18 +230,9 @@ def guest_kind(vmid: Vmid, *, root: Path = Path("/etc/pve")) -> GuestKind:
     raise GuestMissingError(f"guest {vmid}: this node has no such guest")
 
 
-def digest_now(vmid: Vmid, kind: GuestKind, *, root: Path = Path("/etc/pve")) -> str:
-    """Proxmox's digest of the configuration file. Raises as `config_bytes`."""
-    return _digest(config_bytes(vmid, kind, root))
-
-
-def _digest(raw: bytes) -> str:
-    return hashlib.sha1(raw, usedforsecurity=False).hexdigest()
-
-
 def config_bytes(vmid: Vmid, kind: GuestKind, root: Path, digest: str = "") -> bytes:
     """The guest's configuration file. Raises `GuestMissingError` when it has none, `PveError` when nobody can tell, and
-    `GuestChangedError` when it is not the one with this `digest`."""
+    `GuestChangedError` when it is not the one with this `digest` of Proxmox's."""
     path = root / f"{'qemu-server' if kind is GuestKind.VM else 'lxc'}/{vmid}.conf"
     try:
         raw = path.read_bytes()
@@ -251,7 +242,8 @@ def config_bytes(vmid: Vmid, kind: GuestKind, root: Path, digest: str = "") -> b
         raise GuestMissingError(f"{path}: does not exist") from None
     except OSError as error:
         raise PveError(f"{path}: cannot be read: {error.strerror}", hint="is pve-cluster running?") from None
-    if digest and (found := _digest(raw)) != digest:
+    found = hashlib.sha1(raw, usedforsecurity=False).hexdigest()
+    if digest and found != digest:
         raise GuestChangedError(f"guest {vmid}: its configuration changed since it was read: {found}, before {digest}")
     return raw
 

@@ -370,6 +370,21 @@ def test_a_freeze_that_does_not_last_is_no_point_where_freezing_is_required(worl
     assert not world.source.datasets[ZVOL].snaps
 
 
+def test_a_configuration_that_cannot_be_read_again_after_the_thaw_takes_the_point_back(world: World) -> None:
+    """Whether the point has the guest's disks is not known then."""
+
+    def unmount() -> None:
+        (world.node.etc / "local").unlink()
+        conf(world, WEB).unlink()
+
+    at(world, {"100", "fsfreeze-thaw"}, unmount)
+    report = world.run(Stage.SNAPSHOT, guests=["100"])
+    assert report.exit_code is ExitCode.FAILED
+    assert "is not mounted" in report.results[0].message
+    assert not world.source.datasets[ZVOL].snaps
+    assert not world.guest(WEB).frozen
+
+
 # -- what is recorded
 
 
