@@ -75,10 +75,11 @@ def _run(session: Session, vmid: Vmid, stages: tuple[Stage, ...]) -> Report:
 
 
 def _age(session: Session, vmid: Vmid) -> int | None:
-    """Seconds since the guest's newest complete point here."""
+    """Seconds since the guest's newest complete point here. One from the future is none: a clock was wrong."""
     found = inventory(session, only=vmid)
-    own = [point for point in points_of(found.listing, vmid) if point.complete]
-    return int(session.now().timestamp()) - own[-1].creation if own else None
+    now = int(session.now().timestamp())
+    ages = [now - point.creation for point in points_of(found.listing, vmid) if point.complete]
+    return min((age for age in ages if age >= 0), default=None)
 
 
 def _lines(report: Report) -> tuple[str, ...]:

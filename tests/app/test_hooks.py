@@ -188,6 +188,20 @@ def test_a_guest_with_a_young_point_is_left_alone(world: World) -> None:
     assert len(world.points(HERE, WEB)) == 2
 
 
+@pytest.mark.parametrize("within", [3600, 0])
+def test_a_point_from_the_future_keeps_no_guest_from_its_own(world: World, within: int) -> None:
+    """One run with a wrong clock, and no backup would have made a point for a year."""
+    world.config.write_text(f"{world.config.read_text()}vzdump: {{skip-within: {within}}}\n")
+    world.clock.now += 86400 * 365
+    world.run(Stage.SNAPSHOT)
+    world.clock.now -= 86400 * 365
+    vzdump(world, "backup-end", WEB)
+    assert len(world.points(HERE, WEB)) == 2
+    world.clock.now += 60
+    vzdump(world, "backup-end", WEB)
+    assert len(world.points(HERE, WEB)) == (2 if within else 3), "beside it a young one counts"
+
+
 def test_without_replication_only_the_point_is_made(world: World) -> None:
     world.config.write_text(f"{world.config.read_text()}vzdump: {{replicate: false, skip-within: 0}}\n")
     vzdump(world, "backup-end", WEB)
