@@ -64,8 +64,10 @@ class Report:
 
 
 def exit_code(results: Iterable[Result]) -> ExitCode:
-    """OK, PARTIAL when something failed and something else worked, FAILED when nothing worked."""
-    outcomes = {result.outcome for result in results}
+    """OK, PARTIAL when something failed and something else worked, FAILED when nothing worked. A warning of no guest
+    and no host is a remark, and no work."""
+    found = {(result.outcome, bool(result.vmid or result.host)) for result in results}
+    outcomes = {outcome for outcome, about in found if about or outcome is not Outcome.WARNING}
     if Outcome.FAILED not in outcomes:
         return ExitCode.OK
     return ExitCode.PARTIAL if outcomes & {Outcome.OK, Outcome.WARNING} else ExitCode.FAILED

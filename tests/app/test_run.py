@@ -12,12 +12,13 @@ import pytest
 
 from pve_zfsbackup import app
 from pve_zfsbackup.app.gather import Scope
-from pve_zfsbackup.app.run import Stage, run
+from pve_zfsbackup.app.run import Stage, exit_code, run
 from pve_zfsbackup.errors import CommandTimeoutError, ConfigError, ExitCode, LockedError, PveError
-from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import journal as host_journal
 from pve_zfsbackup.host.guests import unpack_config
 from pve_zfsbackup.host.lock import reading, run_lock
+from pve_zfsbackup.model import Vmid
 from tests.fakes.pools import Pools, Snap
 from tests.fakes.runner import HERE, Fault, Ran
 from tests.fakes.world import CONFIG, CT, DB, REPLICAS, TARGET, WEB, World, assert_replicated, assert_safe
@@ -515,6 +516,16 @@ def test_nothing_worked_is_failed(world: World) -> None:
     report = world.run(Stage.SNAPSHOT)
     assert report.exit_code is ExitCode.FAILED
     assert len(world.results(report, Outcome.FAILED)) == 3
+
+
+def test_a_remark_of_the_run_is_nothing_that_worked(world: World) -> None:
+    broken = Result(stage="snapshot", outcome=Outcome.FAILED, vmid=Vmid(WEB), message="suspended")
+    remark = Result(stage="hook", outcome=Outcome.WARNING, message="on-error command failed: mail is down")
+    assert exit_code([broken, remark]) is ExitCode.FAILED
+    assert exit_code([broken, replace(remark, stage="snapshot", vmid=Vmid(DB))]) is ExitCode.PARTIAL
+    assert exit_code([broken, replace(remark, stage="prune", host=TARGET)]) is ExitCode.PARTIAL
+    assert exit_code([broken, replace(remark, stage="pools", outcome=Outcome.OK)]) is ExitCode.PARTIAL, "this node's"
+    assert exit_code([remark]) is ExitCode.OK
 
 
 @pytest.mark.parametrize(
