@@ -12,7 +12,7 @@ from typing import Final
 
 from pve_zfsbackup.model import Consistency, Disk, Guest, GuestKind, Point, Quiesce, Vmid
 
-# Reasons of `plan.discovery` that need no decision, because nothing would be gained, or that are one.
+# Beginnings of reasons of `plan.discovery` that need no decision, because nothing would be gained, or that are one.
 _EXPLAINED: Final = (
     "cloud-init drive", "empty drive", "CD-ROM", "not attached", "backup=0", "EFI disk that is not used",
     "the same volume as", "excluded by",
@@ -87,7 +87,7 @@ def _no_job(guest: Guest, standing: Standing) -> Finding:
 
 
 def _not_protected(guest: Guest, disk: Disk, rule: str) -> Finding:
-    explained = rule or (disk.reason if any(word in disk.reason for word in _EXPLAINED) else "")
+    explained = rule or (disk.reason if disk.reason.startswith(_EXPLAINED) else "")
     wanted = "import its pool or run `pve-zfsbackup setup`" if disk.lost else "move it to a ZFS storage"
     return Finding(
         vmid=guest.vmid,

@@ -50,6 +50,7 @@ def test_a_node_in_order_has_no_findings(world: World) -> None:
         (DB, "scsi1: /srv/image.raw", "not-protected"),
         (DB, "scsi1: local-zfs:vm-101-disk-9", "lost"),
         (CT, "mp0: /srv/data,mp=/data", "not-protected"),
+        (CT, "mp0: /srv/CD-ROM,mp=/data", "not-protected"),  # a name is no reason
         (CT, "mp0: local-zfs:subvol-200-disk-1,mp=/data", "not-protected"),
     ],
 )
