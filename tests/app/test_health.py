@@ -13,7 +13,7 @@ from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health, judge
 from pve_zfsbackup.app.history import history
 from pve_zfsbackup.app.run import Stage
-from pve_zfsbackup.errors import PveError, ZfsError
+from pve_zfsbackup.errors import CommandTimeoutError, PveError, ZfsError
 from pve_zfsbackup.host.pools import read_pools
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
@@ -71,7 +71,7 @@ def test_no_point_at_all_is_critical(world: World) -> None:
 
 
 def test_half_a_point_is_no_point(world: World) -> None:
-    world.runner.faults.append(Fault(words=("snapshot", "--"), nth=2, answer=(1, "out of space")))
+    world.runner.faults.append(Fault(words=("snapshot", "--"), nth=2, error=CommandTimeoutError("no end")))
     world.run(Stage.SNAPSHOT)
     assert "CRITICAL guest 100 web: no point here" in texts(found(world))
 

@@ -153,7 +153,7 @@ def test_a_point_without_its_second_pool_is_no_point(world: World) -> None:
     world.run()
     before = world.complete(HERE, WEB)
     world.write()
-    world.runner.faults.append(Fault(words=("snapshot", "--"), nth=2, answer=(1, "out of space")))
+    world.runner.faults.append(Fault(words=("snapshot", "--"), nth=2, error=CommandTimeoutError("no end")))
     assert world.run(guests=["100"]).exit_code is ExitCode.FAILED, "of this guest nothing worked"
     assert world.complete(HERE, WEB) == world.complete(TARGET, WEB) == before
     assert [point.complete for point in world.points(HERE, WEB)] == [True, False]
@@ -162,6 +162,15 @@ def test_a_point_without_its_second_pool_is_no_point(world: World) -> None:
     assert world.run(guests=["100"]).exit_code is ExitCode.OK
     assert [point.complete for point in world.points(HERE, WEB)] == [True, True], "what is incomplete goes"
     assert_replicated(world)
+
+
+def test_a_pool_that_stays_full_leaves_no_half_points(world: World) -> None:
+    """None of them would ever go, as long as no point is whole; and each costs what is written over."""
+    world.run()
+    for _ in range(3):
+        world.runner.faults[:] = [Fault(words=("snapshot", "--"), nth=2, answer=(1, "out of space"))]
+        assert world.run(guests=["100"]).exit_code is ExitCode.FAILED
+    assert [point.complete for point in world.points(HERE, WEB)] == [True]
 
 
 def test_a_locked_guest_is_left_alone_and_told(world: World) -> None:
@@ -585,7 +594,7 @@ def test_half_a_point_passes_for_no_whole_one_while_the_disk_it_lacks_is_not_see
         world.run()
         world.write()
     whole = world.complete(HERE, WEB)
-    world.runner.faults.append(Fault(words=("snapshot", "--"), nth=2, answer=(1, "I/O error")))
+    world.runner.faults.append(Fault(words=("snapshot", "--"), nth=2, error=CommandTimeoutError("no end")))
     world.run(Stage.SNAPSHOT)
     assert len(world.points(HERE, WEB)) == 4
     hidden = world.node.storages.pop(0)
