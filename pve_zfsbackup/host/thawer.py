@@ -14,6 +14,7 @@ from typing import Final
 
 from pve_zfsbackup.errors import CommandError
 from pve_zfsbackup.host.runner import ProcessRunner, Runner
+from pve_zfsbackup.host.watchdog import WATCHING
 
 TRIES: Final = 300  # as often as the systemd timer
 PAUSE: Final = 2.0
@@ -53,11 +54,14 @@ def _identity(marker: Path) -> tuple[int, int] | None:
 
 
 def main() -> None:
-    """Let go of the caller's streams first: it waits for their end, not for ours."""
+    """Say that the marker is seen, and let go of the caller's streams: it waits for their end, not for ours."""
+    marker, seconds, *argv = sys.argv[1:]
+    if _identity(Path(marker)) is None:
+        raise SystemExit(f"{marker}: no marker")
+    print(WATCHING, flush=True)
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    marker, seconds, *argv = sys.argv[1:]
     watch(ProcessRunner(), Path(marker), float(seconds), argv)
 
 

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Final, Protocol
 
+from pve_zfsbackup.errors import CommandError
 from pve_zfsbackup.host.runner import Runner
 from pve_zfsbackup.model import GuestKind, Vmid
 
 UNIT: Final = "pve-zfsbackup-thaw"
 BOOTED: Final = Path("/run/systemd/system")  # sd_booted(3)
 UPTIME: Final = Path("/proc/uptime")
+WATCHING: Final = "watching"  # what the process of its own says when it is up
 QUEUED: Final = 60.0  # seconds after the first try in which a freeze may still come
 
 
@@ -88,7 +90,10 @@ class ChildWatchdog:
         thawer = (sys.executable, "-I", "-m", "pve_zfsbackup.host.thawer")
         thawing = thaw_argv(kind, vmid, uptime() + after + QUEUED)
         argv = ("setsid", "--fork", *thawer, str(self._markers / str(vmid)), f"{after:.0f}", *thawing)
-        self._runner.run(argv, timeout=30)
+        done = self._runner.run(argv, timeout=30)  # until the process lets go of its output, or ends
+        if done.stdout.strip() != WATCHING:  # setsid ends well whatever becomes of its child
+            told = done.stderr.strip().splitlines() or ["it said nothing"]
+            raise CommandError(f"the process that would thaw guest {vmid} did not come up: {told[-1]}")
 
     def disarm(self, vmid: Vmid) -> None:
         """The caller removes the marker next; within a second the process sees that and ends."""

@@ -62,6 +62,26 @@ def test_it_thaws_when_nobody_else_does_and_tries_until_it_works(tmp_path: Path,
 
 
 @pytest.mark.processes
+def test_a_process_that_does_not_come_up_is_no_watchdog(
+    tmp_path: Path, thaw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`setsid --fork` ends well whatever becomes of its child: without its word nothing may be frozen."""
+    (tmp_path / "100").touch()
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho No module named pve_zfsbackup >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    with pytest.raises(CommandError, match="did not come up: No module named pve_zfsbackup"):
+        ChildWatchdog(ProcessRunner(), tmp_path).arm(GuestKind.VM, VM, "ab12", 0)
+
+
+@pytest.mark.processes
+def test_a_process_that_sees_no_marker_is_no_watchdog(tmp_path: Path, thaw: Path) -> None:
+    with pytest.raises(CommandError, match="did not come up"):
+        ChildWatchdog(ProcessRunner(), tmp_path).arm(GuestKind.VM, VM, "ab12", 0)
+
+
+@pytest.mark.processes
 def test_it_ends_when_the_marker_goes(tmp_path: Path, thaw: Path) -> None:
     (tmp_path / "100").touch()
     ChildWatchdog(ProcessRunner(), tmp_path).arm(GuestKind.VM, VM, "ab12", 60)
