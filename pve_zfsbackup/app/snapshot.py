@@ -67,7 +67,7 @@ def snapshot(session: Session, found: Inventory, items: Iterable[Assignment]) ->
     """Take a point of every guest. A frozen guest never waits for another one, nor beside others for the pool.
 
     Guests that are locked are waited for when all others are done, as long as their jobs say; in vain is a failure.
-    Without patience they are skipped. Who ends it early waits for those under way, none of which is frozen.
+    Without patience they are skipped. Who ends it early waits a moment for those under way, none of which is frozen.
     """
     version = _version(session)
     items = tuple(items)
@@ -124,6 +124,9 @@ def _first(
                 changed.append(done)
             else:
                 yield done
+    except BaseException:
+        session.runner.cancel()  # leaving waits for the threads, and a pool that hangs would let them wait for minutes
+        raise
     finally:
         threads.shutdown(cancel_futures=True)
     for item in changed:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
@@ -30,6 +31,8 @@ STDERR_LIMIT = 64 << 10
 OUTPUT_LIMIT = 16 << 20  # of what streams were poured into: it lists what arrived
 DEFAULT_TIMEOUT = 300.0
 GRACE = 5.0  # seconds for a program that was told to end
+LOOK = 1.0  # seconds between looks whether we were interrupted
+_Process = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +83,8 @@ class Runner(Protocol):
         ...
 
     def cancel(self) -> None:
-        """End the streams under way in other threads, and start no more: we are being interrupted."""
+        """We are being interrupted: end the streams under way in other threads and start no more, and give up other
+        programs there that do not end soon. The thread that signals interrupt goes on: it thaws."""
         ...
 
 
@@ -90,11 +94,12 @@ class ProcessRunner:
     def __init__(self) -> None:
         self._pumps: set[Pump] = set()
         self._cancelled = False
+        self._until = float("inf")  # what other threads wait for
         self._lock = threading.Lock()
 
     def cancel(self) -> None:
         with self._lock:
-            self._cancelled = True
+            self._cancelled, self._until = True, time.monotonic() + GRACE
             for pump in self._pumps:
                 pump.kill()
 
@@ -107,7 +112,7 @@ class ProcessRunner:
         check: bool = True,
     ) -> Completed:
         with spawn(argv, stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL) as process:
-            done = _heard(argv, process, input, timeout)
+            done = self._heard(argv, process, input, timeout)
         if check and done.returncode:
             raise failure(done)
         return done
@@ -115,7 +120,19 @@ class ProcessRunner:
     def run_each(self, argvs: Sequence[Sequence[str]], *, timeout: float = DEFAULT_TIMEOUT) -> list[Completed]:
         with contextlib.ExitStack() as stack:  # no threads: a signal that is raised here ends them all
             processes = [stack.enter_context(spawn(argv, stdin=subprocess.DEVNULL)) for argv in argvs]
-            return [_heard(argv, process, None, timeout) for argv, process in zip(argvs, processes, strict=True)]
+            return [self._heard(argv, process, None, timeout) for argv, process in zip(argvs, processes, strict=True)]
+
+    def _heard(self, argv: Sequence[str], process: _Process, input: bytes | None, timeout: float) -> Completed:
+        """How a program ended and what it said. An input is small, and no second call would go on writing it."""
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                out, err = process.communicate(input, timeout=left if input else min(left, LOOK))
+                return completed(argv, process.returncode, out, err)
+            if time.monotonic() > self._until and threading.current_thread() is not threading.main_thread():
+                raise InterruptedRunError(f"{_label(argv)}: no end after the run was interrupted")
+        told = f"{_label(argv)}: no end after {timeout:.0f} s"
+        raise CommandTimeoutError(told, hint="the work may or may not be done")
 
     def pipe(self, producers: Iterable[Sequence[str]], consumers: Sequence[Sequence[str]], flow: Flow) -> Piped:
         sent: list[Completed] = []
@@ -170,22 +187,11 @@ class ProcessRunner:
                 self._pumps.discard(pump)
 
 
-def _heard(argv: Sequence[str], process: subprocess.Popen[bytes], input: bytes | None, timeout: float) -> Completed:
-    """How a program ended and what it said."""
-    try:
-        out, err = process.communicate(input, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        raise CommandTimeoutError(
-            f"{_label(argv)}: no end after {timeout:.0f} s", hint="the work may or may not be done"
-        ) from None
-    return completed(argv, process.returncode, out, err)
-
-
 def _chain(
     stack: contextlib.ExitStack, consumers: Sequence[Sequence[str]], files: Sequence[IO[bytes]]
-) -> list[subprocess.Popen[bytes]]:
+) -> list[_Process]:
     """The consumers, started and joined; `files` take the output of the last and what each says."""
-    chain: list[subprocess.Popen[bytes]] = []
+    chain: list[_Process] = []
     for number, argv in enumerate(consumers):
         before = chain[-1].stdout if chain else None
         last = number == len(consumers) - 1
@@ -223,7 +229,7 @@ def spawn(
     stdin: int | IO[bytes],
     stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.PIPE,
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[_Process]:
     """A child that never outlives the block, if a kill can end it: whatever leaves it, the child is waited for."""
     try:
         process = subprocess.Popen(
@@ -247,7 +253,7 @@ def spawn(
                     stream.close()
 
 
-def _ended(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+def _ended(process: _Process, seconds: float) -> int | None:
     """The exit status, waited for that long. None: it goes on; on a suspended pool not even a kill ends it (openzfs
     #6138), and it is left to itself."""
     try:

@@ -186,6 +186,7 @@ def test_a_signal_ends_it_after_those_that_are_under_way(many: World, monkeypatc
     finally:
         signal.signal(signal.SIGTERM, before)
     assert len(seen) == 4
+    assert many.runner.cancelled, "a pool that hangs is not waited for"
     assert len([vmid for vmid in STOPPED if many.complete(HERE, vmid)]) == 4, "those under way are whole"
     assert len([vmid for vmid in STOPPED if many.points(HERE, vmid)]) == 4, "and nothing is half"
     assert not any(guest.frozen for guest in many.node.guests.values())

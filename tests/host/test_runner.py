@@ -98,7 +98,7 @@ def test_an_interrupt_ends_all_programs_side_by_side(monkeypatch: pytest.MonkeyP
     def interrupted(*args: object, **rest: object) -> None:
         raise InterruptedRunError("TERM")
 
-    monkeypatch.setattr(runner, "_heard", interrupted)
+    monkeypatch.setattr(ProcessRunner, "_heard", interrupted)
     with pytest.raises(InterruptedRunError):
         ProcessRunner().run_each([sh("exec sleep 60"), sh("exec sleep 60")])
 
@@ -245,6 +245,40 @@ def test_cancel_ends_the_streams_of_other_threads_and_lets_none_begin() -> None:
     with pytest.raises(InterruptedRunError, match="interrupted"):
         busy.pipe([("echo", "x")], [("cat",)], flow())
     assert busy.run(("echo", "thaw")).stdout == "thaw\n", "single commands still run: a guest must be thawed"
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_cancel_gives_up_the_programs_of_other_threads(monkeypatch: pytest.MonkeyPatch, each: bool) -> None:
+    """Whoever interrupts a run waits for those threads, and a pool that hangs lets them wait for minutes."""
+    monkeypatch.setattr(runner, "GRACE", 0.5)
+    busy, ended, before = ProcessRunner(), list[str](), children()
+
+    def wait() -> None:
+        try:
+            busy.run_each([("sleep", "60")] * 2) if each else busy.run(("sleep", "60"))
+        except InterruptedRunError as error:
+            ended.append(error.message)
+
+    early, late = threading.Thread(target=wait), threading.Thread(target=wait)
+    early.start()
+    while children() == before:
+        time.sleep(0.01)
+    busy.cancel()
+    late.start()
+    for thread in (early, late):
+        thread.join(10)
+    assert ended == ["sleep: no end after the run was interrupted"] * 2, "also what begins then"
+    assert busy.run(("sleep", "1")).returncode == 0, "but not in this thread, which thaws"
+
+
+def test_what_ends_soon_is_not_given_up() -> None:
+    """A pool that is well makes a snapshot within its next transaction groups."""
+    busy, ended = ProcessRunner(), list[Completed]()
+    thread = threading.Thread(target=lambda: ended.append(busy.run(sh("sleep 2; echo whole"))))
+    thread.start()
+    busy.cancel()
+    thread.join(10)
+    assert [done.stdout for done in ended] == ["whole\n"]
 
 
 # -- many streams, one after another
