@@ -87,6 +87,26 @@ def test_without_systemd_a_process_of_its_own_thaws(product: Product) -> None:
     assert product.pve1.run(("test", "-e", marker), check=False).returncode == 1
 
 
+def test_the_watchdog_waits_a_minute_for_a_freeze_that_comes_late(product: Product) -> None:
+    """As one that waits for a worker of Proxmox: first there is nothing to thaw, then it is thawed within moments.
+    systemd's unit ends with it, and by itself where it never comes."""
+    gone = ("sh", "-c", 'test -z "$(systemctl list-units --all --no-legend "pve-zfsbackup-thaw-*")"')
+    failing = ("sh", "-c", "journalctl -q -u pve-zfsbackup-thaw-100-late.service | grep -q 'is not frozen yet'")
+    for comes in (True, False):
+        product.pve1.run(("python3", "-c",
+            "from pve_zfsbackup.host.runner import ProcessRunner; "
+            "from pve_zfsbackup.host.watchdog import SystemdWatchdog; from pve_zfsbackup.model import GuestKind, Vmid; "
+            "SystemdWatchdog(ProcessRunner()).arm(GuestKind.VM, Vmid(100), 'late', 2)",
+        ))  # fmt: skip
+        product.pve1.wait_for(failing)
+        assert product.pve1.run(gone, check=False).returncode == 1, "it goes on"
+        if comes:
+            product.pve1.run(("qm", "guest", "cmd", "100", "fsfreeze-freeze"))
+            product.pve1.wait_for(("sh", "-c", 'test "$(qm guest cmd 100 fsfreeze-status)" = thawed'), timeout=30)
+            assert not freeze_state(product.pve1, 100).blocked
+        product.pve1.wait_for(gone, timeout=30 if comes else 120)
+
+
 @pytest.fixture
 def silent(product: Product) -> Iterator[Product]:
     set_agent(product.pve1, 100, "hang")
