@@ -14,7 +14,7 @@ import pytest
 from tests.package.conftest import PROJECT
 from tests.package.roots import Root
 
-pytestmark = pytest.mark.long  # not seen running yet
+pytestmark = pytest.mark.long
 TEXT = (PROJECT / "docs/packaging.md").read_text().partition("## An apt repository")[2]
 HERE, THERE = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
 SITE = "repo.example.org"

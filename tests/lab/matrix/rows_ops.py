@@ -267,12 +267,13 @@ import json, subprocess, sys
 key, account, *host = sys.argv[1:]
 ssh = ["ssh", "-F", "none", "-T", "-i", key, "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR",
        "-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile=/etc/pve-zfsbackup/known_hosts",
-       "-o", "ControlMaster=auto", "-o", f"ControlPath={key}.control", "-o", "ControlPersist=30", f"{account}@backup1"]
+       "-o", "ControlMaster=auto", "-o", f"ControlPath={key}.control", "-o", "ControlPersist=30",
+       "--", f"{account}@backup1"]
 for line in map(json.loads, sys.stdin):
     done = subprocess.run([*ssh, line], stdin=subprocess.DEVNULL, capture_output=True)
     out, err = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
     print(json.dumps([done.returncode, out[:200], err[:200]]))
-subprocess.run([*ssh[:-1], "-O", "exit", ssh[-1]], capture_output=True)
+subprocess.run([*ssh[:-2], "-O", "exit", *ssh[-2:]], capture_output=True)
 """
 
 
