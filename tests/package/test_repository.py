@@ -31,6 +31,7 @@ printf '#!/bin/sh\\nexec /usr/lib/apt/apt-helper download-file "$3" "$2"\\n' > /
 chmod 755 /usr/local/bin/curl
 python3 -c '
 import functools, http.server, ssl
+http.server.SimpleHTTPRequestHandler.protocol_version = "HTTP/1.1"  # apt 3 takes no end without a word for one of TLS
 served = functools.partial(http.server.SimpleHTTPRequestHandler, directory="/srv/repo")
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 443), served)
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
