@@ -83,18 +83,20 @@ def send_test(config: Config, runner: Runner, node: str) -> dict[str, str]:
 
 
 def _is_well(problem: Problem, results: Sequence[Result], *, run: bool) -> bool:
-    """Whether what once failed was tried in a whole run, and is well. Not every result names its host."""
+    """Whether what once failed was tried in a whole run, and is well. What skips no guest in particular was put off:
+    it proves nothing. Not every result of a guest names its host; one of neither was not about the host."""
     if problem.key == RUN:
         return run and bool(results)
+    proofs = [one for one in results if one.outcome is not Outcome.FAILED]
+    proofs = [one for one in proofs if one.vmid or one.outcome is not Outcome.SKIPPED]
     if problem.key == problem.stage:  # it broke off
-        return any(result.stage == problem.stage and result.outcome is not Outcome.FAILED for result in results)
+        return any(result.stage == problem.stage for result in proofs)
     stages = (SWEEP, DRILL) if problem.stage == SWEEP else (problem.stage,)  # a drill begins with a sweep
     return any(
         result.stage in stages
-        and result.outcome is not Outcome.FAILED
-        and result.host in (problem.host, "")
+        and (result.host == problem.host or (result.vmid and not result.host))
         and (not problem.guest or _guest(result) == problem.guest)
-        for result in results
+        for result in proofs
     )
 
 

@@ -108,6 +108,39 @@ def test_a_failure_and_its_end_are_told_to_everybody(told: World, outbox: Outbox
     assert len(outbox.sent) == count
 
 
+@pytest.mark.parametrize("stage", ["replicate", "prune"])
+def test_what_was_left_to_a_later_run_proves_no_recovery(told: World, outbox: Outbox, stage: str) -> None:
+    """Every other run finds the lock taken, or a restore at work, while the target is down: nobody asked it."""
+    run(told)
+    told.runner.down[TARGET] = "no route to host"
+    run(told)
+    problems = len(outbox.by("mail"))
+    skipped = Result(stage=stage, outcome=Outcome.SKIPPED, message=f"{stage}: left to a later run")
+    remark = Result(stage=stage, outcome=Outcome.WARNING, message="the newest points of 100 are from the future")
+    with run_lock(told.place / "run", "replicate"):
+        report, _ = run(told)
+    assert any(result.outcome is Outcome.SKIPPED and not result.vmid for result in report.results)
+    with told.session() as session:
+        tell_results(session, [skipped, remark])
+    assert len(outbox.by("mail")) == problems
+    told.runner.down.clear()
+    run(told)
+    assert f"{stage}, target backup1: well again" in outbox.by("mail")[-1]
+
+
+def test_what_a_box_puts_off_proves_nothing_of_the_box(told: World, outbox: Outbox) -> None:
+    broken, put_off, fine = (
+        Result(stage="archive", outcome=outcome, host="box1", message="a series")
+        for outcome in (Outcome.FAILED, Outcome.SKIPPED, Outcome.OK)
+    )
+    counts = []
+    for result in (broken, put_off, fine):
+        with told.session() as session:
+            tell_results(session, [result])
+        counts.append(len(outbox.by("mail")))
+    assert counts == [1, 1, 2]
+
+
 def test_a_clock_that_was_set_back_is_told_once_for_all_guests_until_it_is_right(told: World, outbox: Outbox) -> None:
     """Fault 12: nothing is pruned then, and who looks at no monitoring would not know for years."""
     run(told)
