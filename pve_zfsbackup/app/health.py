@@ -84,7 +84,7 @@ def judge(
     verified = tuple(
         verification_of(found, entry, config, begun=begun)
         for entry in found.coverage
-        if entry.jobs and entry.guest.protected_disks and not entry.guest.template
+        if entry.jobs and entry.guest.to_protect and not entry.guest.template
     )
     broken = frozenset((entry.guest.vmid, host) for entry in found.coverage for host in _broken(found, entry))
     findings += _of_verified(verified, {vmid for vmid, _ in broken}, found.now)
@@ -146,7 +146,7 @@ def _disks(entry: Coverage) -> Disks:
 def ages_of(found: History, entry: Coverage, config: Config) -> Iterator[Age]:
     """The strictest of a guest's jobs counts. A target that does not answer is told once, not per guest. What is
     archived every day may be older than what is replicated every hour: by that day."""
-    if not entry.guest.protected_disks:
+    if not entry.guest.to_protect:
         return
     own = [config.jobs[name] for name in entry.jobs]
     vmid = entry.guest.vmid
@@ -202,8 +202,11 @@ def _of_targets(found: History, config: Config) -> Iterator[Finding]:
 
 def _of_coverage(entry: Coverage) -> Iterator[Finding]:
     about = f"guest {entry.guest.vmid} {entry.guest.name}".rstrip()
+    if entry.guest.trouble:
+        text = f"its configuration cannot be read: {entry.guest.trouble}"
+        yield Finding(level=Level.CRITICAL, about=about, text=text)
     if not entry.jobs:
-        if not entry.guest.template:
+        if not entry.guest.template and not entry.guest.trouble:
             yield Finding(level=Level.WARNING, about=about, text="in no job")
         return
     for disk in _unexplained(entry):

@@ -76,6 +76,11 @@ class Guest:
     def protected_disks(self) -> tuple[Disk, ...]:
         return tuple(disk for disk in self.disks if disk.protected)
 
+    @property
+    def to_protect(self) -> bool:
+        """Whether points of it are expected: also where nobody could read which disks it has."""
+        return bool(self.protected_disks or self.trouble)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawGuest:

@@ -51,7 +51,7 @@ def _title(host: str) -> str:
 
 
 def _age(view: Overview, entry: Coverage, host: str, found: Age | None) -> Child:
-    if not entry.jobs or not entry.guest.protected_disks:
+    if not entry.jobs or not entry.guest.to_protect:
         return pill("warning", "nothing" if entry.jobs else "in no job") if host == SOURCE else None
     meant = (*view.history.targets.get(entry.guest.vmid, ()), *view.history.boxes.get(entry.guest.vmid, ()))
     if host in view.history.errors and host in meant:

@@ -115,8 +115,10 @@ def judged_problems(found: History, guest: GuestStatus) -> Iterator[Problem]:
 def _of_entry(found: History, entry: Coverage) -> Iterator[Problem]:
     vmid = entry.guest.vmid
     yield from ((Badness.CRITICAL, conflict.message) for conflict in found.taken.get(vmid, ()))
+    if entry.guest.trouble:
+        yield Badness.CRITICAL, f"its configuration cannot be read: {entry.guest.trouble}"
     if not entry.jobs:
-        if not entry.guest.template:
+        if not entry.guest.template and not entry.guest.trouble:
             yield Badness.WARNING, "in no job"
         return
     for host in (SOURCE, *_meant(found, entry)):
@@ -125,7 +127,7 @@ def _of_entry(found: History, entry: Coverage) -> Iterator[Problem]:
             yield Badness.CRITICAL, f"{host} does not answer"
         elif conflict := found.foreign.get(host):
             yield Badness.CRITICAL, f"{host}: {conflict.message}"
-        elif host in found.places and entry.guest.protected_disks and not found.newest(host, vmid):
+        elif host in found.places and entry.guest.to_protect and not found.newest(host, vmid):
             yield Badness.CRITICAL, f"no point{where}"
         elif (proof := found.last_drill(host, vmid)) and proof.level is Level.FAILED:
             yield Badness.CRITICAL, f"the last drill{where} failed"

@@ -112,6 +112,19 @@ def test_a_disk_nobody_excluded_is_a_warning(world: World) -> None:
     assert told[0].startswith("WARNING guest 100 web: scsi2 not protected: ")
 
 
+def test_a_guest_that_cannot_be_read_is_critical_and_its_points_still_grow_old(world: World) -> None:
+    """None of its disks is known, so it would have nothing to be late with."""
+    world.run()
+    world.clock.now += 40 * 86_400
+    fault = Fault(words=("get", "/nodes/pve1/qemu/100/pending"), answer=(2, "Permission check failed"), again=True)
+    world.runner.faults.append(fault)
+    world.run()
+    *late, trouble = [text for text in texts(found(world)) if "guest 100 web" in text]
+    assert late == [f"CRITICAL guest 100 web: newest point {where} is 961.0 h old" for where in ("here", "on backup1")]
+    assert trouble.startswith("CRITICAL guest 100 web: its configuration cannot be read: ")
+    assert "Permission check failed" in trouble
+
+
 @pytest.mark.parametrize(
     ("pool", "told"),
     [

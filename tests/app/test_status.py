@@ -24,6 +24,7 @@ from pve_zfsbackup.model.health import Level
 from pve_zfsbackup.model.proof import VERIFIED
 from pve_zfsbackup.report.format import Table, Tone
 from pve_zfsbackup.report.status import status_json, status_table
+from tests.fakes.runner import Fault
 from tests.fakes.world import REPLICAS, TARGET, WEB, World
 
 DISK = "rpool/data/vm-100-disk-0"
@@ -112,6 +113,18 @@ def test_a_target_that_does_not_answer_is_bad_only_for_its_guests(world: World) 
     assert "backup1 does not answer" in row(shown)["problems"]
     other = row(shown, 200)
     assert (other[TARGET], other["due"], other["problems"]) == ("-", "-", "in no job")
+
+
+def test_a_guest_that_cannot_be_read_is_bad_and_its_points_still_grow_old(world: World) -> None:
+    world.run()
+    world.clock.now += 40 * 86_400
+    fault = Fault(words=("get", "/nodes/pve1/qemu/100/pending"), answer=(2, "Permission check failed"), again=True)
+    world.runner.faults.append(fault)
+    shown = table(world)
+    assert tones(shown)["vmid"] is tones(shown)[SOURCE] is tones(shown)[TARGET] is Tone.BAD
+    told = row(shown)["problems"]
+    assert told.startswith("its configuration cannot be read: ")
+    assert told.endswith("; newest point is older than 26 h; newest point on backup1 is older than 26 h")
 
 
 def test_the_newest_drill_of_any_host_is_shown(world: World) -> None:
