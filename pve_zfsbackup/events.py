@@ -20,13 +20,15 @@ class Outcome(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """How one stage ended for one guest (and target). `hint` says what to do next. `alarm`: whoever is told of failures
-    is told of this as well. `jobs` are those that have the guest, as far as the stage knows the configuration."""
+    is told of this as well. `jobs` are those that have the guest, as far as the stage knows the configuration.
+    `pool` is which of the host's it is about, where that tells results apart."""
 
     stage: str
     outcome: Outcome
     vmid: Vmid | None = None
     guest: str = ""
     host: str = ""
+    pool: str = ""
     message: str = ""
     hint: str = ""
     point: str = ""

@@ -96,6 +96,7 @@ def _is_well(problem: Problem, results: Sequence[Result], *, run: bool) -> bool:
         result.stage in stages
         and (result.host == problem.host or (result.vmid and not result.host))
         and (not problem.guest or _guest(result) == problem.guest)
+        and (not problem.pool or result.pool == problem.pool)
         for result in proofs
     )
 
@@ -105,7 +106,7 @@ def _guest(result: Result) -> str:
 
 
 def _key(result: Result) -> str:
-    return f"{result.stage}:{result.vmid or ''}:{result.host}"
+    return f"{result.stage}:{result.vmid or ''}:{result.host}{f':{result.pool}' if result.pool else ''}"
 
 
 def _problem(result: Result) -> Problem:
@@ -114,6 +115,7 @@ def _problem(result: Result) -> Problem:
         stage=result.stage,
         guest=_guest(result),
         host=result.host,
+        pool=result.pool,
         message=result.message,
         hint=result.hint,
     )

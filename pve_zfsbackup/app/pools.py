@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pve_zfsbackup.app.outcome import failed
@@ -46,7 +46,8 @@ def verify_pools(
         try:
             yield _one(session, host, pool, follow=follow, note=note)
         except BackupError as error:
-            yield failed(STAGE, BackupError(f"pool {pool}: {error.message}", hint=error.hint), host=_target(host))
+            told = BackupError(f"pool {pool}: {error.message}", hint=error.hint)
+            yield replace(failed(STAGE, told, host=_target(host)), pool=pool)
 
 
 def _target(host: str) -> str:
@@ -120,6 +121,7 @@ def as_result(found: PoolFound | Result) -> Result:
         stage=STAGE,
         outcome=Outcome.FAILED if found.problems else good,
         host=_target(found.host),
+        pool=found.pool,
         message=f"{told}; a scrub was started" if found.started else told,
         hint=f"on {found.host}: `zpool status -v {found.pool}`" if found.problems else "",
     )

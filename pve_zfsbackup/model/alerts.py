@@ -14,6 +14,7 @@ class Problem:
     stage: str = ""
     guest: str = ""  # vmid and name
     host: str = ""
+    pool: str = ""
     message: str
     hint: str = ""
     good: str = ""  # the last good point there, as far as known

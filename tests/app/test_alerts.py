@@ -11,13 +11,17 @@ import pytest
 from pve_zfsbackup.app.alerts import alerted_run, held_back, send_test, tell_broken, tell_results
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.messages import Alert, alert_text, message_for
+from pve_zfsbackup.app.pools import PoolFound
+from pve_zfsbackup.app.pools import as_result as pool_result
 from pve_zfsbackup.app.run import Report
 from pve_zfsbackup.config import WebhookType, load_config
 from pve_zfsbackup.errors import BackupError, ExitCode, LockedError, PveError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import notify
 from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.model import SOURCE
 from pve_zfsbackup.model.alerts import Known, Problem
+from pve_zfsbackup.model.health import Scan
 from pve_zfsbackup.model.secrets import redacted
 from tests.fakes.runner import Fault
 from tests.fakes.world import CONFIG, TARGET, World
@@ -126,6 +130,26 @@ def test_what_was_left_to_a_later_run_proves_no_recovery(told: World, outbox: Ou
     told.runner.down.clear()
     run(told)
     assert f"{stage}, target backup1: well again" in outbox.by("mail")[-1]
+
+
+def test_each_pool_of_a_node_is_a_problem_of_its_own(told: World, outbox: Outbox) -> None:
+    def verified(**pools: str) -> list[str]:
+        found = [PoolFound(host=SOURCE, pool=name, scan=Scan(state="ONLINE"), problems=(state,) if state else ())
+                 for name, state in pools.items()]  # fmt: skip
+        before = len(outbox.by("mail"))
+        told.clock.now += HOUR
+        with told.session() as session:
+            tell_results(session, [pool_result(one) for one in found])
+        return outbox.by("mail")[before:]
+
+    for _ in range(3):
+        assert verified(rpool="is FAULTED", tank="")
+    (text,) = verified(rpool="is FAULTED", tank="is DEGRADED")
+    assert ("1 problem\n" in text, "pool tank: is DEGRADED" in text, "rpool" in text) == (True, True, False)
+    (text,) = verified(rpool="is FAULTED", tank="")
+    assert ("1 recovered\n" in text, "tank" in text, "rpool" in text) == (True, True, False)
+    (text,) = verified(rpool="", tank="")
+    assert ("1 recovered\n" in text, "rpool" in text) == (True, True)
 
 
 def test_what_a_box_puts_off_proves_nothing_of_the_box(told: World, outbox: Outbox) -> None:

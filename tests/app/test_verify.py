@@ -266,7 +266,7 @@ def test_a_degraded_pool_is_a_problem_there_too_and_a_command_that_fails_is_one(
     with world.session() as session:
         found = list(verify_pools(session, follow=False, note=lambda _: None))
     (result,) = (one for one in found if isinstance(one, Result))
-    assert (result.host, result.outcome) == (TARGET, Outcome.FAILED)
+    assert (result.host, result.pool, result.outcome) == (TARGET, "tank", Outcome.FAILED)
 
 
 def test_an_append_only_target_tells_its_devices_or_at_least_its_state(world: World) -> None:
