@@ -21,6 +21,7 @@ from pve_zfsbackup.model.health import Age, Disks, Finding, Health, Level, Pool,
 from pve_zfsbackup.model.points import SKEW
 from pve_zfsbackup.model.proof import Level as Proven
 from pve_zfsbackup.model.room import Outlook, Room, rooms
+from pve_zfsbackup.plan.audit import is_explained
 from pve_zfsbackup.plan.forecast import outlook
 from pve_zfsbackup.plan.obstacles import readable
 from pve_zfsbackup.plan.past import past_rooms
@@ -139,7 +140,7 @@ def _of_verified(verified: Iterable[Verification], broken: Set[Vmid], now: int) 
 
 def _disks(entry: Coverage) -> Disks:
     protected = len(entry.guest.disks) - len(entry.unprotected)
-    open_ = len(_unexplained(entry))
+    open_ = len(unexplained(entry))
     return Disks(guest=entry.guest.name, protected=protected, open=open_, left_out=len(entry.unprotected) - open_)
 
 
@@ -209,7 +210,7 @@ def _of_coverage(entry: Coverage) -> Iterator[Finding]:
         if not entry.guest.template and not entry.guest.trouble:
             yield Finding(level=Level.WARNING, about=about, text="in no job")
         return
-    for disk in _unexplained(entry):
+    for disk in unexplained(entry):
         yield Finding(level=Level.WARNING, about=about, text=f"{disk.key} not protected: {disk.reason}")
 
 
@@ -220,14 +221,9 @@ def _of_takeover(found: History, entry: Coverage) -> Iterator[Finding]:
         yield Finding(level=Level.CRITICAL, about=about, text=conflict.message)
 
 
-def _unexplained(entry: Coverage) -> list[Disk]:
-    return [disk for disk in entry.unprotected if worth_a_word(disk)]
-
-
-def worth_a_word(disk: Disk) -> bool:
-    """Not the drives nobody would back up, nor what somebody excluded on purpose."""
-    harmless = ("CD-ROM", "cloud-init", "empty drive", "backup=0", "not attached", "the same volume", "excluded by")
-    return not any(word in disk.reason for word in harmless)
+def unexplained(entry: Coverage) -> list[Disk]:
+    """The disks that are not protected though nobody decided so."""
+    return [disk for disk in entry.unprotected if not is_explained(disk)]
 
 
 def _of_room(pool: Pool) -> Iterator[Finding]:

@@ -86,8 +86,14 @@ def _no_job(guest: Guest, standing: Standing) -> Finding:
     )
 
 
+def is_explained(disk: Disk) -> bool:
+    """Whether the reason why a disk is not protected is a decision, or means that nothing is lost. Only its beginning
+    counts: what follows may be the name of a storage or a path, which anybody chooses."""
+    return disk.reason.startswith(_EXPLAINED)
+
+
 def _not_protected(guest: Guest, disk: Disk, rule: str) -> Finding:
-    explained = rule or (disk.reason if disk.reason.startswith(_EXPLAINED) else "")
+    explained = rule or (disk.reason if is_explained(disk) else "")
     wanted = "import its pool or run `pve-zfsbackup setup`" if disk.lost else "move it to a ZFS storage"
     return Finding(
         vmid=guest.vmid,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import tzinfo
 from typing import Any, Final
 
-from pve_zfsbackup.app.health import worth_a_word
+from pve_zfsbackup.app.health import unexplained
 from pve_zfsbackup.app.history import Coverage, History
 from pve_zfsbackup.app.status import GuestStatus, Status
 from pve_zfsbackup.model import SOURCE
@@ -131,9 +131,8 @@ def _of_entry(found: History, entry: Coverage) -> Iterator[Problem]:
             yield Badness.CRITICAL, f"no point{where}"
         elif (proof := found.last_drill(host, vmid)) and proof.level is Level.FAILED:
             yield Badness.CRITICAL, f"the last drill{where} failed"
-    for disk in entry.unprotected:
-        if worth_a_word(disk):
-            yield Badness.WARNING, f"{disk.key} not protected: {reason(entry, disk)}"
+    for disk in unexplained(entry):
+        yield Badness.WARNING, f"{disk.key} not protected: {reason(entry, disk)}"
     yield from ((Badness.WARNING, f"Proxmox cannot roll back to {name} (unblock-rollback)") for name in entry.blocked)
     yield from ((Badness.OK, f"pvesr replicates it to {node} as well") for node in entry.replicated)
 

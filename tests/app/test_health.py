@@ -13,6 +13,7 @@ from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health, judge
 from pve_zfsbackup.app.history import history
 from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.app.status import status
 from pve_zfsbackup.errors import CommandTimeoutError, PveError, ZfsError
 from pve_zfsbackup.host.pools import read_pools
 from pve_zfsbackup.host.runner import Completed
@@ -22,6 +23,7 @@ from pve_zfsbackup.model.health import Finding, Health, Level, Pool
 from pve_zfsbackup.model.proof import VERIFIED
 from pve_zfsbackup.model.room import Room
 from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json, unknown_line
+from pve_zfsbackup.report.status import status_json
 from tests.fakes.runner import HERE, Fault
 from tests.fakes.world import TARGET, WEB, World
 
@@ -110,6 +112,29 @@ def test_a_disk_nobody_excluded_is_a_warning(world: World) -> None:
     told = [text for text in texts(found(world)) if "100" in text]
     assert len(told) == 1
     assert told[0].startswith("WARNING guest 100 web: scsi2 not protected: ")
+
+
+@pytest.mark.parametrize(
+    ("conf", "line", "told"),
+    [
+        ("lxc/200", "mp0: /srv/CD-ROM,mp=/data", "bind mount of the host's directory /srv/CD-ROM"),
+        ("qemu-server/100", "scsi2: cloud-init:100/vm-100-disk-9.qcow2,size=1G", "cloud-init"),
+        ("qemu-server/100", "efidisk0: local-zfs:vm-100-disk-5,size=1M", ""),
+    ],
+)
+def test_a_name_is_no_reason_to_leave_a_disk_out(world: World, conf: str, line: str, told: str) -> None:
+    """Paths and names of storages stand in reasons, and may sound like one that needs no word."""
+    world.node.storages.append({"storage": "cloud-init", "type": "dir", "path": "/srv/ci", "content": "images"})
+    world.source.add("rpool/data/vm-100-disk-5", zvol=True)
+    path = world.node.etc / f"{conf}.conf"
+    path.write_text(path.read_text() + line + "\n")
+    world.run()
+    disk = line.partition(":")[0]
+    assert [(disk in text, told in text) for text in texts(found(world))] == ([(True, True)] if told else [])
+    with world.session() as session:
+        listed = status_json(status(session, Scope()))["guests"]
+    problems = [text for guest in listed for text in guest["problems"]]
+    assert [(disk in text, told in text) for text in problems] == ([(True, True)] if told else [])
 
 
 def test_a_guest_that_cannot_be_read_is_critical_and_its_points_still_grow_old(world: World) -> None:
