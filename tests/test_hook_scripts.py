@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,9 +104,22 @@ def test_only_what_the_configuration_wants_fails_a_backup(stub: Stub, status: in
     assert (call(stub.script("vzdump-hook"), ["backup-end", "snapshot", "100"], JOB) != 0) is (status == FAIL_BACKUP)
 
 
-def test_a_removed_package_does_not_break_vzdump(stub: Stub) -> None:
-    script = stub.script("vzdump-hook")
+@pytest.mark.parametrize("name", ["vzdump-hook", "vzdump-dispatch"])
+def test_a_removed_package_does_not_break_vzdump(stub: Stub, name: str) -> None:
+    """Of it the copy in /usr/local is left, and nothing that it calls."""
+    script = stub.script(name)
     assert [call(script, argv, environment) for argv, environment in CALLS] == [0] * len(CALLS)
+
+
+def test_vzdump_is_told_of_no_script_that_goes_with_the_package() -> None:
+    """It fails every backup of a node whose script is not there (PVE/VZDump.pm)."""
+    pages = [HOOKS.parent / "docs/hooks.md", *(HOOKS / name for name in ("vzdump-hook", "vzdump-dispatch"))]
+    text = "".join(page.read_text() for page in pages)
+    named = re.findall(r"script: (\S+)|(\S+) \"\$@\" \|\| exit", text)
+    assert len(named) == 6
+    copies = dict(re.findall(r"install -m 755 (\S+) (/usr/local/\S+)", text))
+    assert copies.keys() == {f"/usr/share/pve-zfsbackup/{name}" for name in ("vzdump-hook", "vzdump-dispatch")}
+    assert {a or b for a, b in named} == set(copies.values())
 
 
 def test_the_dispatcher_runs_the_administrators_scripts_and_ours(stub: Stub) -> None:
