@@ -1292,18 +1292,18 @@ def told_as(level: int, text: str, data: Sequence[str], *, checkmk: bool) -> int
 
 def _judged(root: Root, found: Seen, memory: Memory, now: float, data: list[str]) -> Iterator[tuple[int, str]]:
     there = points(found.snaps)
-    newest = {point.vmid: point.creation for point in there if point.complete}  # oldest first
+    latest = {one.vmid: one.creation for one in there if one.complete}  # oldest first; one ahead hides no silence
+    newest = latest | {one.vmid: one.creation for one in there if one.complete and one.creation <= now + HOUR}
     begun = {point.vmid: point.creation for point in reversed(there)}
     watched = {vmid: at for vmid, at in (begun | newest).items() if vmid not in root.ignore_guests}
-    age = now - max(newest.values(), default=0.0)
+    age = now - max(newest.values(), key=lambda at: (at <= now + HOUR, at), default=0.0)
     data.append(f"'{root.name} age'={age:.0f}s;{root.warn_age:.0f};{root.crit_age:.0f};0")
     data += [f"'{root.name} guests'={len(newest)}", f"'{root.name} partials'={len(found.tokens)}"]
     told = f"{root.name}: {len(newest)} guests, newest point {span(age)} old"
-    told = told if newest else f"{root.name}: no point at all"
     level = (age > root.warn_age) + (age > root.crit_age)
-    yield level, told + (": the source has gone quiet" if level and newest else "")
-    if age < -5 * MINUTE:
-        yield 1, f"{root.name}: the newest point is of the future, a clock is wrong"
+    yield level, told + (": the source has gone quiet" if level else "") if newest else f"{root.name}: no point at all"
+    if max(latest.values(), default=0.0) > now + 5 * MINUTE:
+        yield 1, f"{root.name}: a point is of the future, a clock is or was wrong"
     for vmid, at in sorted(watched.items()):
         data.append(f"'{root.name} guest {vmid}'={now - at:.0f}s;{root.guest_warn_age:.0f};{root.guest_crit_age:.0f};0")
         late = (now - at > root.guest_warn_age) + (now - at > root.guest_crit_age)

@@ -251,6 +251,20 @@ def test_a_point_of_the_future_is_a_warning(world: World, capfd: pytest.CaptureF
     assert check(world, capfd)[0] == 1
 
 
+def test_a_point_of_the_future_hides_no_silence(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    """A clock was a year ahead for an hour; the source is quiet since. Guest 102 has been gone since that hour."""
+    world.days(100, 60, -365)
+    world.days(101, 60)
+    world.days(102, -365)
+    status, out = check(world, capfd)
+    assert (status, "newest point 60 d old: the source has gone quiet" in out) == (2, True)
+    assert "a point is of the future" in out
+    assert f"'{ROOT} guest 100'={60 * DAY}s" in out
+    world.days(101, 0.1)
+    status, out = check(world, capfd)
+    assert (status, "guest 100: newest point 60 d old" in out, "guest 101:" in out) == (2, True, False)
+
+
 def test_a_failing_zfs_is_critical_and_the_other_root_is_still_told(
     world: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
