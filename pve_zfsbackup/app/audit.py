@@ -10,7 +10,7 @@ from pve_zfsbackup.app.gather import Assignment, Scope, assign, inventory
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Job
 from pve_zfsbackup.model import Guest, Point
-from pve_zfsbackup.plan.audit import Finding, Standing, audit_guest
+from pve_zfsbackup.plan.audit import Finding, Standing, audit_guest, hidden
 from pve_zfsbackup.plan.points import by_guest, points
 from pve_zfsbackup.plan.selection import matches
 
@@ -36,7 +36,7 @@ def audit(session: Session) -> Audit:
     items, notes = assign(session, found, Scope())
     assigned = {item.guest.vmid: item for item in items}
     known = by_guest(points(found.listing))
-    findings: list[Finding] = []
+    findings = [hidden(doubt) for doubt in found.doubts]
     for guest in found.guests:
         item = assigned.get(guest.vmid)
         standing = _standing(guest, item, list(session.config.jobs.values()), known.get(guest.vmid, ()))

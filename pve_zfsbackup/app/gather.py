@@ -30,11 +30,12 @@ DISK_DEPTH = 2  # <pool of the storage>/<volume>, and the volume's snapshots
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """The node as it is now."""
+    """The node as it is now. `doubts` say why there may be more guests, which are not seen; they are notes as well."""
 
     guests: tuple[Guest, ...]
     listing: Listing
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     asked: dict[str, Future[Listing]] = field(default_factory=dict)
     """Targets whose listing was asked for meanwhile: each answer is for whoever takes it out first."""
 
@@ -100,14 +101,17 @@ def inventory(session: Session, *, only: Vmid | None = None, targets: Iterable[s
 def inventory_of(api: Api, node: str, host: Host, kstat: Path = KSTAT, *, only: Vmid | None = None) -> Inventory:
     """The same without a session, which `setup` cannot have yet."""
     notes: list[str] = []
-    raw = pve_guests.read_guests(api, node, only=only, note=notes.append)
+    doubts: list[str] = []
+    raw = pve_guests.read_guests(api, node, only=only, note=notes.append, doubt=doubts.append)
+    notes += doubts
     storages = pve_guests.read_storages(api)
     roots = _roots(storages, node)
     listing = list_source(host, roots, depth=DISK_DEPTH, kstat=kstat)
     asked = (root for root in roots if listing.health.get(pool_of(root)) != SUSPENDED)
     notes += told(listing.health)
     notes += [f"{root}: dataset of a Proxmox storage does not exist" for root in asked if root not in listing.roots]
-    return Inventory(guests=discover(raw, storages, listing, node), listing=listing, notes=tuple(notes))
+    guests = discover(raw, storages, listing, node)
+    return Inventory(guests=guests, listing=listing, notes=tuple(notes), doubts=tuple(doubts))
 
 
 def _roots(storages: Mapping[str, Storage], node: str) -> list[Dataset]:

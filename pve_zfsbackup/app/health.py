@@ -76,6 +76,7 @@ def judge(
     """What is wrong, worst first; `told` is what `zpool status` says of pools."""
     ages = tuple(age for entry in found.coverage if entry.jobs for age in ages_of(found, entry, config))
     findings = [*before, *_of_config(config), *_of_targets(found, config)]
+    findings += (Finding(level=Level.UNKNOWN, about="guests", text=doubt) for doubt in found.doubts)
     findings += (finding for age in ages for finding in _of_age(age))
     for entry in found.coverage:
         findings += _of_coverage(entry)

@@ -124,6 +124,7 @@ class History:
     foreign: Mapping[str, Conflict] = field(default_factory=dict)  # targets whose root is somebody else's
     aside: tuple[PutAside, ...] = ()  # what restores and their kind put aside here, and nobody gave up yet
     strays: tuple[Vmid, ...] = ()  # guests here that a killed boot drill left
+    doubts: tuple[str, ...] = ()  # why there may be more guests here, which are not seen
 
     @property
     def vmids(self) -> tuple[Vmid, ...]:
@@ -207,6 +208,7 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
         foreign=_foreign(session, listings),
         aside=aside,
         strays=left,
+        doubts=found.doubts,
     )
 
 

@@ -48,6 +48,11 @@ def blocked(stage: str, conflict: Conflict, *, guest: Guest, host: str = "") -> 
     )
 
 
+def doubted(stage: str, doubt: str) -> Result:
+    """That guests may be hidden: nothing of theirs fails, so nobody else would ever be told."""
+    return Result(stage=stage, outcome=Outcome.WARNING, message=doubt, hint="run pve-zfsbackup setup", alarm=True)
+
+
 def as_fields(result: Result) -> dict[str, object]:
     """A result as the journal has it: without what says nothing."""
     fields = {key: value for key, value in asdict(result).items() if value not in ("", 0, None, ())}

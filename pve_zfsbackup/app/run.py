@@ -15,7 +15,7 @@ from typing import assert_never
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, show_rooms
 from pve_zfsbackup.app.hooks import Hooks
 from pve_zfsbackup.app.leavings import strays
-from pve_zfsbackup.app.outcome import as_fields, failed, log_result
+from pve_zfsbackup.app.outcome import as_fields, doubted, failed, log_result
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Config
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, LockedError
@@ -115,6 +115,8 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
                 found = inventory(session, targets=_wanted(session.config, scope, stage))
                 if not number:
                     show_rooms(session, found.listing)
+                    for doubt in found.doubts:
+                        written.result(doubted(stage.value, doubt))
                 items, remarks = assign(session, found, scope)
                 written.jobs.update((item.guest.vmid, item.names) for item in items)
                 notes += [note for note in (*found.notes, *remarks) if note not in notes]
@@ -127,9 +129,8 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
             code = exit_code(written.results)
             for told in hooks.end(code.name.lower(), int(code)):
                 written.result(told)
-            seconds = time.monotonic() - started
-            end = {"seconds": round(seconds, 3), "notes": notes}
-            written.add("end", {"exit_code": int(exit_code(written.results)), **end})
+            code, seconds = exit_code(written.results), time.monotonic() - started
+            written.add("end", {"exit_code": int(code), "seconds": round(seconds, 3), "notes": notes})
     report = Report(run=name, results=tuple(written.results), notes=tuple(notes), seconds=seconds)
     ended = {"run": name, "exit_code": int(report.exit_code), "bytes": report.bytes, "seconds": round(seconds, 3)}
     log_line(_summary(report, stages), failed=report.exit_code is not ExitCode.OK, fields=ended)

@@ -48,10 +48,11 @@ def read_version(api: Api) -> tuple[int, str]:
 
 
 def read_guests(
-    api: Api, node: str, *, only: Vmid | None = None, concurrency: int = 8, note: Note = _log.warning
-) -> tuple[RawGuest, ...]:
-    """Every guest the node owns now, by vmid; `only` reads one. `note` is told of guests that vanished meanwhile,
-    may be hidden, or cannot be read: those come with their `trouble`, and are nobody else's.
+    api: Api, node: str, *, only: Vmid | None = None, concurrency: int = 8, note: Note = _log.warning,
+    doubt: Note = _log.warning,
+) -> tuple[RawGuest, ...]:  # fmt: skip
+    """Every guest the node owns now, by vmid; `only` reads one. `note` is told of guests that vanished meanwhile
+    or cannot be read: those come with their `trouble`, and are nobody else's. `doubt` is told why there may be more.
 
     Proxmox leaves out of its lists what a token may not see (pve-observed 4). Raises `PveError` when that is all,
     and when the API is gone altogether.
@@ -66,7 +67,7 @@ def read_guests(
             threads.submit(api.get, "/access/permissions"),
         ]
         vms, containers, resources, permissions = (future.result() or [] for future in lists)
-    _check_permissions(api, dict(permissions), note)
+    _check_permissions(api, dict(permissions), doubt)
     pools = {int(entry["vmid"]): str(entry.get("pool") or "") for entry in resources if entry.get("vmid")}
     entries = [(GuestKind.VM, entry) for entry in vms] + [(GuestKind.CT, entry) for entry in containers]
     entries = [(kind, entry) for kind, entry in entries if only in (None, int(entry["vmid"]))]
@@ -123,13 +124,13 @@ def read_replications(api: Api) -> dict[Vmid, tuple[str, ...]]:
     return {vmid: tuple(sorted(nodes)) for vmid, nodes in found.items()}
 
 
-def _check_permissions(api: Api, permissions: Mapping[str, Mapping[str, Any]], note: Note) -> None:
+def _check_permissions(api: Api, permissions: Mapping[str, Mapping[str, Any]], doubt: Note) -> None:
     if not permissions:
         raise PveError(
             f"{api.describe()}: has no permissions at all, so no guest can be seen", hint="run pve-zfsbackup setup"
         )
     if not permissions.get("/vms", permissions.get("/", {})).get("VM.Audit"):
-        note(f"{api.describe()}: lacks VM.Audit on /vms, so there may be guests that it does not see")
+        doubt(f"{api.describe()}: lacks VM.Audit on /vms, so there may be guests that it does not see")
 
 
 def _pending(api: Api, guest: str) -> Sequence[Mapping[str, Any]]:

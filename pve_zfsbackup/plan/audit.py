@@ -23,9 +23,9 @@ _EXPLAINED: Final = (
 class Finding:
     """Something an administrator should know. `explained` says why it is all right; empty when nobody said so."""
 
-    vmid: Vmid
+    vmid: Vmid | None  # None where it is of no guest that is seen
     guest: str
-    kind: str  # no-job, unreadable, not-protected, lost, new-disk, agent, template, note
+    kind: str  # hidden, no-job, unreadable, not-protected, lost, new-disk, agent, template, note
     text: str
     disk: str = ""
     explained: str = ""
@@ -41,6 +41,11 @@ class Standing:
     disks: Mapping[str, str] = field(default_factory=dict)  # key of a disk -> the rule that leaves it out
     quiesce: Quiesce = Quiesce.PREFER
     newest: Point | None = None
+
+
+def hidden(doubt: str) -> Finding:
+    """Of guests that nobody sees nothing can be found out, and a check that finds nothing would be taken for good."""
+    return Finding(vmid=None, guest="", kind="hidden", text=doubt, resolve="pve-zfsbackup setup")
 
 
 def audit_guest(guest: Guest, standing: Standing) -> tuple[Finding, ...]:

@@ -10,7 +10,7 @@ from pve_zfsbackup.report.format import FORMAT, Table, clean
 
 def audit_table(found: Audit) -> Table:
     """The open findings; the explained ones are in the JSON."""
-    rows = [(str(f.vmid), f.guest, f.disk, f.kind, f.text, f.resolve) for f in found.open]
+    rows = [(str(f.vmid or ""), f.guest, f.disk, f.kind, f.text, f.resolve) for f in found.open]
     columns = ("vmid", "name", "disk", "finding", "what", "what to do")
     return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid"}))
 

@@ -112,6 +112,20 @@ def test_a_failure_and_its_end_are_told_to_everybody(told: World, outbox: Outbox
     assert len(outbox.sent) == count
 
 
+def test_guests_that_may_be_hidden_are_told_once_a_run_until_all_are_seen(told: World, outbox: Outbox) -> None:
+    """Nothing of theirs fails."""
+    told.node.hidden = {100, 200}
+    report, _ = run(told)
+    (warning,) = [result for result in report.results if result.outcome is Outcome.WARNING]
+    assert "lacks VM.Audit on /vms" in warning.message
+    (mail,) = outbox.by("mail")
+    assert warning.message in mail
+    assert "run pve-zfsbackup setup" in mail
+    told.node.hidden = set()
+    run(told)
+    assert "1 recovered" in outbox.by("mail")[-1]
+
+
 @pytest.mark.parametrize("stage", ["replicate", "prune"])
 def test_what_was_left_to_a_later_run_proves_no_recovery(told: World, outbox: Outbox, stage: str) -> None:
     """Every other run finds the lock taken, or a restore at work, while the target is down: nobody asked it."""

@@ -132,6 +132,15 @@ def test_a_guest_that_cannot_be_read_is_a_finding(world: World) -> None:
     assert kinds(look(world)) == {(DB, "", "unreadable")}
 
 
+def test_guests_that_may_be_hidden_are_a_finding(world: World) -> None:
+    world.node.hidden = {WEB, CT}
+    found = look(world)
+    (finding,) = found.open
+    assert (finding.vmid, finding.kind) == (None, "hidden")
+    assert "lacks VM.Audit on /vms" in finding.text
+    assert audit_table(found).rows[0][0] == ""
+
+
 def test_golden_json(world: World, request: pytest.FixtureRequest) -> None:
     world.run(Stage.SNAPSHOT)
     edit(world, DB, "scsi1: local:101/vm-101-disk-1.qcow2,size=1G\nide2: none,media=cdrom\nhostpci0: 01:00\n")

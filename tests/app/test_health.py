@@ -114,6 +114,17 @@ def test_a_disk_nobody_excluded_is_a_warning(world: World) -> None:
     assert told[0].startswith("WARNING guest 100 web: scsi2 not protected: ")
 
 
+def test_guests_that_may_be_hidden_are_unknown(world: World) -> None:
+    """They have no findings of their own."""
+    world.run()
+    world.node.hidden = {100, 200}
+    here = found(world)
+    assert here.level is Level.UNKNOWN
+    (text,) = texts(here)
+    assert text.startswith("UNKNOWN guests: ")
+    assert "lacks VM.Audit on /vms" in text
+
+
 @pytest.mark.parametrize(
     ("conf", "line", "told"),
     [

@@ -57,6 +57,7 @@ class FakeNode:
     owned: dict[int, str] = field(default_factory=dict)  # guests of other nodes
     options: dict[int, dict[str, str]] = field(default_factory=dict)  # set by `qm set`
     started: dict[int, str] = field(default_factory=dict)  # configurations by `qm start`
+    hidden: set[int] = field(default_factory=set)  # guests that the token may not see
     api: str = "ok"  # or the stderr of a pvesh that fails
 
     def __post_init__(self) -> None:
@@ -90,6 +91,8 @@ class FakeNode:
     def _entries(self, kind: str) -> list[dict[str, Any]]:
         found = []
         for path in sorted((self.etc / ("lxc" if kind == "lxc" else "qemu-server")).glob("*.conf")):
+            if int(path.stem) in self.hidden:
+                continue
             config = self._config(int(path.stem))
             status = "running" if self._state(int(path.stem)).running else "stopped"
             entry: dict[str, Any] = {"vmid": int(path.stem), "status": status}
@@ -127,7 +130,7 @@ class FakeNode:
         elif argv[2] == "/version":
             answer = {"version": "9.2.11", "release": "9.2", "repoid": "0"}
         elif argv[2] == "/access/permissions":
-            answer = {"/": {"VM.Audit": 1, "VM.GuestAgent.FileSystemMgmt": 1}}
+            answer = {"/vms/101" if self.hidden else "/": {"VM.Audit": 1, "VM.GuestAgent.FileSystemMgmt": 1}}
         elif argv[2] == "/cluster/resources":
             kinds = ("qemu", "lxc")
             answer = [{**entry, "node": self.name, "type": kind} for kind in kinds for entry in self._entries(kind)]

@@ -208,14 +208,14 @@ def test_token_that_sees_only_some_guests_is_told_of(node: Replay, api: HttpsApi
     node.answers["GET", "/access/permissions"].clear()
     node.add_json("GET", "/access/permissions", f'{{"data":{permissions}}}')
     notes: list[str] = []
-    assert len(read_guests(api, "pve1", note=notes.append)) == 3
+    assert len(read_guests(api, "pve1", doubt=notes.append)) == 3
     assert len(notes) == 1
     assert "lacks VM.Audit on /vms" in notes[0]
 
 
 def test_full_view_needs_no_note(node: Replay, api: HttpsApi) -> None:
     notes: list[str] = []
-    read_guests(api, "pve1", note=notes.append)
+    read_guests(api, "pve1", note=notes.append, doubt=notes.append)
     assert notes == []
 
 
