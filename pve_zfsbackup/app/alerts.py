@@ -251,7 +251,8 @@ def _ping(config: Config, suffix: str) -> list[str]:
     if config.alerts.ping_file is None:
         return []
     try:
-        notify.ping(read_secret(config.alerts.ping_file).reveal().rstrip("/") + suffix)
+        address, mark, query = read_secret(config.alerts.ping_file).reveal().partition("?")
+        notify.ping(f"{address.rstrip('/')}{suffix}{mark}{query}")
     except BackupError as error:
         return [f"ping: {error.message}"]
     return []

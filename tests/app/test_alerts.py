@@ -92,6 +92,17 @@ def test_when_all_is_well_only_the_switch_is_called(told: World, outbox: Outbox)
     assert outbox.pings == ["/start", ""]
 
 
+def test_what_the_switch_is_told_stands_in_the_path_and_not_in_the_query(
+    told: World, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind `status=up` a failure would be taken for a sign of life."""
+    monkeypatch.setattr(notify, "post", lambda *_, **__: None)  # its address is in the same file
+    (told.place / "url").write_text(f"{ADDRESS}/?status=up&msg=OK&ping=\n")
+    told.runner.down[TARGET] = "no route to host"
+    run(told)
+    assert outbox.pings == ["/start?status=up&msg=OK&ping=", "/fail?status=up&msg=OK&ping="]
+
+
 def test_a_failure_and_its_end_are_told_to_everybody(told: World, outbox: Outbox) -> None:
     run(told)
     told.runner.down[TARGET] = "no route to host"
