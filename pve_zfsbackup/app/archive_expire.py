@@ -4,11 +4,11 @@ its manifest before its segments. Cut anywhere, what is alive is whole, and the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from datetime import UTC
 from pathlib import Path
 
-from pve_zfsbackup.app.archive_publish import publish_removal
+from pve_zfsbackup.app.archive_publish import give_up, given_up, publish_removal
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.archive_write import unfinished
 from pve_zfsbackup.app.box import Vault
@@ -17,7 +17,9 @@ from pve_zfsbackup.app.catalog import Catalog, Shelf
 from pve_zfsbackup.app.catalog_memory import memory_of
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.archive.chain import Signed
 from pve_zfsbackup.archive.names import OUTER, README, SCRIPT, SEGMENT, TEMPORARY, segment_name
+from pve_zfsbackup.archive.outer import REMOVAL
 from pve_zfsbackup.errors import StoreForbiddenError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.lock import being_read
@@ -72,12 +74,35 @@ def _expired(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
                     message=f"{gone} archived points removed",
                     seconds=time.monotonic() - started,
                 )
+            if back := [signed for signed in shelf.series.leftover if not _ours_to_remove(signed, given_up(vault))]:
+                yield _put_back(vault, stage, shelf, back)
         except StoreForbiddenError:
             raise
         except Exception as error:  # also a bug of ours is this series' alone
             yield failed(stage, error, host=vault.box.name)
     (vault.state / PUT_OFF).unlink(missing_ok=True)
     collect_orphans(vault, catalog, unfinished(vault).keys(), now=session.now().timestamp())
+
+
+def _put_back(vault: Vault, stage: str, shelf: Shelf, back: Sequence[Signed]) -> Result:
+    """Genuine points that were gone, so that what is written since does not count them, and are there again."""
+    where = ", ".join(sorted(f"{vault.writer}/{signed.outer.path}" for signed in back)[:3])
+    return Result(
+        stage=stage,
+        outcome=Outcome.WARNING,
+        vmid=shelf.archived[-1].vmid,
+        host=vault.box.name,
+        message=f"{len(back)} points were gone from the box and are back, and no newer manifest counts them: {where}",
+        hint="nothing of ours removes them, and restore.sh in their generation reads them; remove them by hand when "
+        "they are not wanted",
+        alarm=True,
+    )
+
+
+def _ours_to_remove(signed: Signed, ours: Set[str]) -> bool:
+    """Whether what is not alive was given up by us, and its removal cut, or is but a statement. What somebody took away
+    and put back, from a copy or a snapshot of the provider's, is not alive either."""
+    return signed.outer.what == REMOVAL or signed.outer.point in ours
 
 
 def _put_off(session: Session, vault: Vault, stage: str) -> Result:
@@ -135,16 +160,21 @@ def _expire(session: Session, vault: Vault, shelf: Shelf) -> int:
         made = session.now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         stamina = Stamina(seconds=vault.box.retry_hours * 3600)
         publish_removal(vault, stamina, shelf, [archived.name for archived in going], made)
+    ours = given_up(vault)
+    leftover = [signed for signed in shelf.series.leftover if _ours_to_remove(signed, ours)]
     files = {content.signed.outer.path: content.files for content in shelf.contents}
-    memory_of(vault).removing([*(one.name for one in going), *(one.outer.path for one in shelf.series.leftover)])
+    memory_of(vault).removing([*(one.name for one in going), *(one.outer.path for one in leftover)])
     for archived in going:
         path = f"{archived.generation}/{archived.name}"
         _remove(vault, f"{vault.writer}/{path}", files[path])
-    for signed in sorted(shelf.series.leftover, key=lambda signed: -signed.outer.sequence):
+    for signed in sorted(leftover, key=lambda signed: -signed.outer.sequence):
         place = f"{vault.writer}/{signed.outer.path}"
         _remove(vault, place, vault.store.list([place]).get(place, {}))
-    if going or shelf.series.leftover:
-        _empty(vault, {archived.generation for archived in going} | {s.outer.generation for s in shelf.series.leftover})
+    if going or leftover:
+        _empty(vault, {archived.generation for archived in going} | {s.outer.generation for s in leftover})
+    done = {archived.name for archived in going} | {signed.outer.point for signed in leftover}
+    if ours & done:
+        give_up(vault, ours - done)
     return len(going)
 
 

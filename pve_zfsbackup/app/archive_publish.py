@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from pve_zfsbackup.app.archive_upload import Stamina, Uploads
 from pve_zfsbackup.app.box import Vault, fresh
@@ -10,7 +10,10 @@ from pve_zfsbackup.app.catalog import Shelf
 from pve_zfsbackup.archive.chain import Head, Signed
 from pve_zfsbackup.archive.names import OUTER, OUTER_SIGNATURE, opaque
 from pve_zfsbackup.archive.outer import REMOVAL, Alive, Outer, digest
+from pve_zfsbackup.host.notebook import read_json, write_json
 from pve_zfsbackup.host.store import Upload
+
+GIVEN_UP = "given-up.json"  # in the state directory
 
 
 def series_state(vault: Vault, series: str, shelf: Shelf | None) -> tuple[Head, tuple[Alive, ...]]:
@@ -24,7 +27,8 @@ def series_state(vault: Vault, series: str, shelf: Shelf | None) -> tuple[Head, 
 
 
 def publish_removal(vault: Vault, stamina: Stamina, shelf: Shelf, going: Sequence[str], made: str) -> Signed:
-    """State that these points are no longer alive, before they are taken away."""
+    """State that these points are no longer alive, before they are taken away; it is remembered that we did."""
+    give_up(vault, given_up(vault).union(going))
     head, alive = series_state(vault, shelf.series.id, shelf)
     outer = Outer(
         what=REMOVAL,
@@ -43,6 +47,15 @@ def publish_removal(vault: Vault, stamina: Stamina, shelf: Shelf, going: Sequenc
     signed = Signed(outer=outer, sha256=digest(outer.encode()))
     vault.remember(outer.series, Head(sequence=outer.sequence, sha256=signed.sha256))
     return signed
+
+
+def given_up(vault: Vault) -> frozenset[str]:
+    """Points that are being removed, by name. What else is not alive was taken away by somebody, and put back."""
+    return frozenset(map(str, (read_json(vault.state / GIVEN_UP) or {}).get("points", ())))
+
+
+def give_up(vault: Vault, points: Set[str]) -> None:
+    write_json(vault.state / GIVEN_UP, {"points": sorted(points)})
 
 
 def publish_manifests(vault: Vault, stamina: Stamina, outer: Outer, others: Mapping[str, bytes]) -> None:

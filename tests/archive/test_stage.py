@@ -440,6 +440,23 @@ def test_a_point_that_lost_its_manifest_is_no_orphan(boxed: Boxed) -> None:
     assert boxed.choose(WEB, lost.archived.point if lost.archived else "").chain
 
 
+def test_what_was_gone_and_is_put_back_stays(boxed: Boxed) -> None:
+    """No manifest since counts it, and nobody gave it up: a copy, or a snapshot of the provider's, brought it back."""
+    for _ in range(3):
+        boxed.world.write()
+        boxed.run()
+    place = boxed.world.place / "mnt/root" / boxed.choose(WEB).content.path
+    data = (place / "manifest.json").read_bytes()
+    (place / "manifest.json").unlink()
+    boxed.world.write()
+    boxed.run()
+    (place / "manifest.json").write_bytes(data)
+    for _ in range(2):
+        told = [message for outcome, _, message in archived(boxed.run(Stage.ARCHIVE)) if outcome is Outcome.WARNING]
+        assert any("1 points were gone from the box and are back" in message for message in told), told
+        assert (place / "manifest.json").read_bytes() == data
+
+
 def test_a_cut_removal_is_finished(boxed: Boxed) -> None:
     """What is left of a point that was given up is an orphan, though it was known once."""
     text = boxed.world.config.read_text().replace("every-hours: 0", "every-hours: 0\n    full-increments: 1")
