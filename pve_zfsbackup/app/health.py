@@ -75,7 +75,7 @@ def judge(
 ) -> Health:  # fmt: skip
     """What is wrong, worst first; `told` is what `zpool status` says of pools."""
     ages = tuple(age for entry in found.coverage if entry.jobs for age in ages_of(found, entry, config))
-    findings = [*before, *_of_config(config), *_of_targets(found, config)]
+    findings = [*before, *_of_config(config), *_of_targets(found, config), *_of_nobody(found)]
     findings += (Finding(level=Level.UNKNOWN, about="guests", text=doubt) for doubt in found.doubts)
     findings += (finding for age in ages for finding in _of_age(age))
     for entry in found.coverage:
@@ -189,6 +189,20 @@ def _of_config(config: Config) -> Iterator[Finding]:
     """Without a job everything is as well protected as promised. A host that only receives has none."""
     if not config.jobs and config.failover.root is None:
         yield Finding(level=Level.WARNING, about="configuration", text="no job: nothing is protected")
+
+
+def _of_nobody(found: History) -> Iterator[Finding]:
+    """What was asked for and is nobody: of nobody everything is fine, for as long as that goes unnoticed."""
+    gone = found.orphans if found.scope.guests else ()
+    for vmid in gone:
+        text = f"is no guest of this node any more: `list {vmid}` has its points"
+        yield Finding(level=Level.UNKNOWN, about=f"guest {vmid}", text=text)
+    text = "means no guest here: `discover` has those there are"
+    if found.scope.guests and not found.coverage and not gone:
+        yield Finding(level=Level.WARNING, about="selection", text=text)
+    used = {name for entry in found.coverage for name in entry.jobs}
+    for name in () if found.scope.guests else (name for name in found.scope.jobs if name not in used):
+        yield Finding(level=Level.WARNING, about=f"job {name}", text=text)
 
 
 def _of_targets(found: History, config: Config) -> Iterator[Finding]:

@@ -124,6 +124,7 @@ class History:
     foreign: Mapping[str, Conflict] = field(default_factory=dict)  # targets whose root is somebody else's
     aside: tuple[PutAside, ...] = ()  # what restores and their kind put aside here, and nobody gave up yet
     strays: tuple[Vmid, ...] = ()  # guests here that a killed boot drill left
+    scope: Scope = field(default_factory=Scope)  # what was asked for
     doubts: tuple[str, ...] = ()  # why there may be more guests here, which are not seen
 
     @property
@@ -180,16 +181,15 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
     here = {guest.vmid for guest in found.guests}
     known = (*points_by_host.values(), *(box.points for box in archived.values()))
     gone = {vmid for guests in known for vmid in guests} - here
-    asked = bool(scope.guests)
-    orphans, scope, meant = _orphans(gone, scope)
-    items, notes = assign(session, found, scope) if meant else ((), ())
-    if asked:
+    orphans, rest, meant = _orphans(gone, scope)
+    items, notes = assign(session, found, rest) if meant else ((), ())
+    if scope.guests:
         notes = (*notes, *(f"{vmid} is no guest of this node any more: its points stay" for vmid in orphans))
     replications, doubts = _replications(session)
     coverage = _coverage(found, items, replications)
     aside, unknown = put_aside(session, found.listing)
     left, unsure = strays(session)
-    if scope.guests or scope.jobs or not meant:
+    if scope.guests or scope.jobs:
         coverage = tuple(entry for entry in coverage if entry.jobs)
         shown = {*orphans, *(entry.guest.vmid for entry in coverage)}
         aside = tuple(one for one in aside if one.vmid in shown)
@@ -208,6 +208,7 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
         foreign=_foreign(session, listings),
         aside=aside,
         strays=left,
+        scope=scope,
         doubts=found.doubts,
     )
 
@@ -254,7 +255,8 @@ def _damage(archived: Mapping[str, BoxContent]) -> tuple[str, ...]:
 
 def _orphans(gone: Set[Vmid], scope: Scope) -> tuple[tuple[Vmid, ...], Scope, bool]:
     """Which of those that are gone are meant, the scope without them, and whether anything else is meant."""
-    named = [selector for selector in scope.guests if selector.explicit and selector.low in gone]
+    wanted = [selector for selector in scope.guests if selector.explicit and not selector.negated]
+    named = [selector for selector in wanted if selector.low in gone]
     rest = tuple(selector for selector in scope.guests if selector not in named)
     if scope.guests:
         return tuple(Vmid(selector.low) for selector in named), replace(scope, guests=rest), bool(rest)

@@ -25,7 +25,7 @@ from pve_zfsbackup.model.room import Room
 from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json, unknown_line
 from pve_zfsbackup.report.status import status_json
 from tests.fakes.runner import HERE, Fault
-from tests.fakes.world import TARGET, WEB, World
+from tests.fakes.world import CONFIG, TARGET, WEB, World
 
 TIB = 1 << 40
 GOOD = (Pool(name="rpool", health="ONLINE", size=TIB, free=TIB // 2),)
@@ -112,6 +112,31 @@ def test_a_disk_nobody_excluded_is_a_warning(world: World) -> None:
     told = [text for text in texts(found(world)) if "100" in text]
     assert len(told) == 1
     assert told[0].startswith("WARNING guest 100 web: scsi2 not protected: ")
+
+
+@pytest.mark.parametrize(
+    ("jobs", "guests", "told"),
+    [
+        ((), ("100",), "UNKNOWN guest 100: is no guest of this node any more: `list 100` has its points"),
+        (("all",), ("100",), "UNKNOWN guest 100: is no guest of this node any more: `list 100` has its points"),
+        (("all",), (), "WARNING job all: means no guest here: `discover` has those there are"),
+        ((), ("!100",), "WARNING selection: means no guest here: `discover` has those there are"),
+    ],
+)
+def test_what_was_asked_for_and_is_nobody_is_not_fine(
+    world: World, jobs: tuple[str, ...], guests: tuple[str, ...], told: str
+) -> None:
+    """Its name was changed, or it went away: there is nothing that could be late."""
+    world.configure(CONFIG.replace("guests: [all]", "guests: ['name:web*']"))
+    world.run()
+    scope = Scope(jobs=jobs, guests=tuple(parse_selector(text) for text in guests))
+    named = Scope(jobs=jobs, guests=(parse_selector("100"),))
+    with world.session() as session:
+        assert texts(judge(history(session, named), session.config, GOOD)) == []
+    world.node.remove(100)
+    world.clock.now += 40 * 86_400
+    with world.session() as session:
+        assert texts(judge(history(session, scope), session.config, GOOD)) == [told]
 
 
 def test_guests_that_may_be_hidden_are_unknown(world: World) -> None:
