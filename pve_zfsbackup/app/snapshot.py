@@ -4,7 +4,6 @@ others, some at a time; and those Proxmox is at work on when all are done."""
 from __future__ import annotations
 
 import contextlib
-import itertools
 import secrets
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -194,8 +193,9 @@ def _left(guest: Guest, error: GuestMissingError) -> Result:
 def _taken(session: Session, found: Inventory, item: Assignment, version: str, *, alone: bool) -> Result:
     """Make the point. One that is not what was asked for is taken back, and made once more."""
     started = time.monotonic()
-    discarded = False
-    for attempt in itertools.count(1):
+    attempt, discarded = 0, False
+    while True:
+        attempt += 1
         plan = plan_one(session, found, item)
         if plan.conflicts:
             conflict = plan.conflicts[0]
@@ -223,7 +223,6 @@ def _taken(session: Session, found: Inventory, item: Assignment, version: str, *
                 raise fault
             discarded = True
         found, item = _anew(session, item.guest)
-    raise AssertionError("each attempt ends or is followed by another")
 
 
 def _before(session: Session, step: SnapshotGuest) -> None:

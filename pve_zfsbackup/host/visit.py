@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -44,8 +44,12 @@ class Visit:
         if area.kind in (MOUNTED, *KINDS):
             return True
         told = KNOWN.get(area.kind, "not opened") if area.kind else "nothing recognised"
-        look = Look(disk=key, place=area.place, kind=area.kind, state=State.UNOPENED, text=told)
-        self.looks.append(replace(look, size=area.size, use=area.use))
+        self.looks.append(
+            Look(
+                disk=key, place=area.place, kind=area.kind, state=State.UNOPENED, text=told,
+                size=area.size, use=area.use,
+            )
+        )  # fmt: skip
         return False
 
     def settle(self, area: Area) -> None:
