@@ -1,15 +1,17 @@
 """`failback`: a guest that was taken over goes home with what it wrote. The source's host is reached by ssh, as root.
 
 While the guest still runs here, most of it travels; then it is shut down, the rest follows, and its disks there change
-places. Every step looks first at what is there: interrupted anywhere and repeated, it goes on.
+places, with the guest locked there. Every step looks first at what is there: interrupted anywhere and repeated, it goes
+on.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from pve_zfsbackup.app.failback_lock import Lock, lock_there
 from pve_zfsbackup.app.failback_way import Way, look_there
 from pve_zfsbackup.app.meter import Meter
 from pve_zfsbackup.app.restore_disks import apply_props, make_places, remove_places
@@ -67,13 +69,14 @@ def failback(way: Way, *, start: bool = False) -> Given:
 def _travel(way: Way) -> tuple[int, tuple[str, ...]]:
     """What it wrote goes home, and its disks there change places. Returns bytes moved, and remarks."""
     session, there, plan, guest = way.session, way.there, way.plan, way.guest
-    make_places(there, plan.work, plan.folder, plan.parents)
-    moved = _bring(way) if is_running(session.api, guest) else 0  # the most of it, while the guest works on
-    _shut_down(session, guest)
-    moved += _bring(way)
-    notes = tuple(note for disk in plan.disks if (note := _exchange(way, disk)))
-    remove_places(there, plan.work, plan.folder, plan.parents)
     host = there.hosts[SOURCE]
+    with lock_there(host, guest, session.emit, held=plan.locked) as lock:
+        make_places(there, plan.work, plan.folder, plan.parents)
+        moved = _bring(way) if is_running(session.api, guest) else 0  # the most of it, while the guest works on
+        _shut_down(session, guest)
+        moved += _bring(way)
+        notes = _exchanged(way, lock)
+    remove_places(there, plan.work, plan.folder, plan.parents)  # after the lock, which they tell of as ours
     rescan = ("disk", "rescan") if guest.kind is GuestKind.VM else ("rescan",)
     notes += _told(host, (tool(guest), *rescan, "--vmid", str(guest.vmid)), "its sizes were not looked at anew")
     notes += _told(  # before the marks go: afterwards nothing would keep the two from running both
@@ -198,31 +201,50 @@ def _refuse_running(session: Session, guest: Guest) -> None:
         raise BackupError(f"guest {guest.vmid}: runs, and stays here", hint="shut it down, then run this again")
 
 
-def _exchange(way: Way, disk: Return) -> str:
-    """The new disk takes the old one's name; the old one is kept aside, with what was written after the point."""
+def _exchanged(way: Way, lock: Lock) -> tuple[str, ...]:
+    """All disks in their places, and the lock gone. Returns remarks."""
+    left = [disk for disk in way.plan.disks if not _home(way, disk)]
+    notes = [note for disk in left for note in _dressed(way, disk)]
+    if left:
+        lock.torn = len(left) < len(way.plan.disks) or any(look(way.there, disk.name) is None for disk in left)
+        lock.take()
+        for disk in left:
+            notes += _placed(way, disk, lock)
+    if lock.held:
+        lock.let_go()
+    return tuple(notes)
+
+
+def _dressed(way: Way, disk: Return) -> Iterator[str]:
+    """What was sent gets the properties of the old disk, and the key of the storage."""
     there, host = way.there, way.there.hosts[SOURCE]
-    if _home(way, disk):
-        return ""
     new = look(there, disk.staging)
     if new is None or _newest(look(way.session, disk.here)) not in _guids(new):
         raise VerificationError(f"{disk.staging} on the source is not what was sent")
-    old = look(there, disk.name)
     # It stays so, though the new disk is a clone; one that was added meanwhile stays as it is here.
-    own = tuned(host, [disk.name])[disk.name] if old else tuned(way.session.hosts[SOURCE], [disk.here])[disk.here]
-    short = apply_props(there, disk.staging, {**disk.props, **own})
-    pool = Dataset(disk.name.rpartition("/")[0])
-    note = restoring.inherit_key(host, disk.staging, pool) if disk.raw else ""
-    note = "; ".join(text for text in (note, short) if text)
-    _refuse_running(way.session, way.guest)  # somebody may have started it since, here or there: streams take hours
-    look_there(host, way.guest)
+    at, name = (host, disk.name) if look(there, disk.name) else (way.session.hosts[SOURCE], disk.here)
+    short = apply_props(there, disk.staging, {**disk.props, **tuned(at, [name])[name]})
+    note = restoring.inherit_key(host, disk.staging, Dataset(disk.name.rpartition("/")[0])) if disk.raw else ""
+    if text := "; ".join(part for part in (note, short) if part):
+        yield f"{disk.name} {text.replace('NAME', disk.name)}"
+
+
+def _placed(way: Way, disk: Return, lock: Lock) -> Iterator[str]:
+    """The new disk takes the old one's name; the old one is kept aside, with what was written after the point."""
+    host = way.there.hosts[SOURCE]
+    _refuse_running(way.session, way.guest)  # somebody may have started it since: streams take hours
+    look_there(host, way.guest)  # and there, until it was locked
+    new, old = look(way.there, disk.staging), look(way.there, disk.name)
+    if new is None:
+        raise VerificationError(f"{disk.staging} on the source is gone")
     if new.origin:
         restoring.promote(host, disk.staging)
+    lock.torn = True
     if old is not None:
         at = int(way.session.now().timestamp())
         restoring.put_aside(host, disk.name, old.guid, disk.aside, by="failback", at=at)
+        yield f"{disk.name}: what it had there is kept as {disk.aside}"
     restoring.rename(host, disk.staging, new.guid, disk.name)
-    kept = f"what it had there is kept as {disk.aside}" if old else ""
-    return "; ".join(text for text in (f"{disk.name} {note.replace('NAME', disk.name)}" if note else "", kept) if text)
 
 
 def _hand_over(way: Way) -> None:

@@ -123,9 +123,14 @@ def _there(host: Host, guest: Guest, *, may_run: bool) -> There:
     work = list_host(
         host, [Dataset(f"{pool}/{name}") for pool in pools for name in (STAGING, ASIDE)], columns=SOURCE_COLUMNS
     )
-    everything = replace(listing, volumes={**listing.volumes, **work.volumes})
+    everything, config = replace(listing, volumes={**listing.volumes, **work.volumes}), _config(host, guest)
     return There(
-        config=_config(host, guest), storages=storages, listing=everything, snapshots=_snapshots(host, guest)
+        host=host.name,
+        config=config,
+        storages=storages,
+        listing=everything,
+        snapshots=_snapshots(host, guest),
+        lock="" if may_run else config.get("lock", ""),  # at home again it is locked for itself
     )
 
 

@@ -19,6 +19,8 @@ from pve_zfsbackup.model import Conflict, Dataset, Disk, Guest, GuestKind, Listi
 from pve_zfsbackup.model.restore import ASIDE, STAGING
 from pve_zfsbackup.plan.discovery import disk_keys
 from pve_zfsbackup.plan.guest_config import volume_in
+from pve_zfsbackup.plan.rollback import LOCK
+from pve_zfsbackup.plan.snapshot import LOCKS
 from pve_zfsbackup.plan.takeover import Takeover
 from pve_zfsbackup.plan.volumes import owner_of_volume
 
@@ -47,27 +49,32 @@ class Return:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failback:
+    """`locked`: an earlier try was cut off with Proxmox's lock of the guest on the source taken."""
+
     vmid: Vmid
     folder: str
     disks: tuple[Return, ...] = ()
     parents: tuple[Dataset, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     notes: tuple[str, ...] = ()
+    locked: bool = False
 
     @property
     def work(self) -> str:
-        return f"failback:{self.vmid}"
+        return work_of(self.vmid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class There:
-    """The source: what the guest's configuration says there, the storages, their datasets with what lies below, and
-    names of Proxmox's own snapshots of the guest."""
+    """The source: what the guest's configuration says there, the storages, their datasets with what lies below, names
+    of Proxmox's own snapshots of the guest, and the lock that is in the way of an exchange of disks."""
 
+    host: str
     config: Mapping[str, str]
     storages: Mapping[str, Storage]
     listing: Listing
     snapshots: tuple[str, ...] = ()
+    lock: str = ""
 
 
 def plan_failback(
@@ -96,6 +103,14 @@ def plan_failback(
     if not disks and not conflicts:
         message = f"has no disk that was made of point {taken.point}"
         conflicts.append(Conflict(kind="no-disk", object=f"guest {guest.vmid}", message=message))
+    locked = there.lock == LOCK and any(volume.work == work_of(guest.vmid) for volume in there.listing.volumes.values())
+    if locked:
+        notes.append(
+            f"guest {guest.vmid} is locked on the source by an earlier try that was cut off, and its disks there may "
+            f"be of two times: this goes on with it, and unlocks it; {unlocking(guest, there.host)}"
+        )
+    elif there.lock:
+        conflicts.append(_locked(guest, there))
     notes += _changed(guest.kind, config, there.config, {disk.key for disk in disks})
     notes += _parted(guest, disks, here, replicas, there)
     pools = {Dataset(disk.name.rpartition("/")[0]) for disk in disks}
@@ -106,6 +121,26 @@ def plan_failback(
         parents=tuple(sorted(pools)),
         conflicts=tuple(conflicts),
         notes=tuple(notes),
+        locked=locked,
+    )
+
+
+def work_of(vmid: Vmid) -> str:
+    """What unfinished work of a guest's failback is marked with."""
+    return f"failback:{vmid}"
+
+
+def unlocking(guest: Guest, host: str) -> str:
+    return f"to take the lock off on {host}: {tool(guest)} unlock {guest.vmid}"
+
+
+def _locked(guest: Guest, there: There) -> Conflict:
+    why = f": {LOCKS[there.lock]}" if there.lock in LOCKS else ""
+    return Conflict(
+        kind="locked",
+        object=f"guest {guest.vmid}",
+        message=f"is locked on {there.host} ({there.lock}){why}",
+        resolve=f"wait until the task there has ended; if it is dead, {unlocking(guest, there.host)}",
     )
 
 

@@ -77,6 +77,15 @@ class FakeNode:
         self._file(vmid).unlink()
         del self.guests[vmid]
 
+    def lock(self, vmid: int, word: str) -> None:
+        """Proxmox's lock in the guest's configuration; an empty word takes it off."""
+        path = self._file(vmid)
+        kept = [line for line in path.read_text().splitlines(keepends=True) if not line.startswith("lock:")]
+        path.write_text("".join([f"lock: {word}\n"] * bool(word) + kept))
+
+    def locked(self, vmid: int) -> str:
+        return self._config(vmid).get("lock", "")
+
     def _state(self, vmid: int) -> GuestState:
         """A guest whose configuration somebody wrote is there, and stopped."""
         return self.guests.setdefault(vmid, GuestState(running=False))
@@ -196,6 +205,19 @@ class FakeNode:
         guest.frozen = argv[0] == "lxc-freeze"
         return ok(argv)
 
+    def _refused(self, argv: Sequence[str], vmid: int) -> Completed | None:
+        return no(argv, f"VM is locked ({lock})", status=255) if (lock := self.locked(vmid)) else None
+
+    def _set(self, vmid: int, argv: Sequence[str]) -> Completed:
+        """`unlock VMID`, and `set VMID --OPTION VALUE`, which a locked guest refuses."""
+        if argv[1] == "set" and (locked := self._refused(argv, vmid)):
+            return locked
+        if argv[1] == "unlock" or argv[3] == "--lock":
+            self.lock(vmid, argv[4] if argv[1] == "set" else "")
+        else:
+            self.options.setdefault(vmid, {})[argv[3].removeprefix("--")] = argv[4]
+        return ok(argv)
+
     def tool(self, argv: Sequence[str]) -> Completed:
         """What `qm` and `pct` do to a guest."""
         if argv[0] == "prlimit":  # what it starts is bound by it
@@ -204,8 +226,8 @@ class FakeNode:
         if argv[1] in ("pull", "push"):
             return self._copied(argv)
         if "rescan" in argv:
-            self.rescanned.append(argv[-1])
-            return ok(argv)
+            self.rescanned += [] if (locked := self._refused(argv, int(argv[-1]))) else [argv[-1]]
+            return locked or ok(argv)
         vmid = int(argv[2])
         if not list(self.etc.glob(f"*/{vmid}.conf")):
             return no(argv, f"Configuration file 'nodes/{self.name}/qemu-server/{vmid}.conf' does not exist", status=2)
@@ -214,9 +236,8 @@ class FakeNode:
             return ok(argv, f"status: {'running' if guest.running else 'stopped'}\n")
         if argv[1] == "config":
             return ok(argv, "".join(f"{key}: {value}\n" for key, value in self._config(vmid).items()))
-        if argv[1] == "set":
-            self.options.setdefault(vmid, {})[argv[3].removeprefix("--")] = argv[4]
-            return ok(argv)
+        if argv[1] in ("set", "unlock"):
+            return self._set(vmid, argv)
         if argv[1] == "stop":
             guest.running = guest.running and guest.stubborn
             return ok(argv)
@@ -226,8 +247,8 @@ class FakeNode:
             guest.running = False
             return ok(argv)
         assert argv[1] == "start", argv
-        if "lock" in self._config(int(argv[2])):
-            return no(argv, f"VM is locked ({self._config(int(argv[2]))['lock']})", status=255)
+        if locked := self._refused(argv, vmid):
+            return locked
         guest.running = True
         self.started[vmid] = self._file(vmid).read_text()
         return ok(argv)

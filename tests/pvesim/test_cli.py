@@ -120,6 +120,16 @@ def test_options_are_set_and_a_container_obeys(node: Served) -> None:
     assert node.command("qm", "set", "101", "--onboot", "0").out == "update VM 101: -onboot 0\n"
     assert node.node.etc.conf("qemu", 101).main["onboot"] == "0"
     assert node.command("qm", "set", "101", "--nonsense", "1").code == 255
+    assert node.command("qm", "set", "101", "--lock", "rollback").code == 0
+    assert "lock: rollback\n" in node.command("qm", "config", "101").out
+    for words in (("start", "101"), ("set", "101", "--lock", "rollback"), ("set", "101", "--onboot", "1")):
+        locked = node.command("qm", *words)
+        assert (locked.code, "VM is locked (rollback)" in locked.err) == (255, True), words
+    assert node.command("qm", "unlock", "101").code == 0
+    assert "lock" not in node.node.etc.conf("qemu", 101).main
+    assert node.command("pct", "set", "200", "--lock", "rollback").code == 0
+    assert "CT is locked (rollback)" in node.command("pct", "start", "200").err
+    assert node.command("pct", "unlock", "200").code == 0
     assert node.command("pct", "start", "200").code == 0
     assert node.node.running("lxc", 200)
     assert node.command("pct", "shutdown", "200", "--timeout", "5").code == 0
