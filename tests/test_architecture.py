@@ -119,7 +119,7 @@ LOADS = {
     "snapshot": (("cli.work", "app.snapshot"), 83),
     "replicate": (("cli.work", "app.replicate"), 101),
     "prune": (("cli.work", "app.prune"), 91),
-    "run": (("cli.work", "app.alerts", "app.snapshot", "app.replicate", "app.prune"), 115),
+    "run": (("cli.work", "app.alerts", "app.snapshot", "app.replicate", "app.prune"), 116),
 }
 NEVER = re.compile(  # by any of them, whatever leads there
     r"(proxmoxer|prometheus_client|rich)(\..*)?|pve_zfsbackup\.(drawn|receiver|archive\..*|report\.page.*|config\.example|"

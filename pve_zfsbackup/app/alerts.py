@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.leavings import stuck
 from pve_zfsbackup.app.messages import Alert, alert_text, message_for
+from pve_zfsbackup.app.outcome import JOURNAL, THAW
 from pve_zfsbackup.app.run import ALL_STAGES, Report, Stage, run
 from pve_zfsbackup.app.session import Home, Session
 from pve_zfsbackup.config import Config, Webhook, checked_secrets, read_secret
@@ -18,13 +20,14 @@ from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import notify
 from pve_zfsbackup.host.guests import node_name
 from pve_zfsbackup.host.memory import recall, remember
+from pve_zfsbackup.host.notebook import changing
 from pve_zfsbackup.host.runner import ProcessRunner, Runner
 from pve_zfsbackup.model.alerts import HeldBack, Known, Problem
 from pve_zfsbackup.model.stages import DRILL, SWEEP
 from pve_zfsbackup.plan.alerting import tidings
 
 FILE: Final = "alerts.json"
-RUN: Final = "run"  # the key of a run that broke off
+RUN: Final = "run"  # the stage of a run that broke off; its key names those it had to do, `run:snapshot+replicate`
 QUEUE_LIMIT: Final = 20  # messages that wait for one service
 QUEUE_SECONDS: Final = 7 * 86_400
 UNREADABLE: Final = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
@@ -36,14 +39,17 @@ def alerted_run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_ST
     troubles = _ping(session.config, "/start")
     try:
         report = run(session, scope, stages)
-    except LockedError:
-        raise  # the other run tells
+    except LockedError:  # the other run tells, unless it hangs
+        if late := list(stuck(session)):
+            tell_results(session, late)
+            _ping(session.config, "/fail")
+        raise
     except Exception as error:
-        tell_broken(session, RUN, error)
+        _tell(session, [_broken(f"{RUN}:{'+'.join(stages)}", RUN, error)], ())
         _ping(session.config, "/fail")
         raise
     problems = [_problem(result) for result in report.results if result.outcome is Outcome.FAILED or result.alarm]
-    troubles += _tell(session, problems, report.results)
+    troubles += _tell(session, problems, report.results, done=frozenset(stages) - frozenset(report.left))
     troubles += _ping(session.config, "" if report.exit_code is ExitCode.OK else "/fail")
     return report, tuple(troubles)
 
@@ -65,16 +71,20 @@ def held_back(session: Session) -> HeldBack:
 def tell_results(home: Home, results: Sequence[Result]) -> tuple[str, ...]:
     """Tell of failures and recoveries of something that is no run. Returns what could not be told."""
     problems = [_problem(result) for result in results if result.outcome is Outcome.FAILED]
-    return tuple(_tell(home, problems, results, run=False))
+    return tuple(_tell(home, problems, results))
 
 
 def tell_broken(home: Home, stage: str, error: Exception, *, host: str = "") -> tuple[str, ...]:
     """Tell of what broke off before its end. It is well again when the stage ends with a result that did not fail, of
     that host if one is named."""
+    key = f"{stage}::{host}" if host else stage
+    return tuple(_tell(home, [_broken(key, stage, error, host)], ()))
+
+
+def _broken(key: str, stage: str, error: Exception, host: str = "") -> Problem:
     message = error.message if isinstance(error, BackupError) else f"{type(error).__name__}: {error}"
     hint = error.hint if isinstance(error, BackupError) else ""
-    key = f"{stage}::{host}" if host else stage
-    return tuple(_tell(home, [Problem(key=key, stage=stage, host=host, message=message, hint=hint)], ()))
+    return Problem(key=key, stage=stage, host=host, message=message, hint=hint)
 
 
 def send_test(config: Config, runner: Runner, node: str) -> dict[str, str]:
@@ -82,11 +92,16 @@ def send_test(config: Config, runner: Runner, node: str) -> dict[str, str]:
     return {name: _attempt(send, Alert(node=node)) for name, send in _services(config, runner).items()}
 
 
-def _is_well(problem: Problem, results: Sequence[Result], *, run: bool) -> bool:
-    """Whether what once failed was tried in a whole run, and is well. What skips no guest in particular was put off:
-    it proves nothing. Not every result of a guest names its host; one of neither was not about the host."""
-    if problem.key == RUN:
-        return run and bool(results)
+def _is_well(problem: Problem, results: Sequence[Result], done: Set[str] | None) -> bool:
+    """Whether what once failed was tried again, and is well. `done` are the stages that a run has done, None where
+    there was none. What skips no guest in particular was put off: it proves nothing. Not every result of a guest names
+    its host; one of neither was not about the host."""
+    if problem.stage == RUN:
+        return done is not None and frozenset(filter(None, problem.key.partition(":")[2].split("+"))) <= done
+    if problem.stage == THAW:  # each run that makes points looks first for what is frozen
+        return done is not None and Stage.SNAPSHOT in done
+    if problem.stage == JOURNAL:  # every result is written there
+        return bool(results)
     proofs = [one for one in results if one.outcome is not Outcome.FAILED]
     proofs = [one for one in proofs if one.vmid or one.outcome is not Outcome.SKIPPED]
     if problem.key == problem.stage:  # it broke off
@@ -94,7 +109,7 @@ def _is_well(problem: Problem, results: Sequence[Result], *, run: bool) -> bool:
     stages = (SWEEP, DRILL) if problem.stage == SWEEP else (problem.stage,)  # a drill begins with a sweep
     return any(
         result.stage in stages
-        and (result.host == problem.host or (result.vmid and not result.host))
+        and (result.host == problem.host or (result.vmid and not result.host) or not (problem.host or problem.guest))
         and (not problem.guest or _guest(result) == problem.guest)
         and (not problem.pool or result.pool == problem.pool)
         for result in proofs
@@ -164,29 +179,40 @@ def _known(value: Mapping[str, Any]) -> Known:
     return Known(problem=Problem(**{key: str(text) for key, text in value["problem"].items()}), **times)
 
 
-def _tell(home: Home, problems: Sequence[Problem], results: Sequence[Result], *, run: bool = True) -> list[str]:
-    """Tell what is due, first what waits since earlier runs. Returns what went wrong with the telling."""
+def _tell(
+    home: Home, problems: Sequence[Problem], results: Sequence[Result], *, done: Set[str] | None = None
+) -> list[str]:
+    """Tell what is due, first what waits since earlier runs. Returns what went wrong with the telling. One at a time:
+    a run and a drill may end together, and neither is to forget what the other remembers."""
     services = _services(home.config, home.runner)
     if not services:
         return []
     path = home.config.state_dir / FILE
-    now = int(home.now().timestamp())
     try:
-        memory = _Memory.read(path)
-        done = (result for result in results if result.point and result.outcome is not Outcome.FAILED)
-        memory.good.update({_key(result): result.point for result in done})
-        well = [key for key, known in memory.known.items() if _is_well(known.problem, results, run=run)]
-        problems = [replace(problem, good=memory.good.get(problem.key, "")) for problem in problems]
-        told = tidings(memory.known, problems, well, now=now)
-        if not told.empty:
-            alert = Alert(node=home.node, news=told.news, recovered=told.recovered)
-            memory.waiting += [{"service": name, "since": now, "alert": asdict(alert)} for name in services]
-        memory.known = dict(told.memory)
-        lost = [f"alerts: {memory.lost} messages that waited cannot be read: given up"] if memory.lost else []
-        troubles = lost + _deliver(memory, services, now)
-        memory.write(path)
+        with changing(path):
+            return _told(home, path, services, problems, results, done)
     except BackupError as error:
         return [f"alerts: {error.message}"]
+
+
+def _told(
+    home: Home, path: Path, services: Mapping[str, Send], problems: Sequence[Problem], results: Sequence[Result],
+    done: Set[str] | None,
+) -> list[str]:  # fmt: skip
+    now = int(home.now().timestamp())
+    memory = _Memory.read(path)
+    fine = (result for result in results if result.point and result.outcome is not Outcome.FAILED)
+    memory.good.update({_key(result): result.point for result in fine})
+    well = [key for key, known in memory.known.items() if _is_well(known.problem, results, done)]
+    problems = [replace(problem, good=memory.good.get(problem.key, "")) for problem in problems]
+    told = tidings(memory.known, problems, well, now=now)
+    if not told.empty:
+        alert = Alert(node=home.node, news=told.news, recovered=told.recovered)
+        memory.waiting += [{"service": name, "since": now, "alert": asdict(alert)} for name in services]
+    memory.known = dict(told.memory)
+    lost = [f"alerts: {memory.lost} messages that waited cannot be read: given up"] if memory.lost else []
+    troubles = lost + _deliver(memory, services, now)
+    memory.write(path)
     return troubles
 
 

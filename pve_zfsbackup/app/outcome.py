@@ -4,13 +4,17 @@ guest's failure never stops another's."""
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Final
 
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.journal import log_line
-from pve_zfsbackup.model import Conflict, Guest
+from pve_zfsbackup.model import Conflict, Guest, GuestKind, Vmid
 
+THAW: Final = "thaw"  # stage of what an interrupted run left frozen
+JOURNAL: Final = "journal"  # and of what went wrong with writing it
 _SAID = frozenset({"message", "hint", "details", "alarm"})
 _HARMLESS = frozenset({"no-protected-disk"})  # nothing failed: `discover` and `status` name what is not protected
 
@@ -48,9 +52,33 @@ def blocked(stage: str, conflict: Conflict, *, guest: Guest, host: str = "") -> 
     )
 
 
-def doubted(stage: str, doubt: str) -> Result:
-    """That guests may be hidden: nothing of theirs fails, so nobody else would ever be told."""
-    return Result(stage=stage, outcome=Outcome.WARNING, message=doubt, hint="run pve-zfsbackup setup", alarm=True)
+def doubted(stage: str, doubt: str, *, all_meant: bool) -> Result:
+    """That guests may be hidden: nothing of theirs fails, so nobody else would ever be told. A failure where it may be
+    they who get no point; whoever named guests has those."""
+    outcome = Outcome.FAILED if all_meant else Outcome.WARNING
+    return Result(stage=stage, outcome=outcome, message=doubt, hint="run pve-zfsbackup setup", alarm=True)
+
+
+def deferred(left: Sequence[str], error: BackupError) -> Result:
+    """Stages that are left to a later run, because another one is at work on the first of them."""
+    return Result(
+        stage=left[0],
+        outcome=Outcome.SKIPPED,
+        message=f"{', '.join(left)}: left to a later run: {error.message}",
+        hint=error.hint,
+    )
+
+
+def unthawed(vmid: Vmid, kind: GuestKind) -> Result:
+    """A guest that an interrupted run froze, and of which nobody knows that it was thawed."""
+    command = f"lxc-unfreeze -n {vmid}" if kind is GuestKind.CT else f"qm guest cmd {vmid} fsfreeze-thaw"
+    return Result(
+        stage=THAW,
+        outcome=Outcome.FAILED,
+        vmid=vmid,
+        message="may still be frozen by an interrupted run",
+        hint=f"look at the guest; `{command}` thaws it",
+    )
 
 
 def as_fields(result: Result) -> dict[str, object]:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from pve_zfsbackup.app.alerts import tell_broken, tell_results
 from pve_zfsbackup.app.gather import job_names
-from pve_zfsbackup.app.outcome import as_fields, failed, log_result
+from pve_zfsbackup.app.outcome import JOURNAL, as_fields, failed, log_result
 from pve_zfsbackup.app.restore import Prepared, Restored, carry_out
 from pve_zfsbackup.app.restore_receive import Supply
 from pve_zfsbackup.app.rollback import RolledBack, roll_back
@@ -154,7 +154,7 @@ class Record:
 
     def _lost(self, error: BackupError) -> None:
         self.close()
-        self.results.append(failed("journal", error))
+        self.results.append(failed(JOURNAL, error))
 
 
 @contextmanager
@@ -185,4 +185,4 @@ def recording(home: Home, stage: str) -> Iterator[Record]:
 
 def failures(results: Iterable[Result]) -> tuple[Result, ...]:
     """Those that are about no guest, target or pool: what went wrong with the record itself."""
-    return tuple(result for result in results if result.stage == "journal" and result.outcome is Outcome.FAILED)
+    return tuple(result for result in results if result.stage == JOURNAL and result.outcome is Outcome.FAILED)

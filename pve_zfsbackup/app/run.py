@@ -14,15 +14,15 @@ from typing import assert_never
 
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, show_rooms
 from pve_zfsbackup.app.hooks import Hooks
-from pve_zfsbackup.app.leavings import strays
-from pve_zfsbackup.app.outcome import as_fields, doubted, failed, log_result
+from pve_zfsbackup.app.leavings import strays, stuck
+from pve_zfsbackup.app.outcome import JOURNAL, as_fields, deferred, doubted, failed, log_result, unthawed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Config
 from pve_zfsbackup.errors import BackupError, ConfigError, ExitCode, LockedError
 from pve_zfsbackup.events import Event, Outcome, Result, Seen
 from pve_zfsbackup.host.journal import Journal, log_line
 from pve_zfsbackup.host.lock import OneLock, run_lock
-from pve_zfsbackup.model import GuestKind, Vmid
+from pve_zfsbackup.model import Vmid
 
 
 class Stage(StrEnum):
@@ -47,12 +47,13 @@ Results = Generator[Result, None, None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a run did."""
+    """What a run did; `left` are the stages it had to do and did not."""
 
     run: str
     results: tuple[Result, ...]
     notes: tuple[str, ...]
     seconds: float
+    left: tuple[Stage, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -97,26 +98,30 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
             hooks = Hooks(session=session, run=name)
             written = _Written(session, journal, hooks, [])
             session = replace(session, emit=written.told)
-            notes = _sweep(session, written, locks)
+            notes, undone = _sweep(session, written, locks), list[Stage]()
+            for told in stuck(session):
+                written.result(told)
             hooks.before("before-run")
             for number, stage in enumerate(stages):
                 try:
                     locks.take(_LOCKS[stage])
                 except LockedError as error:  # what an upload of weeks needs has its bookmark: pruning does not wait
-                    left = [stage] if stage is Stage.ARCHIVE else stages[number:]
-                    written.result(_deferred(left, error))
-                    written.add("deferred", {"stages": [one.value for one in left]})
+                    left = [one.value for one in ([stage] if stage is Stage.ARCHIVE else stages[number:])]
+                    undone += map(Stage, left)
+                    written.result(deferred(left, error))
+                    written.add("deferred", {"stages": left})
                     if stage is Stage.ARCHIVE:
                         continue
                     break
                 if stage is Stage.REPLICATE and (kept := _kept_from(hooks, stage)):
                     written.result(kept)
+                    undone.append(stage)
                     continue
                 found = inventory(session, targets=_wanted(session.config, scope, stage))
                 if not number:
                     show_rooms(session, found.listing)
                     for doubt in found.doubts:
-                        written.result(doubted(stage.value, doubt))
+                        written.result(doubted(stage.value, doubt, all_meant=not scope.guests))
                 items, remarks = assign(session, found, scope)
                 written.jobs.update((item.guest.vmid, item.names) for item in items)
                 notes += [note for note in (*found.notes, *remarks) if note not in notes]
@@ -131,7 +136,9 @@ def run(session: Session, scope: Scope, stages: Sequence[Stage] = ALL_STAGES) ->
                 written.result(told)
             code, seconds = exit_code(written.results), time.monotonic() - started
             written.add("end", {"exit_code": int(code), "seconds": round(seconds, 3), "notes": notes})
-    report = Report(run=name, results=tuple(written.results), notes=tuple(notes), seconds=seconds)
+    report = Report(
+        run=name, results=tuple(written.results), notes=tuple(notes), seconds=seconds, left=tuple(undone)
+    )  # fmt: skip
     ended = {"run": name, "exit_code": int(report.exit_code), "bytes": report.bytes, "seconds": round(seconds, 3)}
     log_line(_summary(report, stages), failed=report.exit_code is not ExitCode.OK, fields=ended)
     return report
@@ -167,7 +174,7 @@ def _sweep(session: Session, written: _Written, locks: OneLock) -> list[str]:
         for line in told:
             written.add("sweep", {"message": line})
         for vmid, kind in session.quiescer.unthawed().items():
-            written.result(_unthawed(vmid, kind))
+            written.result(unthawed(vmid, kind))
     return told
 
 
@@ -186,16 +193,6 @@ def _kept_from(hooks: Hooks, stage: Stage) -> Result | None:
     except BackupError as error:
         return failed(stage.value, BackupError(f"the before-{stage} command failed: {error.message}", hint=error.hint))
     return None
-
-
-def _deferred(stages: Sequence[Stage], error: LockedError) -> Result:
-    left = ", ".join(stage.value for stage in stages)
-    return Result(
-        stage=stages[0],
-        outcome=Outcome.SKIPPED,
-        message=f"{left}: left to a later run: {error.message}",
-        hint=error.hint,
-    )
 
 
 @dataclass(slots=True)
@@ -234,18 +231,7 @@ class _Written:
             self.journal.write(event, fields)
         except BackupError as error:
             self.broken = True
-            self.result(failed("journal", error))
-
-
-def _unthawed(vmid: Vmid, kind: GuestKind) -> Result:
-    command = f"lxc-unfreeze -n {vmid}" if kind is GuestKind.CT else f"qm guest cmd {vmid} fsfreeze-thaw"
-    return Result(
-        stage="thaw",
-        outcome=Outcome.FAILED,
-        vmid=vmid,
-        message="may still be frozen by an interrupted run",
-        hint=f"look at the guest; `{command}` thaws it",
-    )
+            self.result(failed(JOURNAL, error))
 
 
 def _loaded(stage: Stage) -> Callable[[Session, Inventory, Sequence[Assignment]], Results]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from pve_zfsbackup.app.outcome import failed
+from pve_zfsbackup.app.outcome import THAW, failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.errors import BackupError, GuestMissingError, LockedError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.guests import guest_kind
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Vmid
-
-STAGE = "thaw"
 
 
 def thaw(session: Session, vmids: Sequence[Vmid] = ()) -> tuple[Result, ...]:
@@ -42,7 +40,7 @@ def _one(session: Session, vmid: Vmid, *, alone: bool) -> Result:
     try:
         count = session.quiescer.thaw(vmid, kind, done=alone)
     except BackupError as error:
-        result = failed(STAGE, error)
-        return Result(stage=STAGE, outcome=result.outcome, vmid=vmid, message=result.message, hint=result.hint)
+        result = failed(THAW, error)
+        return Result(stage=THAW, outcome=result.outcome, vmid=vmid, message=result.message, hint=result.hint)
     message = f"thawed, {count} were frozen" if count else "was not frozen"
-    return Result(stage=STAGE, outcome=Outcome.OK, vmid=vmid, message=message)
+    return Result(stage=THAW, outcome=Outcome.OK, vmid=vmid, message=message)

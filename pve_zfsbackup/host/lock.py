@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from pve_zfsbackup.errors import BackupError, GuestBusyError, LockedError
 from pve_zfsbackup.model import Vmid
@@ -30,16 +30,31 @@ def run_lock(directory: Path, work: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            owner = file.read(64).strip() or "unknown"
             raise LockedError(
-                f"another run is at work on this: {work} (process {owner})",
+                f"another run is at work on this: {work} (process {_owner(file)})",
                 hint="wait for it to end, then run this again",
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def _owner(file: TextIO) -> str:
+    file.seek(0)
+    return file.read(64).strip() or "unknown"
+
+
+def held_for(directory: Path, work: str, seconds: float, *, now: float) -> tuple[str, float] | None:
+    """Which other process has been at this work for longer than that, and for how long; None for none. The file is
+    written when the lock is taken: at a young one nobody looks any closer, for the look of `held` is in the way."""
+    try:
+        with open(directory / f"{work}.lock", encoding="ascii") as file:
+            past, owner = now - os.fstat(file.fileno()).st_mtime, _owner(file)
+            late = past > seconds and owner != str(os.getpid()) and held(directory, work)
+            return (owner, past) if late else None
+    except FileNotFoundError:
+        return None
 
 
 def held(directory: Path, work: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,17 @@ from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.messages import Alert, alert_text, message_for
 from pve_zfsbackup.app.pools import PoolFound
 from pve_zfsbackup.app.pools import as_result as pool_result
-from pve_zfsbackup.app.run import Report
+from pve_zfsbackup.app.run import ALL_STAGES, Report, Stage
 from pve_zfsbackup.config import WebhookType, load_config
 from pve_zfsbackup.errors import BackupError, ExitCode, LockedError, PveError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import notify
 from pve_zfsbackup.host.lock import run_lock
-from pve_zfsbackup.model import SOURCE
+from pve_zfsbackup.model import SOURCE, Vmid
 from pve_zfsbackup.model.alerts import Known, Problem
 from pve_zfsbackup.model.health import Scan
 from pve_zfsbackup.model.secrets import redacted
+from tests.fakes.pools import no, ok
 from tests.fakes.runner import Fault
 from tests.fakes.world import CONFIG, TARGET, World
 
@@ -80,10 +83,10 @@ def told(world: World) -> World:
     return world
 
 
-def run(world: World) -> tuple[Report, tuple[str, ...]]:
+def run(world: World, *stages: Stage) -> tuple[Report, tuple[str, ...]]:
     world.clock.now += HOUR
     with world.session() as session:
-        return alerted_run(session, Scope())
+        return alerted_run(session, Scope(), stages or ALL_STAGES)
 
 
 def test_when_all_is_well_only_the_switch_is_called(told: World, outbox: Outbox) -> None:
@@ -124,10 +127,11 @@ def test_a_failure_and_its_end_are_told_to_everybody(told: World, outbox: Outbox
 
 
 def test_guests_that_may_be_hidden_are_told_once_a_run_until_all_are_seen(told: World, outbox: Outbox) -> None:
-    """Nothing of theirs fails."""
+    """Nothing of theirs fails, and nothing of theirs is backed up: the run is no success."""
     told.node.hidden = {100, 200}
     report, _ = run(told)
-    (warning,) = [result for result in report.results if result.outcome is Outcome.WARNING]
+    assert (report.exit_code, outbox.pings[-1]) == (ExitCode.PARTIAL, "/fail")
+    (warning,) = [result for result in report.results if result.outcome is Outcome.FAILED]
     assert "lacks VM.Audit on /vms" in warning.message
     (mail,) = outbox.by("mail")
     assert warning.message in mail
@@ -280,6 +284,128 @@ def test_a_run_that_breaks_off_is_told_and_raised(told: World, outbox: Outbox) -
     told.node.api = "ok"
     run(told)
     assert "1 recovered" in outbox.by("mail")[-1]
+
+
+def test_runs_of_different_stages_that_break_off_are_problems_of_their_own(told: World, outbox: Outbox) -> None:
+    """The hourly run is well every hour: that says nothing of the retention, which breaks off every night."""
+    hourly, nightly = (Stage.SNAPSHOT, Stage.REPLICATE), (Stage.PRUNE,)
+    told.node.api = "ipcc_send_rec[1] failed: Connection refused"
+    for stages in (hourly, nightly):
+        with pytest.raises(PveError):
+            run(told, *stages)
+    assert len(outbox.by("mail")) == 2
+    told.node.api = "ok"
+    run(told, *hourly)
+    assert "1 recovered" in outbox.by("mail")[-1]
+    run(told, *hourly)
+    assert len(outbox.by("mail")) == 3
+    run(told, *nightly)
+    assert len(outbox.by("mail")) == 4
+
+
+def test_what_is_left_to_a_later_run_has_not_ended(told: World, outbox: Outbox) -> None:
+    told.node.api = "ipcc_send_rec[1] failed: Connection refused"
+    with pytest.raises(PveError):
+        run(told)
+    told.node.api = "ok"
+    with run_lock(told.place / "run", "replicate"):
+        run(told)
+    assert len(outbox.by("mail")) == 1
+    run(told)
+    assert "1 recovered" in outbox.by("mail")[-1]
+
+
+def test_a_stage_that_a_command_kept_from_being_done_is_well_once_it_was_done(told: World, outbox: Outbox) -> None:
+    told.config.write_text(f"{told.config.read_text()}hooks: {{before-replicate: [/bin/ready]}}\n")
+    told.runner.hooks = lambda argv: no(argv, "not today")
+    run(told)
+    assert "before-replicate command failed" in outbox.by("mail")[-1]
+    told.runner.hooks = ok
+    run(told)
+    assert "replicate: well again" in outbox.by("mail")[-1]
+
+
+def test_a_guest_that_was_thawed_and_a_journal_that_is_written_again_are_told(told: World, outbox: Outbox) -> None:
+    broken = [Result(stage="thaw", outcome=Outcome.FAILED, vmid=Vmid(100), message="may still be frozen"),
+              Result(stage="journal", outcome=Outcome.FAILED, message="the disk is full")]  # fmt: skip
+    with told.session() as session:
+        tell_results(session, broken)
+    run(told, Stage.PRUNE)
+    (mail,) = outbox.by("mail")[1:]
+    assert "journal: well again" in mail
+    run(told, Stage.SNAPSHOT)
+    assert "guest 100, thaw: well again" in outbox.by("mail")[-1]
+    assert "1 recovered" in outbox.by("mail")[-1]
+
+
+def test_two_that_tell_at_once_forget_nothing_of_each_other(
+    told: World, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drill ends while the hourly run tells: what was read first must not be written last."""
+    sending, go_on = threading.Event(), threading.Event()
+
+    def slowly(*_: Any) -> None:
+        sending.set()
+        assert go_on.wait(30)
+
+    monkeypatch.setattr(notify, "mail", slowly)
+
+    def tell(stage: str) -> threading.Thread:
+        with told.session() as session:
+            home = session
+        thread = threading.Thread(target=tell_broken, args=(home, stage, BackupError("broke")))
+        thread.start()
+        return thread
+
+    first = tell("verify-drill")
+    assert sending.wait(30)
+    second = tell("restore")
+    second.join(0.2)
+    go_on.set()
+    first.join(30)
+    second.join(30)
+    known = json.loads((told.place / "state/alerts.json").read_text())["known"]
+    assert known.keys() == {"verify-drill", "restore"}
+
+
+def stuck(world: World, work: str, hours: float) -> None:
+    """The lock was taken so long ago, by another process."""
+    (world.place / f"run/{work}.lock").write_text("4711\n")
+    since = world.clock.now - hours * HOUR
+    os.utime(world.place / f"run/{work}.lock", (since, since))
+
+
+def test_a_run_is_no_success_while_another_one_hangs(told: World, outbox: Outbox) -> None:
+    """Its locks are taken, and so every later run has nothing to do that could fail."""
+    run(told)
+    with run_lock(told.place / "run", "replicate"):
+        stuck(told, "replicate", 24)
+        report, _ = run(told)
+        assert (report.exit_code, outbox.pings[-1], outbox.sent) == (ExitCode.OK, "", [])
+        stuck(told, "replicate", 26)
+        report, _ = run(told)
+    assert (report.exit_code, outbox.pings[-1]) == (ExitCode.PARTIAL, "/fail")
+    (mail,) = outbox.by("mail")
+    assert "replicate: another run (process 4711) has been at work on this for 27 hours" in mail
+    report, _ = run(told)
+    assert (report.exit_code, outbox.pings[-1]) == (ExitCode.OK, "")
+    assert "replicate: well again" in outbox.by("mail")[-1]
+
+
+def test_a_run_that_yields_to_one_that_hangs_tells(told: World, outbox: Outbox) -> None:
+    with run_lock(told.place / "run", "snapshot"):
+        stuck(told, "snapshot", 50)
+        with pytest.raises(LockedError):
+            run(told)
+    assert "snapshot: another run" in outbox.by("mail")[0]
+    assert outbox.pings[-1] == "/fail"
+
+
+def test_an_upload_may_take_weeks(told: World, outbox: Outbox) -> None:
+    with run_lock(told.place / "run", "archive"):
+        stuck(told, "archive", 500)
+        report, _ = run(told)
+    assert (report.exit_code, outbox.pings[-1]) == (ExitCode.OK, "")
 
 
 def test_a_run_that_yields_to_another_tells_nobody(told: World, outbox: Outbox) -> None:
