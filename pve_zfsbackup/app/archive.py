@@ -26,6 +26,7 @@ from pve_zfsbackup.events import Outcome, Progress, Result, Seen
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.guests import unpack_config
 from pve_zfsbackup.host.listing import point_properties
+from pve_zfsbackup.host.private import write_private
 from pve_zfsbackup.model import PROPERTY, SOURCE, Guest, Guid, Plan, Vmid
 from pve_zfsbackup.model.archive import ArchivePlan, ArchiveStream, ArchiveTask
 from pve_zfsbackup.plan.archive import ArchivePolicy, plan_archive, plan_bookmarks
@@ -267,9 +268,8 @@ def _catalog_recipient(vault: Vault) -> Path:
     """A file with the recipient that belongs to this node's catalog key."""
     text = vault.seal.recipient(vault.box.catalog_key_file)
     path = vault.state / f"catalog-{hashlib.sha256(text.encode()).hexdigest()[:8]}.recipient"
-    if not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.write_text(f"{text}\n", "ascii")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(path, f"{text}\n")
     return path
 
 

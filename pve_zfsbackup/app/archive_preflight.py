@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 
 from pve_zfsbackup.app.box import Vault
+from pve_zfsbackup.archive.text import MOST_SEGMENTS
 from pve_zfsbackup.errors import BackupError, StoreFullError
 from pve_zfsbackup.model import Dataset
 from pve_zfsbackup.model.archive import ArchiveTask
@@ -17,6 +18,7 @@ def preflight(vault: Vault, task: ArchiveTask, estimates: Sequence[int], there: 
     """Raise `StoreFullError` where what `zfs send` estimates cannot fit; `there` are bytes of an earlier attempt. Raw
     streams go as they are; others may shrink by half, and nobody knows."""
     needed = sum(size if stream.raw else size // 2 for stream, size in zip(task.streams, estimates, strict=False))
+    require_countable(vault, sum(-(-size // vault.box.segment_bytes) for size in estimates), task.point)
     free = vault.store.free()
     if free is not None and needed - there > free:
         raise StoreFullError(
@@ -30,6 +32,15 @@ def preflight(vault: Vault, task: ArchiveTask, estimates: Sequence[int], there: 
         raise StoreFullError(
             f"{vault.box.spool_dir}: {room} bytes are free, and segments on their way to the box take {spool}",
             hint="free space there, name another directory by `spool-dir`, or make `segment-mib` or `connections` less",
+        )
+
+
+def require_countable(vault: Vault, segments: int, point: str) -> None:
+    """Raise `BackupError` where a point has more segments than a manifest can name: no reader would take it."""
+    if segments > MOST_SEGMENTS:
+        raise BackupError(
+            f"{vault.box.name}: {point} would have {segments} segments, and a manifest names {MOST_SEGMENTS} at most",
+            hint=f"make `segment-mib` of the box larger than {vault.box.segment_bytes >> 20}",
         )
 
 

@@ -7,11 +7,12 @@ reaches ZFS (reliability S13).
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -22,7 +23,7 @@ from pve_zfsbackup.app.catalog import Content
 from pve_zfsbackup.archive.inner import ZSTD, Inner, Sealed, StreamFacts
 from pve_zfsbackup.archive.names import segment_name
 from pve_zfsbackup.archive.outer import Stored
-from pve_zfsbackup.errors import SealError, VerificationError
+from pve_zfsbackup.errors import BackupError, SealError, VerificationError
 from pve_zfsbackup.host.programs import pour_file
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.seal import digest_file
@@ -37,6 +38,7 @@ class Reader:
     vault: Vault
     spool: Path
     stamina: Stamina
+    stop: threading.Event = field(default_factory=threading.Event)  # set: nothing is tried again
 
     def fetch(self, content: Content, stored: Stored | Sealed) -> Path:
         """One segment, its stored hash checked. Raises `VerificationError` naming it."""
@@ -44,7 +46,7 @@ class Reader:
             stored = Stored(number=stored.number, bytes=stored.stored_bytes, sha256=stored.stored_sha256)
         name = segment_name(stored.number, stored.sha256)
         file = fresh(self.spool)
-        self.stamina.keep_trying(lambda: self._get(f"{content.path}/{name}", file, stored.bytes), threading.Event())
+        self.stamina.keep_trying(lambda: self._get(f"{content.path}/{name}", file, stored.bytes), self.stop)
         found = digest_file(file)
         if (found.bytes, found.sha256) != (stored.bytes, stored.sha256):
             file.unlink()
@@ -54,8 +56,20 @@ class Reader:
             )
         return file
 
+    def _room(self, file: Path, size: int) -> None:
+        """Raise `BackupError` where the spool had no room for the rest of a file of this size: nothing is wrong with
+        what was to be written there."""
+        missing = size - (file.stat().st_size if file.exists() else 0)
+        free = shutil.disk_usage(self.spool).free
+        if missing > free:
+            raise BackupError(
+                f"{self.spool.parent}: {free} bytes are free, and {missing} more are needed to read on",
+                hint="make room there, or name another directory by `spool-dir`",
+            )
+
     def _get(self, path: str, file: Path, size: int) -> None:
         file.unlink(missing_ok=True)  # of an attempt that broke
+        self._room(file, size)
         self.vault.store.get(path, file, size)
 
     def open(self, content: Content, segment: Sealed, identity: Path) -> Path:
@@ -68,6 +82,7 @@ class Reader:
         try:
             found = self.vault.seal.unseal(stored, identity, plain, compressed=segment.codec == ZSTD)
         except SealError as error:
+            self._room(plain, segment.bytes)
             raise SealError(f"{name}: {error.message}", hint=error.hint) from None
         finally:
             stored.unlink()
@@ -98,6 +113,7 @@ class Reader:
                 for future in waiting:
                     future.cancel()
                 if not isinstance(error, Exception | GeneratorExit):
+                    self.stop.set()
                     self.vault.programs.cancel()  # we are being ended: a transfer may take long
                 raise
 

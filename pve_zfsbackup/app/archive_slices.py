@@ -16,6 +16,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import IO, Any
 
+from pve_zfsbackup.app.archive_preflight import require_countable
 from pve_zfsbackup.app.archive_upload import Uploads
 from pve_zfsbackup.app.box import Vault, fresh
 from pve_zfsbackup.archive.inner import NONE, ZSTD, Sealed
@@ -63,16 +64,20 @@ class Slicer:
         with ThreadPoolExecutor(1) as self.hashing, ThreadPoolExecutor(SEALING) as self.sealing:
             yield self
 
-    def take(self, source: IO[bytes], stream: int, moved: Callable[[int], None], *, raw: bool) -> int:
-        """Slice all of a stream; returns its bytes."""
+    def take(
+        self, source: IO[bytes], stream: int, moved: Callable[[int], None], ended: Callable[[], None], *, raw: bool
+    ) -> int:
+        """Slice all of a stream; returns its bytes. `ended` is called where it ends, and raises when that is too early:
+        the short slice it ended in is no segment, or the next attempt would find another one in its place."""
         total = 0
         first = memoryview(bytearray(HEAD))[: self.vault.box.segment_bytes]
         buffers = (memoryview(bytearray(CHUNK)), memoryview(bytearray(CHUNK)))  # one is hashed while one is filled
         while head := fill(source, first):
             self.number += 1
+            require_countable(self.vault, self.number, self.directory)
             known = self.known.get(self.number)
             facts = _Slice(stream=stream, offset=total)
-            pieces = facts.counted(self._pieces(source, head, buffers), self.hashing, moved)
+            pieces = facts.counted(self._pieces(source, head, (buffers, ended)), self.hashing, moved)
             if known is None:
                 self._seal(facts, pieces, compress=not raw and _pays(head))
             else:
@@ -80,6 +85,9 @@ class Slicer:
                     self.uploads.check()
                 self._same(known, facts)
             total += facts.size
+            if facts.size < self.vault.box.segment_bytes:
+                return total
+        ended()
         return total
 
     def end(self) -> None:
@@ -87,13 +95,18 @@ class Slicer:
         if any(number > self.number for number in self.known):
             raise StreamDiffersError("the streams are shorter than those of the first attempt")
 
-    def _pieces(self, source: IO[bytes], head: memoryview, buffers: Sequence[memoryview]) -> Iterator[memoryview]:
+    def _pieces(
+        self, source: IO[bytes], head: memoryview, rest: tuple[Sequence[memoryview], Callable[[], None]]
+    ) -> Iterator[memoryview]:
+        buffers, ended = rest
         left = self.vault.box.segment_bytes - len(head)
         yield from _cut(head, CHUNK)
         for buffer in cycle(buffers):
+            if not left:
+                return
             piece = fill(source, buffer[:left])
             if not piece:
-                return
+                return ended()
             left -= len(piece)
             yield piece
 

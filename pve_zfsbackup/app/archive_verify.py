@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from pve_zfsbackup.app.archive_damage import damage_of, read_damage, told_again
 from pve_zfsbackup.app.archive_read import Reader, require_inner
@@ -79,9 +80,15 @@ class Look:
         if self.level is Level.RECEIVED and self.parent is None:
             raise ConfigError(["to receive, a dataset is needed for the scratch"], hint="name one by --scratch")
 
+    @property
+    def round(self) -> str:
+        """Each choice of guests goes round by itself."""
+        return f"guests {','.join(map(str, sorted(self.guests)))}" if self.guests else "all"
+
     def at(self, content: Content) -> bool:
+        """Whether the point is one of these guests'. One whose manifest is broken may be anybody's."""
         archived = content.archived
-        return not self.guests or bool(archived and archived.vmid in self.guests)
+        return not self.guests or (archived.vmid in self.guests if archived else bool(content.problems))
 
 
 def verify_box(
@@ -97,7 +104,7 @@ def look_at(vault: Vault, look: Look, *, note: Callable[[str], None]) -> Verific
     level, identity, parts = look.level, look.identity, look.parts
     key = identity or (vault.box.catalog_key_file if vault.box.catalog_key_file.exists() else None)
     catalog = read_catalog(vault, identity=key)
-    turn = _turn(vault, parts) if level is Level.SAMPLED else 0
+    turn = _turn(vault, look) if level is Level.SAMPLED else 0
     points = []
     good: dict[str, Proof] = {}
     bad: set[str] = set()
@@ -127,11 +134,13 @@ def look_at(vault: Vault, look: Look, *, note: Callable[[str], None]) -> Verific
     over = damaged.keys() & good.keys() | damaged.keys() - there
     if found or over:
         vault.note_damage(found, over)
-    if level is Level.SAMPLED and not look.guests:  # one guest's turn is not everybody's
-        write_json(vault.state / CYCLE, {"turn": turn, "parts": parts})
+    if level is Level.SAMPLED:
+        with changing(vault.state / CYCLE):
+            write_json(vault.state / CYCLE, {**_cycles(vault), look.round: [turn, parts]})
+    nobody = (f"no point of {_named(look.guests)} is among those that can be opened",) if not points else ()
     return Verification(
         points=tuple(points),
-        problems=catalog.box_problems,
+        problems=(*catalog.box_problems, *(nobody if look.guests else ())),
         part=f"{turn + 1} of {parts}" if level is Level.SAMPLED else "",
     )
 
@@ -160,6 +169,10 @@ def _seen(level: Level, part: str) -> str:
     """Nothing is told to be whole that was not read."""
     seen = {Level.LISTED: "listed, not read", Level.SAMPLED: f"listed, part {part} read"}
     return seen.get(level, "whole")
+
+
+def _named(guests: Collection[int]) -> str:
+    return f"guest{'s' if len(guests) > 1 else ''} {', '.join(map(str, sorted(guests)))}"
 
 
 def _points(count: int) -> str:
@@ -205,10 +218,17 @@ def _received(receiver: Receiver, shelf: Shelf, wanted: Sequence[Content]) -> It
         ), content
 
 
-def _turn(vault: Vault, parts: int) -> int:
+def _turn(vault: Vault, look: Look) -> int:
     """Which part is next."""
-    last = read_json(vault.state / CYCLE) or {}
-    return (int(last.get("turn", -1)) + 1) % parts if last.get("parts") == parts else 0
+    match _cycles(vault).get(look.round):
+        case [int(turn), look.parts]:
+            return (turn + 1) % look.parts
+    return 0
+
+
+def _cycles(vault: Vault) -> dict[str, Any]:
+    """The last part of each round and how many it has, by `Look.round`."""
+    return {key: last for key, last in (read_json(vault.state / CYCLE) or {}).items() if isinstance(last, list)}
 
 
 def _due(segment: Stored, turn: int, parts: int) -> bool:

@@ -23,7 +23,7 @@ from pve_zfsbackup.app.box import Vault, fresh
 from pve_zfsbackup.app.catalog import Shelf
 from pve_zfsbackup.app.catalog_memory import MANIFESTS
 from pve_zfsbackup.archive import kit
-from pve_zfsbackup.archive.chain import Head, Signed
+from pve_zfsbackup.archive.chain import Head, Signed, series_name
 from pve_zfsbackup.archive.inner import Inner, Sealed, StreamFacts
 from pve_zfsbackup.archive.names import (
     INNER,
@@ -126,10 +126,15 @@ class Writer:
     def _send(self, stream: ArchiveStream, about: StreamFacts, slicer: Slicer, moved: Moved) -> StreamFacts:
         argv = self.source.argv(zfs.send_argv(send_of(stream)))
         with self.vault.programs.opened(argv, source=None) as sending:
-            size = slicer.take(sending.output, about.number, lambda total: moved(stream, total, False), raw=stream.raw)
-            (done,) = sending.finish()
-        if done.returncode:
-            raise classified(done)
+
+            def ended() -> None:
+                (done,) = sending.finish()
+                if done.returncode:
+                    raise classified(done)
+
+            size = slicer.take(
+                sending.output, about.number, lambda total: moved(stream, total, False), ended, raw=stream.raw
+            )
         moved(stream, size, True)
         return replace(about, bytes=size)
 
@@ -231,7 +236,8 @@ class Writer:
                 self._kit(place)
             publish_manifests(self.vault, self.stamina, outer, {INNER: data, INNER_SIGNATURE: signature})
         signed = Signed(outer=outer, sha256=digest(outer.encode()))
-        self.vault.remember(place.series, Head(sequence=outer.sequence, sha256=signed.sha256))
+        head = Head(sequence=outer.sequence, sha256=signed.sha256)
+        self.vault.remember(series_name(outer.writer, outer.series), head)
         return signed
 
     def _kit(self, place: _Place) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from pve_zfsbackup.host.programs import Programs
 from pve_zfsbackup.host.runner import Runner
 from pve_zfsbackup.host.seal import Seal
 from pve_zfsbackup.host.sftp import Server, Sftp
+from pve_zfsbackup.host.spool import spooled
 from pve_zfsbackup.host.store import Store
 from pve_zfsbackup.host.store_dir import DirectoryStore
 from pve_zfsbackup.host.store_rclone import RcloneStore
@@ -90,13 +89,9 @@ class Vault:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A directory for files on their way, which is gone afterwards."""
-        self.box.spool_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix="pzb-", dir=self.box.spool_dir))
-        try:
+        """A directory for files on their way, which is gone afterwards; see `spooled`."""
+        with spooled(self.box.spool_dir) as place:
             yield place
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
 
     @property
     def only_adds(self) -> bool:
@@ -111,10 +106,11 @@ class Vault:
             (self.state / ONLY_ADDS).unlink(missing_ok=True)
 
     def heads(self) -> dict[str, Head]:
-        """The newest manifest of each series that was seen here. Raises `BackupError` when the memory is damaged."""
+        """The newest manifest of each series that was seen here, by `series_name`. Raises `BackupError` when the memory
+        is damaged."""
         found = read_json(self.state / HEADS) or {}
         try:
-            return {series: Head(sequence=int(head[0]), sha256=str(head[1])) for series, head in found.items()}
+            return {name: Head(sequence=int(head[0]), sha256=str(head[1])) for name, head in found.items()}
         except (TypeError, ValueError, LookupError):
             raise BackupError(
                 f"{self.state / HEADS}: damaged, so an older state of the box would not be noticed",

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pve_zfsbackup.app.box import Vault, fresh
-from pve_zfsbackup.app.catalog_memory import Memory, manifest_sizes, memory_of
-from pve_zfsbackup.archive.chain import Head, Series, Signed, assemble
+from pve_zfsbackup.app.catalog_memory import Memory, manifest_sizes, memory_of, too_large
+from pve_zfsbackup.archive.chain import Head, Series, Signed, assemble, series_name
 from pve_zfsbackup.archive.inner import Inner
 from pve_zfsbackup.archive.names import INNER, INNER_SIGNATURE, OPAQUE, OUTER, OUTER_SIGNATURE, WRITER, segment_name
 from pve_zfsbackup.archive.outer import POINT, Outer, digest
-from pve_zfsbackup.archive.text import LIMIT
 from pve_zfsbackup.errors import BackupError, SealError, VerificationError
 from pve_zfsbackup.host.store import Entry
 from pve_zfsbackup.model.archive import Archived
@@ -111,8 +110,8 @@ def _read(vault: Vault, identity: Path | None, own: bool, unfinished: Collection
     signed: dict[str, list[Signed]] = defaultdict(list)
     heads = vault.heads()
     wanted = [path for path, files in places.items() if OUTER in files]
-    large = {path for path in wanted if any(size > LIMIT for size in manifest_sizes(places[path]).values())}
-    catalog.problems += (f"{path}: its manifests are larger than any of ours, {LIMIT >> 20} MiB" for path in large)
+    large = {path for path in wanted if too_large(places[path])}
+    catalog.problems += (f"{path}: its manifests are larger than any of ours" for path in sorted(large))
     wanted = [path for path in wanted if path not in large]
     catalog.strays = {path: files for path, files in places.items() if OUTER not in files}
     catalog.problems += (
@@ -128,7 +127,7 @@ def _read(vault: Vault, identity: Path | None, own: bool, unfinished: Collection
         for path in wanted:
             try:
                 genuine = known[path][0] if path in known else _genuine(vault, path, fetched)
-                signed[genuine.outer.series].append(genuine)
+                signed[series_name(genuine.outer.writer, genuine.outer.series)].append(genuine)
             except VerificationError as error:
                 if path in unfinished:  # a server that renames nothing: cut while it was put there
                     catalog.strays[path] = places[path]

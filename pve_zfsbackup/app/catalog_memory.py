@@ -16,6 +16,7 @@ from pve_zfsbackup.archive.chain import Signed
 from pve_zfsbackup.archive.inner import Inner
 from pve_zfsbackup.archive.names import INNER, INNER_SIGNATURE, OUTER, OUTER_SIGNATURE
 from pve_zfsbackup.archive.outer import Outer, digest
+from pve_zfsbackup.archive.text import LIMIT, SIGNATURE_LIMIT
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.notebook import read_json, write_json
 from pve_zfsbackup.host.store import Entry
@@ -83,6 +84,12 @@ class Memory:
 
 def memory_of(vault: Vault) -> Memory:
     return Memory(directory=vault.state / "manifests")
+
+
+def too_large(files: Mapping[str, Entry]) -> bool:
+    """Whether a manifest or signature among these files is larger than any of ours can be: nothing reads it."""
+    limits = {OUTER: LIMIT, INNER: LIMIT, OUTER_SIGNATURE: SIGNATURE_LIMIT, INNER_SIGNATURE: SIGNATURE_LIMIT}
+    return any(size > limits[name] for name, size in manifest_sizes(files).items())
 
 
 def manifest_sizes(files: Mapping[str, Entry]) -> dict[str, int]:

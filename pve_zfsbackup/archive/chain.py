@@ -39,7 +39,7 @@ class Series:
     """
 
     id: str
-    writer: str
+    writer: str  # with the id its name: another writer may use the same id, by mistake or not
     head: Head
     points: tuple[Signed, ...]
     problems: tuple[str, ...] = ()
@@ -47,6 +47,15 @@ class Series:
     damaged: frozenset[str] = frozenset()
     forks: tuple[str, ...] = ()  # those of the problems that are: more than one history
     leftover: tuple[Signed, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return series_name(self.writer, self.id)
+
+
+def series_name(writer: str, series: str) -> str:
+    """By which it is known and remembered: whoever signs for one writer says nothing of another's."""
+    return f"{writer}/{series}"
 
 
 def assemble(found: Sequence[Signed], seen: Head | None) -> Series:

@@ -19,10 +19,11 @@ one full archive and the increments that build on it. It can be restored without
   sh restore.sh list    IDENTITY SIGNERS
   sh restore.sh restore IDENTITY SIGNERS POINT POOL/DATASET
 
-`list` shows the points that lie here, oldest first; `restore` receives every disk of one of them below POOL/DATASET
-(which must exist) with `zfs receive -s -u`, starting with the full archive, and writes the guest's configuration to a
-file. Every signature, and the hash of every file before and after decryption, is checked; it stops at the first that
-is wrong. Datasets that were encrypted on the source arrive encrypted and need their own key (`zfs load-key`).
+`list` shows the points that lie here, oldest first, and what is missing or wrong; `restore` receives every disk of
+one of them below POOL/DATASET (which must exist) with `zfs receive -s -u`, starting with the full archive, and writes
+the guest's configuration to a file. Every signature, and the hash of every file before and after decryption, is
+checked; it stops at the first that is wrong. Datasets that were encrypted on the source arrive encrypted and need
+their own key (`zfs load-key`).
 
 By hand: seg-* files in order of their number, each `age -d -i IDENTITY`, then `zstd -d` where the manifest says codec
 zstd, one after another into `zfs receive`. The manifest is `age -d -i IDENTITY manifest.age`: text, JSON.
@@ -59,15 +60,28 @@ member() { # of a manifest: text or number
 	sed -n "s/^\"$2\":\"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" "$1" | head -n 1
 }
 
-# check DIRECTORY: both manifests are genuine and belong here; leaves the inner one in $work/NAME.
+genuine() { # DIRECTORY FILE: signed by its writer
+	[ -f "$1/$2" ] && [ -f "$1/$2.sig" ] || die "$(basename "$1"): $2 or its signature is missing"
+	[ "$(wc -c <"$1/$2.sig")" -le 16384 ] || die "$(basename "$1"): the signature of $2 is too large to be one"
+	ssh-keygen -q -Y verify -f "$signers" -I "$(member "$1/manifest.json" writer)" -n pve-zfsbackup-archive \
+		-s "$1/$2.sig" <"$1/$2" >/dev/null || die "$(basename "$1"): the signature of $2 is not good"
+}
+
+# outer DIRECTORY: its manifest.json is genuine and belongs here.
+outer() {
+	genuine "$1" manifest.json
+	[ "$(member "$1/manifest.json" point)" = "$(basename "$1")" ] ||
+		die "$(basename "$1"): the manifest of another point"
+	[ "$(member "$1/manifest.json" generation)" = "$(basename "$here")" ] ||
+		die "$(basename "$1"): the manifest of a point that belongs elsewhere than to $(basename "$here")"
+}
+
+# check DIRECTORY: both manifests are genuine and belong here, every segment is there with its size; leaves the inner
+# manifest in $work/NAME.
 check() {
 	name=$(basename "$1")
-	writer=$(member "$1/manifest.json" writer)
-	for part in manifest.json manifest.age; do
-		ssh-keygen -q -Y verify -f "$signers" -I "$writer" -n pve-zfsbackup-archive -s "$1/$part.sig" \
-			<"$1/$part" >/dev/null || die "$name: the signature of $part is not good"
-	done
-	[ "$(member "$1/manifest.json" point)" = "$name" ] || die "$name: the manifest of another point"
+	outer "$1"
+	genuine "$1" manifest.age
 	[ "$(member "$1/manifest.json" manifest_sha256)" = "$(hash_of "$1/manifest.age")" ] ||
 		die "$name: manifest.age is not the one manifest.json speaks of"
 	age -d -i "$identity" "$1/manifest.age" >"$work/$name" || die "$name: the identity does not open it"
@@ -75,22 +89,60 @@ check() {
 		[ "$(member "$1/manifest.json" $key)" = "$(member "$work/$name" $key)" ] ||
 			die "$name: its manifests do not agree about $key"
 	done
+	sed -n 's/^{"n":\([0-9]*\),"bytes":\([0-9]*\),"sha256":"\([0-9a-f]*\)"}.*/\1 \2 \3/p' "$1/manifest.json" \
+		>"$work/stored"
+	while read -r number bytes stored; do
+		file=$(printf '%s/seg-%06d-%s' "$1" "$number" "$stored")
+		[ -f "$file" ] || die "$name: segment $number is missing"
+		[ "$(wc -c <"$file")" -eq "$bytes" ] || die "$name: segment $number does not have its $bytes bytes"
+	done <"$work/stored"
 }
 
-points() { # sequence and name of each, oldest first
+manifests() { # sequence, name, and whether it is a point, of all that lie here, oldest first
 	for file in "$here"/*/manifest.json; do
 		[ -f "$file" ] || continue
-		grep -q '^"what":"point",$' "$file" || continue
-		echo "$(member "$file" sequence) $(basename "$(dirname "$file")")"
+		echo "$(member "$file" sequence) $(basename "$(dirname "$file")") $(member "$file" what)"
 	done | sort -n
+}
+
+missing() { # what the newest manifest here says is alive, of this generation, and is not here as it was
+	sed -n 's/^{"sequence":[0-9]*,"generation":"\([0-9a-f]*\)","point":"\([0-9a-f]*\)","sha256":"\([0-9a-f]*\)"}.*/\1 \2 \3/p' \
+		"$here/$1/manifest.json" >"$work/alive"
+	while read -r generation name hash; do
+		[ "$generation" = "$(basename "$here")" ] || continue
+		if [ ! -f "$here/$name/manifest.json" ]; then
+			echo "restore.sh: $name is gone, although manifest $1 says that it is alive" >&2
+		elif [ "$(hash_of "$here/$name/manifest.json")" != "$hash" ]; then
+			echo "restore.sh: $name is not the one that manifest $1 speaks of" >&2
+		else
+			continue
+		fi
+		bad=1
+	done <"$work/alive"
 }
 
 case $verb in
 list)
-	points | while read -r sequence name; do
-		check "$here/$name"
-		echo "$name  guest and point $(member "$work/$name" guest_point)  sequence $sequence"
-	done
+	bad=
+	newest=
+	manifests >"$work/manifests"
+	while read -r sequence name what; do
+		# in a shell of its own: what is wrong with one is told, and the others are looked at all the same
+		if [ "$what" = removal ] && (outer "$here/$name"); then
+			newest=$name
+		elif [ "$what" != removal ] && (check "$here/$name"); then
+			echo "$name  guest and point $(member "$work/$name" guest_point)  sequence $sequence"
+			newest=$name
+		else
+			echo "$name  NOT GOOD  sequence $sequence"
+			bad=1
+		fi
+	done <"$work/manifests"
+	[ -z "$newest" ] || missing "$newest"
+	twice=$(cut -d' ' -f1 "$work/manifests" | uniq -d)
+	[ -z "$twice" ] || die "more than one manifest has sequence" $twice
+	[ -s "$work/manifests" ] || die "no point lies here"
+	[ -z "$bad" ] || die "not everything that should lie here is good: see above"
 	exit 0
 	;;
 restore) [ $# -eq 5 ] || die "$usage" ;;

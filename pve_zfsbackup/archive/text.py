@@ -10,7 +10,9 @@ from typing import Any, Final
 from pve_zfsbackup.archive.names import DIGEST, OPAQUE
 from pve_zfsbackup.errors import VerificationError
 
-LIMIT: Final = 64 << 20  # of a manifest
+LIMIT: Final = 64 << 20  # bytes of a manifest
+SIGNATURE_LIMIT: Final = 16 << 10  # bytes; ssh-keygen makes 300, and reads megabytes of them for half a minute
+MOST_SEGMENTS: Final = 200_000  # of a point: 250 bytes of the inner manifest each
 _DECIMAL: Final = re.compile(r"[0-9]{1,20}\Z")
 
 

@@ -80,7 +80,8 @@ class Box:
     )
     segment_mib: int = option("MiB of a stream in one file.", kinds.whole(1, 1024), default=256)
     spool_dir: Path = option(
-        "Where files wait for their upload: room for 'connections' + 1 of them.",
+        "Where files wait for their upload: room for 'connections' + 1 of them. What a killed run left there goes with "
+        "the next.",
         kinds.PATH,
         default=Path("/var/lib/pve-zfsbackup/spool"),
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from pve_zfsbackup.app.archive_publish import publish_removal
+from pve_zfsbackup.app.archive_upload import Stamina
 from tests.archive.bench import Bench, noise, text
 
 pytestmark = pytest.mark.processes
@@ -122,6 +125,55 @@ def test_the_wrong_identity_is_told(filled: Bench) -> None:
     filled.vault.seal.new_identity(filled.identity)
     done = script(filled, "list")
     assert "the identity does not open it" in done.stderr
+
+
+def test_list_tells_what_is_wrong_and_shows_the_others(filled: Bench) -> None:
+    first, second, third = names(filled)
+    filled.file(f"{first}/manifest.age.sig").write_bytes(b"-----BEGIN")
+    done = script(filled, "list")
+    assert done.returncode == 1
+    assert [line.split()[:3] for line in done.stdout.splitlines()] == [
+        [first, "NOT", "GOOD"], [second, "guest", "and"], [third, "guest", "and"],
+    ]  # fmt: skip
+    assert "the signature of manifest.age is not good" in done.stderr
+
+
+def test_list_tells_of_a_point_that_is_gone_and_of_segments(filled: Bench) -> None:
+    first, second, third = names(filled)
+    shutil.rmtree(filled.file(f"{second}/manifest.age.sig").parent)
+    filled.file(f"{first}/seg-000002").unlink()
+    done = script(filled, "list")
+    assert done.returncode == 1
+    assert f"{first}: segment 2 is missing" in done.stderr
+    assert f"{second} is gone, although manifest {third} says that it is alive" in done.stderr
+
+
+def test_list_believes_a_statement_about_what_was_removed(filled: Bench) -> None:
+    shelf = filled.shelf
+    assert shelf is not None
+    newest = names(filled)[2]
+    publish_removal(filled.vault, Stamina(seconds=0), shelf, [newest], "2027-01-15T09:00:00Z")
+    shutil.rmtree(filled.file(f"{newest}/manifest.age.sig").parent)
+    done = script(filled, "list")
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 2)
+
+
+def test_a_segment_that_is_missing_stops_it_before_anything_is_received(filled: Bench) -> None:
+    first, _, third = names(filled)
+    filled.file(f"{first}/seg-000003").unlink()
+    done = script(filled, "restore", third, "tank/back")
+    assert done.returncode == 1
+    assert f"{first}: segment 3 is missing" in done.stderr
+    assert taken(filled) == []
+
+
+def test_a_huge_signature_is_not_read(filled: Bench) -> None:
+    name = names(filled)[0]
+    with open(filled.file(f"{name}/manifest.json.sig"), "r+b") as file:
+        file.truncate(9 << 20)
+    done = script(filled, "restore", name, "tank/back")
+    assert "too large" in done.stderr
+    assert taken(filled) == []
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from pve_zfsbackup.app.archive_verify import Level, Look, look_at, verify_box
 from pve_zfsbackup.app.catalog import Catalog
 from pve_zfsbackup.app.catalog_memory import MANIFESTS
 from pve_zfsbackup.archive.names import NAMESPACE, writer_name
-from pve_zfsbackup.archive.text import LIMIT
+from pve_zfsbackup.archive.text import LIMIT, SIGNATURE_LIMIT
 from pve_zfsbackup.errors import BackupError, SealError, VerificationError
+from pve_zfsbackup.host.seal import Seal
 from pve_zfsbackup.model import Vmid
 from tests.archive.bench import Bench, noise, text
 
@@ -60,7 +61,7 @@ def flipped(data: bytes, at: int) -> bytes:
 def test_a_manifest_that_is_larger_than_any_is_told_and_not_fetched(filled: Bench, name: str) -> None:
     path = points(filled)[2] / name
     with open(path, "r+b") as file:
-        file.truncate(LIMIT + 1)
+        file.truncate((SIGNATURE_LIMIT if name.endswith(".sig") else LIMIT) + 1)
     filled.store.gets.clear()
     assert f"{path.parent.name}: its manifests are larger" in problems(filled)
     assert filled.store.gets
@@ -325,12 +326,70 @@ def test_samples_cover_everything_in_one_cycle(filled: Bench) -> None:
     assert len(segments) == len(set(segments)) == 6
 
 
-def test_a_look_at_one_guest_leaves_the_cycle_where_it_was(filled: Bench) -> None:
+def test_looks_at_one_guest_go_round_by_themselves(filled: Bench) -> None:
     parts = [
         look_at(filled.vault, Look(level=Level.SAMPLED, parts=4, guests=frozenset(guests)), note=print).part
-        for guests in ([], [100], [100], [], [])
+        for guests in ([], [100], [100], [], [], [100])
     ]
-    assert parts == ["1 of 4", "2 of 4", "2 of 4", "2 of 4", "3 of 4"]
+    assert parts == ["1 of 4", "1 of 4", "2 of 4", "2 of 4", "3 of 4", "3 of 4"]
+
+
+def test_a_broken_manifest_is_told_whatever_guest_was_asked_for(filled: Bench) -> None:
+    """Nobody can tell whose it is."""
+    path = points(filled)[2] / "manifest.age"
+    path.write_bytes(flipped(path.read_bytes(), 50))
+    look = Look(level=Level.HASHED, identity=filled.identity, guests=frozenset([100]))
+    found = look_at(filled.vault, look, note=print)
+    assert [bool(point.problems) for point in found.points] == [False, False, True]
+
+
+def test_a_look_at_a_guest_of_which_nothing_is_there_is_no_success(filled: Bench) -> None:
+    look = Look(level=Level.LISTED, identity=filled.identity, guests=frozenset([999]))
+    assert look_at(filled.vault, look, note=print).problems == (
+        "no point of guest 999 is among those that can be opened",
+    )
+
+
+def test_a_spool_that_is_full_is_no_damage_of_the_archive(filled: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where a segment is fetched nor where it is opened; remembered as damage, a new full archive followed."""
+    usage = shutil.disk_usage(filled.place)
+
+
+    def unseal(seal: Seal, stored: Path, identity: Path, out: Path, *, compressed: bool) -> None:
+        raise SealError("zstd: error 70 : Write error : cannot write block : No space left on device")
+
+    for free in (100, 3000):  # noise of 300 bytes is stored as 500, and text of 4000 bytes in fewer than 3000
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: usage._replace(free=free))
+        if free == 3000:
+            monkeypatch.setattr(Seal, "unseal", unseal)
+        with pytest.raises(BackupError, match="bytes are free"):
+            verify_box(filled.vault, Level.OPENED, identity=filled.identity, note=print)
+        assert filled.vault.damaged() == {}
+
+
+def test_another_writer_who_is_believed_cannot_take_a_series_over(filled: Bench) -> None:
+    """By its id, with a sequence higher than any: each writer speaks for itself alone."""
+    own, seal = filled.vault, filled.vault.seal
+    seal.new_signing_key(filled.place / "other", "other node")
+    public = (filled.place / "other.pub").read_text()
+    writer = writer_name(public)
+    with own.box.signers_file.open("a") as file:
+        file.write(f'{writer} namespaces="{NAMESPACE}" {" ".join(public.split()[:2])}\n')
+    shelf = filled.shelf
+    assert shelf is not None
+    outer = replace(
+        shelf.contents[-1].signed.outer, what="removal", writer=writer, sequence=(1 << 63) - 1, segments=(), parent="",
+        parent_point="", manifest_sha256="", manifest_bytes=0, point="ab" * 16, alive=(),
+    )  # fmt: skip
+    place = filled.place / "mnt/root" / writer / outer.generation / outer.point
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_bytes(outer.encode())
+    (place / "manifest.json.sig").write_bytes(seal.sign(outer.encode(), filled.place / "other"))
+    catalog = filled.catalog()
+    assert len(choose(catalog, Vmid(100)).chain) == 3
+    assert catalog.all_problems == ()
+    filled.write(4, {"scsi0": b"x"})
+    assert sorted(len(one.contents) for one in filled.catalog().shelves) == [0, 4]
 
 
 def test_a_damaged_segment_is_found_within_one_cycle(filled: Bench) -> None:

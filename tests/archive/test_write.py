@@ -105,6 +105,29 @@ def test_the_spool_is_empty_afterwards_and_never_held_more_than_it_may(bench: Be
     assert list((bench.place / "spool").iterdir()) == []
 
 
+def test_a_send_that_dies_half_way_costs_only_the_slice_it_died_in(bench: Bench) -> None:
+    """Its short slice is no segment: kept, the next attempt would find another one there and begin the point anew."""
+    order = bench.order(1, FULL)
+    name = order.task.streams[0].snapshot.full_name
+    whole = bench.programs.streams[name]
+    bench.programs.streams[name] = whole[: 3 * MIB // 2]
+    bench.programs.fails[name] = "warning: cannot send: Input/output error"
+    with pytest.raises(ZfsError, match="Input/output error"):
+        bench.writer.write(order, lambda *told: None)
+    bench.programs.streams[name] = whole
+    del bench.programs.fails[name]
+    written = bench.writer.write(order, lambda *told: None)
+    assert written.skipped == 1
+    assert read_back(bench) == {key: [data] for key, data in FULL.items()}
+
+
+def test_a_point_of_more_segments_than_a_manifest_names_is_not_begun(bench: Bench) -> None:
+    order = replace(bench.order(1, FULL), estimates=(200_001 * MIB, 0))
+    with pytest.raises(BackupError, match="200001 segments"):
+        bench.writer.write(order, lambda *told: None)
+    assert bench.files == {}
+
+
 def test_the_guests_configuration_comes_along(bench: Bench) -> None:
     bench.write(1, FULL)
     inner = require_inner(bench.catalog().shelves[0].contents[0])
@@ -154,6 +177,7 @@ def test_a_full_box_ends_it_at_once(bench: Bench) -> None:
 
 
 def test_a_box_with_too_little_room_is_not_begun(bench: Bench) -> None:
+    bench.boxed(segment_mib=1 << 40)
     order = replace(bench.order(1, FULL), estimates=(1 << 61, 1 << 61))
     with pytest.raises(StoreFullError, match="bytes are free"):
         bench.writer.write(order, lambda *told: None)

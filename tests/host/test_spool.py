@@ -1,0 +1,69 @@
+"""What a kill leaves in the spool may be a guest's plaintext: it does not stay."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.host.spool import spooled
+
+_HANGS = """
+import signal, sys
+from pathlib import Path
+from pve_zfsbackup.host.spool import spooled
+with spooled(Path(sys.argv[1])) as place:
+    (place / "plain").write_text("secret")
+    print(place, flush=True)
+    signal.pause()
+"""
+
+
+def test_it_is_gone_afterwards_and_for_its_owner_only(tmp_path: Path) -> None:
+    with spooled(tmp_path / "a/spool") as place:
+        (place / "plain").write_text("secret")
+        assert place.stat().st_mode & 0o077 == 0
+        assert place.parent.stat().st_mode & 0o077 == 0
+    assert list((tmp_path / "a/spool").iterdir()) == []
+
+
+def test_it_is_gone_after_a_failure_too(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), spooled(tmp_path) as place:
+        (place / "not" / "there").write_text("secret")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.processes
+def test_what_a_kill_left_goes_with_the_next_and_what_is_in_use_stays(tmp_path: Path) -> None:
+    argv = (sys.executable, "-c", _HANGS, str(tmp_path))
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        left = Path(other.stdout.readline().strip())
+        with spooled(tmp_path):
+            assert (left / "plain").read_text() == "secret", "its owner is at work"
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    assert left.exists()
+    with spooled(tmp_path) as place, spooled(tmp_path) as inner:
+        assert {path.name for path in tmp_path.iterdir()} == {place.name, inner.name}
+
+
+def test_nothing_else_is_touched(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "pzb-spool-file").write_text("no directory")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "pzb-spool-link").symlink_to(tmp_path / "elsewhere")
+    with spooled(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "mine", "pzb-spool-file", "pzb-spool-link"]
+
+
+def test_where_nothing_can_be_made_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BackupError, match=os.strerror(20)), spooled(tmp_path / "file" / "spool"):
+        pass
