@@ -92,10 +92,25 @@ VERIFY = "pve-zfsbackup.pve-zfsbackup-verify"
 def started(service: str) -> str:
     """What systemd starts, as a shell would be told."""
     (command,) = re.findall(r"(?m)^ExecStart=(.*)$", service)
-    if inner := re.fullmatch("/bin/sh -c '([^'%]*)'", command):
-        assert "$" not in inner[1].replace("$$", ""), "systemd puts its own there (systemd.service, COMMAND LINES)"
-        return inner[1].replace("$$", "$")
+    if inner := re.fullmatch("/bin/sh -c '([^']*)'", command):
+        for sign in "$%":  # systemd puts its own there (systemd.service, COMMAND LINES)
+            assert sign not in inner[1].replace(sign * 2, "")
+        return inner[1].replace("$$", "$").replace("%%", "%")
     return command.removeprefix("/usr/bin/")
+
+
+RUN = (CRON.parent / "pve-zfsbackup@.service").read_text()
+
+
+def test_a_run_of_the_timer_is_a_unit_of_its_own_beside_those_that_are_under_way(tmp_path: Path) -> None:
+    """While a unit is active its timer starts nothing: no point would be made for as long as a replication takes."""
+    for name, answer in (("systemctl", 'echo "$*"'), ("date", "echo $1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    command = started((CRON.parent / "pve-zfsbackup.service").read_text())
+    said = subprocess.check_output(["dash", "-c", command], env={"PATH": f"{tmp_path}:/bin"}, text=True)
+    assert said == "--no-block start pve-zfsbackup@+%H%M.service\n"
+    assert not re.search("(?m)^Condition", RUN), "the unit that starts it has them"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +122,7 @@ def test_the_timer_does_what_the_line_does(name: str) -> None:
     timer, service = ((debian / f"{name}.{kind}").read_text() for kind in ("timer", "service"))
     cron = (debian / f"{name.partition('.')[0]}.cron.d").read_text()
     proofs = "; ".join(f"pve-zfsbackup verify {what}" for what in ("pools", "points", "drill"))
-    command = proofs if name == VERIFY else started(service)
+    command = proofs if name == VERIFY else started(RUN if name == "pve-zfsbackup" else service)
     (line,) = [line for line in cron.splitlines() if f"; {command}; }}" in line]
     minute, hour, _, _, day = line.split()[:5]
     wanted = f"*:{minute:0>2}" if hour == "*" else f"*-*-* {hour:0>2}:{minute:0>2}"

@@ -104,6 +104,7 @@ def test_timers_are_there_and_off_and_take_the_lines_place_when_enabled(root: Ro
     """What `systemctl enable` makes are the links the lines look for."""
     assert root.shell(f"find {WANTS} -name 'pve-*' 2>/dev/null || :") == ""
     root.put("/etc/pve-zfsbackup/config.yaml", "jobs: {}\n", "0600")
+    root.shell("dpkg -L pve-zfsbackup | grep '/system/pve-zfsbackup@.service$'")  # what the hourly one starts
     for unit in UNITS:
         root.shell(f"mkdir -p {WANTS}; ln -s $(dpkg -L pve-zfsbackup | grep /{unit}$) {WANTS}/{unit}")
     lines = root.shell("sed -n 's/^[0-9].* root //p' /etc/cron.d/pve-zfsbackup").splitlines()
