@@ -544,6 +544,14 @@ def test_a_termination_thaws_and_ends_with_failed(world: World, call: Call, numb
     assert not world.runner.timers
 
 
+def test_what_an_interruption_leaves_is_told(world: World, call: Call) -> None:
+    cut = KeyboardInterrupt("SIGTERM")
+    cut.add_note("guest 100 stays locked there")
+    world.runner.faults.append(Fault(words=("list",), error=cut))
+    done = call("run")
+    assert (done.code, done.stderr.splitlines()[-2:]) == (2, ["interrupted", "note: guest 100 stays locked there"])
+
+
 def test_an_interrupted_stream_is_cut_at_once_and_resumed_later(world: World, call: Call) -> None:
     world.runner.faults.append(Fault(words=("receive",), nth=2, error=KeyboardInterrupt()))
     assert call("run").code == 2

@@ -70,7 +70,7 @@ def _travel(way: Way) -> tuple[int, tuple[str, ...]]:
     """What it wrote goes home, and its disks there change places. Returns bytes moved, and remarks."""
     session, there, plan, guest = way.session, way.there, way.plan, way.guest
     host = there.hosts[SOURCE]
-    with lock_there(host, guest, session.emit, held=plan.locked) as lock:
+    with lock_there(host, guest, held=plan.locked) as lock:
         make_places(there, plan.work, plan.folder, plan.parents)
         moved = _bring(way) if is_running(session.api, guest) else 0  # the most of it, while the guest works on
         _shut_down(session, guest)

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pve_zfsbackup.errors import BackupError, CommandError, GuestBusyError
-from pve_zfsbackup.events import Emit, Outcome, Result
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import Guest
-from pve_zfsbackup.model.stages import FAILBACK
 from pve_zfsbackup.plan.failback import tool, unlocking
 from pve_zfsbackup.plan.guest_config import settings
 from pve_zfsbackup.plan.rollback import LOCK
@@ -78,7 +76,7 @@ class Lock:
 
 
 @contextlib.contextmanager
-def lock_there(host: Host, guest: Guest, emit: Emit, *, held: bool) -> Iterator[Lock]:
+def lock_there(host: Host, guest: Guest, *, held: bool) -> Iterator[Lock]:
     """The lock for the whole of a way home, not taken yet. `held`: by an earlier try, which may have come to exchange
     disks. However it ends, a lock that stays is told."""
     lock = Lock(host=host, guest=guest, held=held, torn=held)
@@ -87,8 +85,7 @@ def lock_there(host: Host, guest: Guest, emit: Emit, *, held: bool) -> Iterator[
     except BackupError as error:
         error.hint = "; ".join(text for text in (error.hint, lock.left()) if text)
         raise
-    except BaseException:  # a signal says nothing by itself
+    except BaseException as error:  # a signal has no hint
         if told := lock.left():
-            message = "cut off"
-            emit(Result(stage=FAILBACK, outcome=Outcome.WARNING, vmid=guest.vmid, message=message, hint=told))
+            error.add_note(told)
         raise

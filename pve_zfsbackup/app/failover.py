@@ -8,7 +8,7 @@ is its own. Interrupted anywhere and repeated, it goes on from the point it bega
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pve_zfsbackup.app.gather import Inventory, inventory
@@ -57,7 +57,8 @@ class Request:
 
 @dataclass(slots=True, kw_only=True)
 class Taking:
-    """One guest: what is planned and what became of it. `age` is what was lost, `seconds` how long it took."""
+    """One guest: what is planned and what became of it. `age` is what was lost, `seconds` how long it took, `moved` the
+    bytes of what is a copy."""
 
     vmid: Vmid
     choice: Choice | None = None
@@ -69,6 +70,7 @@ class Taking:
     there: Guest | None = None  # it was taken over before
     age: int = 0
     seconds: float = 0.0
+    moved: int = 0
     done: bool = False
     started: bool = False
 
@@ -83,12 +85,13 @@ class Taking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failover:
-    """`refused` is why nothing at all was done."""
+    """`refused` is why nothing at all is to be done; `begun` is when the look began, by the monotonic clock."""
 
     source: str
     guests: tuple[Taking, ...]
     refused: Conflict | None = None
     dry_run: bool = False
+    begun: float = 0.0
 
 
 def ask(session: Session, request: Request) -> Question:
@@ -117,8 +120,9 @@ def list_replicas(session: Session, root: Dataset) -> Listing:
     return listing
 
 
-def failover(session: Session, request: Request, question: Question, *, dry_run: bool = False) -> Failover:
-    """Take over the guests. Raises `RoleError` when that may not be, and `ConfigError` for what does not exist."""
+def plan_takeover(session: Session, request: Request, question: Question, *, dry_run: bool = False) -> Failover:
+    """Every guest's point, or why there is none. Raises `RoleError` when nothing may be taken over, which a dry run
+    only tells, and `ConfigError` for what does not exist."""
     refused = permitted(question)
     if refused and not dry_run:
         evidence = "".join(f"; {line}" for line in refused.evidence)
@@ -131,15 +135,20 @@ def failover(session: Session, request: Request, question: Question, *, dry_run:
     if unknown := [vmid for vmid in vmids if vmid not in set(everyone.vmids)]:
         there = ", ".join(map(str, sorted(everyone.vmids))) or "none"
         raise ConfigError([f"no point of guest {vmid} lies here" for vmid in unknown], hint=f"guests here: {there}")
-    takings = [_planned(session, request, found, listing, vmid) for vmid in vmids]
-    if not dry_run:
-        for taking in takings:
-            if taking.good and not taking.there:
-                _take(session, taking, question)
-                taking.seconds = time.monotonic() - begun
-        if request.start:
-            _start(session, [taking for taking in takings if taking.good], begun)
-    return Failover(source=question.source, guests=tuple(takings), refused=refused, dry_run=dry_run)
+    takings = tuple(_planned(session, request, found, listing, vmid) for vmid in vmids)
+    return Failover(source=question.source, guests=takings, refused=refused, dry_run=dry_run, begun=begun)
+
+
+def take_over(session: Session, found: Failover, question: Question, *, start: bool) -> Iterator[Taking]:
+    """Make the guests, and start them when all are made; each as it comes to its end, well or not."""
+    for taking in found.guests:
+        if taking.good and not taking.there:
+            _take(session, taking, question)
+            taking.seconds = time.monotonic() - found.begun
+        if not (start and taking.good):
+            yield taking
+    if start:
+        yield from _started(session, [taking for taking in found.guests if taking.good], found.begun)
 
 
 def _planned(session: Session, request: Request, found: Inventory, listing: Listing, vmid: Vmid) -> Taking:
@@ -201,7 +210,7 @@ def _take(session: Session, taking: Taking, question: Question) -> None:
         zfs.set_properties(host, taking.replicas, {FAILOVER: mark})
         _read_back(session, taking)
         done = carry_out(session, prepared, Near(session=session, work=prepared.plan.work))
-        taking.notes, taking.done = done.notes, True
+        taking.notes, taking.moved, taking.done = done.notes, done.moved, True
     except BackupError as error:
         taking.error = error
 
@@ -213,22 +222,25 @@ def _read_back(session: Session, taking: Taking) -> None:
         raise VerificationError(f"{', '.join(lacking)}: the mark did not take: the source would go on sending")
 
 
-def _start(session: Session, takings: Sequence[Taking], begun: float) -> None:
+def _started(session: Session, takings: Sequence[Taking], begun: float) -> Iterator[Taking]:
     """In Proxmox's order, with its waits in between."""
-    ready = {taking.vmid: taking for taking in takings if taking.done or taking.there}
+    ready = {taking.vmid: taking for taking in takings}
     texts = {vmid: _startup(taking) for vmid, taking in ready.items()}
     for vmid, wait in starting_order(texts):
         taking = ready[vmid]
         if taking.there and taking.there.running:
             taking.started = True
+            yield taking
             continue
         kind = taking.there.kind if taking.there else _prepared(taking).plan.origin.kind
         try:
             session.runner.run(("qm" if kind is GuestKind.VM else "pct", "start", str(vmid)), timeout=600)
         except BackupError as error:
             taking.error = error
+            yield taking
             continue
         taking.started, taking.seconds = True, time.monotonic() - begun
+        yield taking
         time.sleep(wait)
 
 

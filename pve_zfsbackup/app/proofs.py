@@ -44,8 +44,8 @@ def measured(config: Config, now: float) -> Recovery:
 
 
 def proofs_between(config: Config, since: float, now: float) -> tuple[PastProof, ...]:
-    """Every drill, comparison, look into a box, restore and rollback from then to now, oldest first. Raises
-    `BackupError` as above."""
+    """Every drill, comparison, look into a box, restore, rollback, failover and failback from then to now, oldest
+    first. Raises `BackupError` as above."""
     lines = read_journal(config.journal_dir, since, event="result", stages=PROOFS)
     return tuple(proof for proof in past_proofs(lines) if since <= proof.at <= now + SKEW)
 

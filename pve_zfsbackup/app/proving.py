@@ -82,7 +82,7 @@ def restore_on_record(
         done = carry_out(session, prepared, supply, start=start)
         return done, replace(about, bytes=done.moved)
 
-    return _on_record(session, about, work, **({"disks": sorted(plan.wish.disks)} if plan.wish.disks else {}))
+    return on_record(session, about, work, **({"disks": sorted(plan.wish.disks)} if plan.wish.disks else {}))
 
 
 def rollback_on_record(session: Session, plan: Rollback) -> tuple[RolledBack, tuple[str, ...]]:
@@ -96,13 +96,14 @@ def rollback_on_record(session: Session, plan: Rollback) -> tuple[RolledBack, tu
         told = f"{len(plan.disks)} disks{f'; as it was before: {done.safety}' if done.safety else ''}"
         return done, replace(about, message=told)
 
-    return _on_record(session, about, work)
+    return on_record(session, about, work)
 
 
-def _on_record(
+def on_record(
     home: Home, about: Result, work: Callable[[], tuple[End, Result]], **more: object
 ) -> tuple[End, tuple[str, ...]]:
-    """Somebody's wish. Trouble with it is the guest's, wherever its point came from: the next try may take another."""
+    """Do somebody's wish. Returns what came of it, and what went wrong with the journal and the telling. Trouble with
+    it is the guest's, wherever its point came from: the next try may take another."""
     started = time.monotonic()
 
     def add(result: Result) -> tuple[str, ...]:
@@ -113,12 +114,18 @@ def _on_record(
         try:
             done, result = work()
         except (Exception, KeyboardInterrupt) as error:  # a signal, or a terminal that is gone, is one of the latter
-            cause = error if isinstance(error, Exception) else BackupError("cut off", hint="the same command goes on")
-            bad = failed(about.stage, cause)
-            add(replace(about, outcome=bad.outcome, message=bad.message, hint=bad.hint, details=bad.details))
+            add(failed_by(about, error))
             raise
         notes = add(result)
     return done, (*notes, *(result.message for result in failures(record.results)))
+
+
+def failed_by(about: Result, error: BaseException) -> Result:
+    """What it is about, failed. What was cut off goes on, and its notes (`BaseException.add_note`) are for people."""
+    notes = getattr(error, "__notes__", ())
+    cut = BackupError("cut off", hint="; ".join(("the same command goes on", *notes)))
+    bad = failed(about.stage, error if isinstance(error, Exception) else cut)
+    return replace(about, outcome=bad.outcome, message=bad.message, hint=bad.hint, details=bad.details)
 
 
 @dataclass(slots=True)

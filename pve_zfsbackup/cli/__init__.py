@@ -56,7 +56,9 @@ def _tell(error: Exception) -> None:
         terminal.print_error(error)
     elif isinstance(error, click.ClickException):
         error.show()
-    elif isinstance(error, click.exceptions.Abort):
+    elif isinstance(error, click.exceptions.Abort):  # what click makes of `KeyboardInterrupt`
         print("interrupted", file=sys.stderr)
+        for text in getattr(error.__cause__, "__notes__", ()):
+            terminal.note(text)
     else:  # a bug of ours: Python's own exit status 1 would say "partly done"
         traceback.print_exception(error)

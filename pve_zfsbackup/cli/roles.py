@@ -10,12 +10,13 @@ from pathlib import Path
 import click
 
 from pve_zfsbackup import terminal
-from pve_zfsbackup.app.failback import Given, failback
+from pve_zfsbackup.app.failback import Given
 from pve_zfsbackup.app.failback_way import prepare, source_host
-from pve_zfsbackup.app.failover import Request, ask, failover
+from pve_zfsbackup.app.failover import Request, ask, plan_takeover
 from pve_zfsbackup.app.restore import restoring_alone
+from pve_zfsbackup.app.roles_on_record import failback_on_record, failover_on_record
 from pve_zfsbackup.cli.commands import cli
-from pve_zfsbackup.cli.options import common, session_of
+from pve_zfsbackup.cli.options import common, session_of, tell_notes
 from pve_zfsbackup.cli.restore import VMID, storage_map
 from pve_zfsbackup.errors import ExitCode
 from pve_zfsbackup.model import Vmid, printable
@@ -67,7 +68,9 @@ def failover_command(
         question = ask(session, request)
         if not dry_run:
             question = _fenced(question, quiet=as_json)
-        done = failover(session, request, question, dry_run=dry_run)
+        done = plan_takeover(session, request, question, dry_run=dry_run)
+        if not dry_run:
+            tell_notes(failover_on_record(session, done, question, start=request.start))
     if as_json:
         terminal.print_json(failover_json(done))
     else:
@@ -103,7 +106,8 @@ def failback_command(
         if not dry_run and not way.plan.conflicts:
             for note in () if as_json else way.plan.notes:  # told before: it can still be ended, and nothing was moved
                 terminal.note(printable(note))
-            done = failback(way, start=start)
+            done, untold = failback_on_record(way, start=start)
+            tell_notes(untold)
     if as_json:
         terminal.print_json(failback_json(done))
     else:

@@ -53,8 +53,9 @@ class PastRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastProof:
-    """A drill, a comparison with the source, a look into a box, a restore or a rollback of one guest. `place` is where
-    the point lay; `boot` the seconds from the first clone to the agent's answer, 0 where the guest was not started."""
+    """A drill, a comparison with the source, a look into a box, a restore, a rollback, a failover or a failback of one
+    guest. `place` is where the point lay; `boot` the seconds from the first clone to the agent's answer, 0 where the
+    guest was not started."""
 
     stage: str
     at: float

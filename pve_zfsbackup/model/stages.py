@@ -13,5 +13,5 @@ ROLLBACK: Final = "rollback"
 FAILOVER: Final = "failover"
 FAILBACK: Final = "failback"
 SWEEP: Final = "sweep"  # of what killed work left: no proof of anything, and nothing that has to come again
-WISHES: Final = (RESTORE, ROLLBACK)  # somebody's, each for once
+WISHES: Final = (RESTORE, ROLLBACK, FAILOVER, FAILBACK)  # somebody's, each for once
 PROOFS: Final = (DRILL, CHAIN, READ_BACK, *WISHES)  # stages that say something of what is kept, guest by guest

@@ -109,7 +109,8 @@ def past_rooms(lines: Iterable[Mapping[str, Any]]) -> tuple[Room, ...]:
 
 
 def past_proofs(lines: Iterable[Mapping[str, Any]]) -> tuple[PastProof, ...]:
-    """Drills, comparisons, what was read back, restores and rollbacks of guests, oldest first."""
+    """Drills, comparisons, what was read back, restores, rollbacks and changes of role of guests, oldest
+    first."""
     found = []
     for line in lines:
         if line.get("event") != "result" or line.get("stage") not in PROOFS:

@@ -8,14 +8,17 @@ from pve_zfsbackup.app.history import Coverage
 from pve_zfsbackup.app.overview import Overview
 from pve_zfsbackup.model.proof import Level, Proof
 from pve_zfsbackup.model.runs import PastProof
-from pve_zfsbackup.model.stages import CHAIN, DRILL, READ_BACK, RESTORE, ROLLBACK
+from pve_zfsbackup.model.stages import CHAIN, DRILL, FAILBACK, FAILOVER, READ_BACK, RESTORE, ROLLBACK
 from pve_zfsbackup.report.format import moment
 from pve_zfsbackup.report.markup import Child, Markup, tag
 from pve_zfsbackup.report.page_parts import guest_cell, here, pill, section, table
 
 SHOWN = 6  # of the history of one guest in one place
-_WORDS = {DRILL: "drill", CHAIN: "compared", READ_BACK: "read back", RESTORE: "restored", ROLLBACK: "rolled back"}
-_TIMED = (DRILL, RESTORE, ROLLBACK)
+_WORDS = {
+    DRILL: "drill", CHAIN: "compared", READ_BACK: "read back", RESTORE: "restored", ROLLBACK: "rolled back",
+    FAILOVER: "taken over", FAILBACK: "given back",
+}  # fmt: skip
+_TIMED = (DRILL, RESTORE, ROLLBACK, FAILOVER, FAILBACK)
 
 
 def verification(view: Overview) -> Markup | None:

@@ -6,7 +6,6 @@ import pytest
 
 from pve_zfsbackup.app.failback_way import prepare, source_host
 from pve_zfsbackup.errors import BackupError, GuestBusyError
-from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.model import Vmid
 from pve_zfsbackup.plan.failback import Failback
 from tests.app.test_failback import FASTHOME, at_home, away, give, marked, second, taken_copy, traces
@@ -73,10 +72,6 @@ def test_what_fails_before_a_disk_lost_its_place_leaves_no_lock(second: Second, 
     assert all(at_home(second).values())
 
 
-def told(second: Second) -> list[str]:
-    return [f"{e.message} ({e.hint})" for e in second.events if isinstance(e, Result) and e.outcome is Outcome.WARNING]
-
-
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt("SIGTERM")])
 def test_where_disks_are_of_two_times_it_stays_locked_and_is_told(second: Second, error: BaseException | None) -> None:
     """Neither the old disks nor the new ones: nobody shall start that."""
@@ -85,7 +80,7 @@ def test_where_disks_are_of_two_times_it_stays_locked_and_is_told(second: Second
     with pytest.raises((BackupError, KeyboardInterrupt)) as caught:
         give(second)
     assert lock(second) == "rollback"
-    text = caught.value.hint if isinstance(caught.value, BackupError) else " ".join(told(second))
+    text = caught.value.hint if isinstance(caught.value, BackupError) else " ".join(caught.value.__notes__)
     assert UNLOCK in text
     assert "the same command goes on" in text
     second.runner.faults.clear()

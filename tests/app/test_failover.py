@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pve_zfsbackup.app.failover import Failover, Request, Taking, failover
+from pve_zfsbackup.app.failover import Failover, Request, Taking, plan_takeover, take_over
 from pve_zfsbackup.app.restore import restoring_alone
 from pve_zfsbackup.errors import ConfigError, RoleError
 from pve_zfsbackup.events import Outcome
@@ -29,7 +29,11 @@ DEAD = Question(source="pve1.example", signs=(), fenced=True, reason="pve1 burnt
 def take(second: Second, *vmids: int, question: Question = DEAD, dry_run: bool = False, **options: Any) -> Failover:
     with second.session() as session, restoring_alone(session):
         request = Request(guests=tuple(Vmid(vmid) for vmid in vmids), **options)
-        return failover(session, request, question, dry_run=dry_run)
+        found = plan_takeover(session, request, question, dry_run=dry_run)
+        if not dry_run:
+            ended = [taking.vmid for taking in take_over(session, found, question, start=request.start)]
+            assert sorted(ended) == sorted(taking.vmid for taking in found.guests), "each comes to its end, once"
+        return found
 
 
 def one(done: Failover) -> Taking:
