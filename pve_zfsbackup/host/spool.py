@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.host.notebook import changing
 
 _PREFIX: Final = "pzb-spool-"
+_LOCK: Final = ".lock"  # beside each directory, a file: NFS locks no directories
 
 
 @contextlib.contextmanager
@@ -22,33 +24,39 @@ def spooled(parent: Path) -> Iterator[Path]:
     """A new directory below `parent`. Its lock dies with its process: the next one that comes by removes what a kill
     left. Raises `BackupError` where `parent` cannot be written."""
     with contextlib.ExitStack() as stack:
-        try:
-            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked(parent):  # nobody sweeps between a new directory and its lock
-                _sweep(parent)
-                place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-                stack.enter_context(_locked(place))
-        except OSError as error:
-            hint = "make room there, or name another directory by `spool-dir`"
-            raise BackupError(f"{parent}: {error.strerror}", hint=hint) from None
+        with changing(parent / "spool"), _told(parent):  # nobody sweeps between a new directory and its lock
+            _sweep(parent)
+            place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            lock = parent / f"{place.name}{_LOCK}"
+            stack.enter_context(_locked(lock, os.O_CREAT | os.O_EXCL))
         try:
             yield place
         finally:
             shutil.rmtree(place, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def _sweep(parent: Path) -> None:
-    for place in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError), _locked(place, fcntl.LOCK_NB):  # somebody's: in use, or not to be opened
-            if not place.is_symlink() and place.stat().st_uid == os.geteuid():
-                shutil.rmtree(place, ignore_errors=True)
+    for lock in parent.glob(f"{_PREFIX}*{_LOCK}"):
+        with contextlib.suppress(OSError), _locked(lock):  # it fails where its owner is at work
+            shutil.rmtree(parent / lock.name.removesuffix(_LOCK), ignore_errors=True)
+            lock.unlink()
 
 
 @contextlib.contextmanager
-def _locked(directory: Path, how: int = 0) -> Iterator[None]:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _locked(file: Path, how: int = 0) -> Iterator[None]:
+    handle = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | how, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | how)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _told(parent: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "make room there, or name another directory by `spool-dir`"
+        raise BackupError(f"{parent}: {error.strerror}", hint=hint) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -24,18 +23,22 @@ with spooled(Path(sys.argv[1])) as place:
 """
 
 
+def lying(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir() if path.name != ".spool.lock")
+
+
 def test_it_is_gone_afterwards_and_for_its_owner_only(tmp_path: Path) -> None:
     with spooled(tmp_path / "a/spool") as place:
         (place / "plain").write_text("secret")
         assert place.stat().st_mode & 0o077 == 0
         assert place.parent.stat().st_mode & 0o077 == 0
-    assert list((tmp_path / "a/spool").iterdir()) == []
+    assert lying(tmp_path / "a/spool") == []
 
 
 def test_it_is_gone_after_a_failure_too(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), spooled(tmp_path) as place:
         (place / "not" / "there").write_text("secret")
-    assert list(tmp_path.iterdir()) == []
+    assert lying(tmp_path) == []
 
 
 @pytest.mark.processes
@@ -50,20 +53,21 @@ def test_what_a_kill_left_goes_with_the_next_and_what_is_in_use_stays(tmp_path: 
         other.wait()
     assert left.exists()
     with spooled(tmp_path) as place, spooled(tmp_path) as inner:
-        assert {path.name for path in tmp_path.iterdir()} == {place.name, inner.name}
+        assert lying(tmp_path) == sorted(f"{path.name}{end}" for path in (place, inner) for end in ("", ".lock"))
 
 
 def test_nothing_else_is_touched(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "pzb-spool-file").write_text("no directory")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "pzb-spool-link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pzb-spool-file").write_text("without a lock of ours")
+    (tmp_path / "elsewhere").write_text("")
+    (tmp_path / "pzb-spool-link.lock").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pzb-spool-link").mkdir()
     with spooled(tmp_path):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "mine", "pzb-spool-file", "pzb-spool-link"]
+    assert lying(tmp_path) == ["elsewhere", "mine", "pzb-spool-file", "pzb-spool-link", "pzb-spool-link.lock"]
 
 
 def test_where_nothing_can_be_made_it_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BackupError, match=os.strerror(20)), spooled(tmp_path / "file" / "spool"):
+    with pytest.raises(BackupError, match="Not a directory"), spooled(tmp_path / "file" / "spool"):
         pass
