@@ -101,6 +101,27 @@ class Keys:
         assert [result["message"] for result in results if result["outcome"] == "failed"] == []
         return sum(int(result["bytes"]) for result in results if result["stage"] == "replicate")
 
+    def points(self) -> list[str]:
+        """The guest's points on this node, oldest first."""
+        told = self.product.run("list", str(VM), "--where", "source", "--json", "--config", CONFIG)
+        return [str(point["point"]) for point in json.loads(told.stdout)["points"]]
+
+    def refused(self, point: str, *options: str) -> list[str]:
+        """Why a rollback to the point is not done: the kinds of conflicts, which come with a hint each."""
+        command = ("rollback", str(VM), "--at", point, "--yes", "--json", "--config", CONFIG, *options)
+        told = self.product.run(*command, check=False)
+        found = json.loads(told.stdout)
+        assert (told.returncode == 2) is bool(found["conflicts"]), told
+        assert not found["done"], found
+        for one in found["conflicts"]:
+            assert one["kind"] != "own-key" or f"zfs change-key -i {DISK};" in one["resolve"], one
+        return sorted(one["kind"] for one in found["conflicts"])
+
+    def everything(self) -> tuple[str, str]:
+        """The storage's datasets with all snapshots, and the guest's configuration, lock included."""
+        names = self.pve1.run(("zfs", "list", "-H", "-t", "all", "-o", "name,guid,encryptionroot", "-r", DATASET))
+        return names.stdout, self.pve1.read(f"/etc/pve/qemu-server/{VM}.conf")
+
     def get(self, host: Host, dataset: str, *names: str) -> list[str]:
         return host.run(("zfs", "get", "-H", "-o", "value", ",".join(names), dataset)).lines
 
@@ -215,3 +236,22 @@ def test_the_next_raw_increment_brings_the_new_key_and_all_points_open_with_it(k
     ours, theirs = hashes(keys.pve1, here), hashes(keys.backup1, there)
     assert [theirs[name] for name in there] == [ours[name] for name in here]
     assert len(set(ours.values())) == 2, "they differ"
+
+
+def test_a_disk_with_a_key_of_its_own_is_refused_a_rollback_before_anything_is_changed(keys: Keys) -> None:
+    """Halfway ZFS would not go on: no safety point, no lock, and the guest runs on; the hint then leads on."""
+    pve1, point = keys.pve1, keys.points()[-1]
+    pve1.script("umask 077; head -c 32 /dev/urandom > /root/keys-lab.own")
+    pve1.run(("zfs", "change-key", "-o", "keyformat=raw", "-o", "keylocation=file:///root/keys-lab.own", DISK))
+    pve1.run(("qm", "start", str(VM)))
+    try:
+        before = keys.everything()
+        assert keys.refused(point) == ["own-key", "running"]
+        assert keys.everything() == before
+        assert pve1.run(("qm", "status", str(VM))).stdout == "status: running\n"
+    finally:
+        pve1.run(("qm", "stop", str(VM)))
+    assert keys.refused(point) == ["own-key"]
+    assert keys.everything() == before
+    pve1.run(("zfs", "change-key", "-i", DISK))
+    assert keys.refused(point, "--dry-run") == []
