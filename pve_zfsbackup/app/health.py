@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import replace
 
 from pve_zfsbackup.app.conditions import Conditions, conditions, judged
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.history import Coverage, History, history
 from pve_zfsbackup.app.leavings import STRAY
+from pve_zfsbackup.app.overdue import findings as of_stages
+from pve_zfsbackup.app.overdue import overdue
 from pve_zfsbackup.app.proofs import DAY, drills_begun, verification_of
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Config
@@ -17,7 +20,7 @@ from pve_zfsbackup.host.journal import read_journal
 from pve_zfsbackup.host.pools import read_pools
 from pve_zfsbackup.model import SOURCE, Disk, Vmid
 from pve_zfsbackup.model.aside import PutAside
-from pve_zfsbackup.model.health import Age, Disks, Finding, Health, Level, Pool, Verification
+from pve_zfsbackup.model.health import Age, Disks, Due, Finding, Health, Level, Pool, Verification
 from pve_zfsbackup.model.points import SKEW
 from pve_zfsbackup.model.proof import Level as Proven
 from pve_zfsbackup.model.room import Outlook, Room, rooms
@@ -50,18 +53,20 @@ def health_of(session: Session, found: History) -> Health:
     told, doubts = conditions(session, found, pools)
     problems += doubts
     outlooks: tuple[Outlook, ...] = ()
+    stages: tuple[Due, ...] = ()
     try:
-        outlooks = forecasts(session, found)
+        outlooks, stages = forecasts(session, found), overdue(session.config, found.now)
     except BackupError as error:
-        problems.append(Finding(level=Level.UNKNOWN, about="forecast", text=error.message))
-    return judge(found, session.config, pools, problems, outlooks=outlooks, told=told)
+        problems.append(Finding(level=Level.UNKNOWN, about="journal", text=error.message))
+    problems += of_stages(stages, found.now)
+    return replace(judge(found, session.config, pools, problems, outlooks=outlooks, told=told), stages=stages)
 
 
 def forecasts(session: Session, found: History) -> tuple[Outlook, ...]:
     """When each root and box is full, by what the runs of the last weeks saw; of a box nothing newer is known. Raises
     `BackupError` for the journal."""
     since = found.now - LOOK_BACK
-    seen = past_rooms(read_journal(session.config.journal_dir, since, event="room"))
+    seen = past_rooms(read_journal(session.config.journal_dir, since, events=["room"]))
     recent = [room for room in seen if since <= room.at <= found.now + SKEW]
     current = [room for listing in found.listings.values() for room in rooms(listing, at=found.now)]
     boxes = {room.host: room for room in sorted(recent, key=lambda room: room.at) if not room.dataset}

@@ -35,10 +35,10 @@ class Recovery:
 def measured(config: Config, now: float) -> Recovery:
     """Raises `BackupError` when the journal is there and cannot be read."""
     since = now - RPO_SECONDS
-    lines = read_journal(config.journal_dir, since, event="result", stages=("snapshot", "replicate", "archive"))
+    lines = read_journal(config.journal_dir, since, events=["result"], stages=("snapshot", "replicate", "archive"))
     recent = [arrival for arrival in arrivals(lines) if arrival.at >= since]
     back = now - (config.verify.every + GRACE) * DAY
-    proofs = past_proofs(read_journal(config.journal_dir, back, event="result", stages=(DRILL, RESTORE)))
+    proofs = past_proofs(read_journal(config.journal_dir, back, events=["result"], stages=(DRILL, RESTORE)))
     known = [proof for proof in proofs if proof.at <= now + SKEW]
     return Recovery(rpo=worst_gaps(recent, now=now), rto=_durations(known))
 
@@ -46,7 +46,7 @@ def measured(config: Config, now: float) -> Recovery:
 def proofs_between(config: Config, since: float, now: float) -> tuple[PastProof, ...]:
     """Every drill, comparison, look into a box, restore, rollback, failover and failback from then to now, oldest
     first. Raises `BackupError` as above."""
-    lines = read_journal(config.journal_dir, since, event="result", stages=PROOFS)
+    lines = read_journal(config.journal_dir, since, events=["result"], stages=PROOFS)
     return tuple(proof for proof in past_proofs(lines) if since <= proof.at <= now + SKEW)
 
 

@@ -95,15 +95,15 @@ def _one_line(text: str) -> str:
 
 
 def read_journal(
-    directory: Path, since: float, *, event: str = "", stages: Collection[str] = ()
+    directory: Path, since: float, *, events: Collection[str] = (), stages: Collection[str] = ()
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The lines that were written since then (seconds since the epoch), with those that logrotate put aside; only those
-    of one event, or of some stages, where these are named.
+    of some events, or of some stages, where these are named.
 
     Only whole files that are older are left out, so a few older lines may come as well. A damaged line, or the rest
     of a damaged file, is skipped. Raises `BackupError` when the journal is there and cannot be read.
     """
-    wanted = b'"event": "%s"' % event.encode("ascii") if event else b""
+    wanted = [b'"event": "%s"' % event.encode("ascii") for event in events]
     named = [b'"stage": "%s"' % stage.encode("ascii") for stage in stages]
     for path in _rotated(directory):
         try:
@@ -111,7 +111,7 @@ def read_journal(
                 continue
             with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
                 for line in file:
-                    if wanted not in line or (named and not any(stage in line for stage in named)):
+                    if not all(any(word in line for word in words) for words in (wanted, named) if words):
                         continue  # before it is parsed: there are many
                     with contextlib.suppress(ValueError):
                         found = json.loads(line)

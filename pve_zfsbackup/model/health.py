@@ -137,6 +137,20 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A stage that has to come again: the end of the last run that did some of it, None where the journal knows of none
+    since `since`, and the seconds after which that is too long ago."""
+
+    stage: str
+    last: float | None
+    since: float
+    limit: float
+
+    def late(self, now: int) -> bool:
+        return now - self.since > self.limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Disks:
     """How many disks of a guest are protected, how many are not though nobody decided so, how many are left out."""
 
@@ -162,6 +176,7 @@ class Health:
     conditions: Mapping[tuple[str, str], Condition] = field(default_factory=dict)  # by host and pool
     aside: tuple[PutAside, ...] = ()
     strays: tuple[Vmid, ...] = ()  # guests of killed boot drills
+    stages: tuple[Due, ...] = ()
 
     @property
     def level(self) -> Level:

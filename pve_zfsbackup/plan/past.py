@@ -169,6 +169,12 @@ def worst_gaps(found: Iterable[Arrival], *, now: float) -> dict[tuple[int, str],
     return {key: max(worst.get(key, 0.0), now - arrival.made, 0.0) for key, arrival in last.items()}
 
 
+def last_done(runs: Iterable[PastRun]) -> dict[str, float]:
+    """When each stage was last done by a run of which not everything failed, in seconds since the epoch."""
+    over = (run for run in runs if run.ended is not None and run.exit_code in (0, 1) and not run.broken_off)
+    return {stage: run.ended or 0.0 for run in sorted(over, key=lambda run: run.ended or 0) for stage in run.stages}
+
+
 def last_of_each_stage(runs: Iterable[PastRun], *, good: bool = False) -> dict[str, PastRun]:
     """The newest run that is over and had this stage to do; with `good`, in which nothing of it failed."""
     found: dict[str, PastRun] = {}

@@ -67,6 +67,10 @@ def health_json(found: Health) -> dict[str, Any]:
         ],
         "aside": aside_json(found.aside),
         "strays": list(found.strays),
+        "stages": [
+            {"stage": one.stage, "seconds": None if one.last is None else found.now - one.last, "warn": one.limit}
+            for one in found.stages
+        ],
         "pools": [
             {"name": pool.name, "health": pool.health, "size": pool.size, "free": pool.free} for pool in found.pools
         ],

@@ -20,6 +20,7 @@ from pve_zfsbackup.events import Outcome
 from pve_zfsbackup.model import printable
 from pve_zfsbackup.model.alerts import HeldBack
 from pve_zfsbackup.model.health import Condition, Health, Level
+from pve_zfsbackup.model.proof import Level as Proven
 from pve_zfsbackup.model.room import Outlook
 from pve_zfsbackup.model.stages import DRILL
 from pve_zfsbackup.report.format import FORMAT
@@ -48,6 +49,7 @@ METRICS: Final[dict[str, tuple[tuple[str, ...], str]]] = {  # name -> labels, me
         "how long the last drill, boot in a drill or restore of the whole guest took that went well, from that place",
     ),
     "verified_timestamp_seconds": (_GUEST, "when a drill of the guest last passed, on any host"),
+    "verified_level": (_GUEST, "what that drill found good: 2 disks that are recognised, 3 files, 4 the guest booted"),
     "verify_within_seconds": (_GUEST, "time since then above which check warns; none where nobody expects drills"),
     "drill_failed": (_PLACE, "1 where the last drill failed"),
     "disks": ((*_GUEST, "protection"), "disks: protected; unprotected though nobody decided so; left out on purpose"),
@@ -62,6 +64,7 @@ METRICS: Final[dict[str, tuple[tuple[str, ...], str]]] = {  # name -> labels, me
     "used_bytes": (("where", "dataset"), "what is used below that root; of a box, by all that lies there"),
     "room_timestamp_seconds": (("where", "dataset"), "when that was seen; of a box (dataset is empty) by the last run"),
     "days_to_full": (("where", "dataset"), "until it is full, going on as in the last weeks; none where it does not"),
+    "stage_overdue": (("stage",), "1 when check warns that nobody did the stage for too long"),
     "last_run_timestamp_seconds": (("stage",), "end of the last run that had this stage"),
     "last_run_seconds": (("stage",), "how long that run took, with all its stages"),
     "last_run_failed": (("stage",), "1 when the stage failed for a guest or target in it, or the run broke off"),
@@ -132,13 +135,7 @@ def _of_health(health: Health) -> Iterator[Sample]:
             yield "newest_point_timestamp_seconds", place, health.now - age.seconds
             yield "newest_point_bytes", place, age.bytes
             yield "newest_point_consistency", (*place, age.consistency.partition(":")[0]), 1
-    for one in health.verified:
-        if one.last:
-            yield "verified_timestamp_seconds", (str(one.vmid), one.guest), one.last.at
-        if one.limit is not None:
-            yield "verify_within_seconds", (str(one.vmid), one.guest), one.limit
-        for host in sorted({age.host for age in health.ages if age.vmid == one.vmid}):
-            yield "drill_failed", (str(one.vmid), one.guest, host), (one.vmid, host) in health.failed
+    yield from _of_drills(health)
     for vmid, disks in health.disks.items():
         guest = (str(vmid), disks.guest)
         yield "disks", (*guest, "protected"), disks.protected
@@ -149,10 +146,23 @@ def _of_health(health: Health) -> Iterator[Sample]:
         yield "pool_state", (pool.name, pool.health), 1
         yield "pool_size_bytes", (pool.name,), pool.size
         yield "pool_free_bytes", (pool.name,), pool.free
+    for due in health.stages:
+        yield "stage_overdue", (due.stage,), due.late(health.now)
     for pool_there, condition in health.conditions.items():
         yield from _of_condition(pool_there, condition)
     for outlook in health.outlooks:
         yield from _of_outlook(outlook)
+
+
+def _of_drills(health: Health) -> Iterator[Sample]:
+    for one in health.verified:
+        if one.last:
+            yield "verified_timestamp_seconds", (str(one.vmid), one.guest), one.last.at
+            yield "verified_level", (str(one.vmid), one.guest), Proven(one.last.level).rank
+        if one.limit is not None:
+            yield "verify_within_seconds", (str(one.vmid), one.guest), one.limit
+        for host in sorted({age.host for age in health.ages if age.vmid == one.vmid}):
+            yield "drill_failed", (str(one.vmid), one.guest, host), (one.vmid, host) in health.failed
 
 
 def _of_condition(place: tuple[str, str], condition: Condition) -> Iterator[Sample]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.health import health, judge
 from pve_zfsbackup.app.history import history
-from pve_zfsbackup.app.run import Stage
+from pve_zfsbackup.app.proving import prove
+from pve_zfsbackup.app.run import Report, Stage
 from pve_zfsbackup.app.status import status
-from pve_zfsbackup.errors import CommandTimeoutError, PveError, ZfsError
+from pve_zfsbackup.errors import CommandTimeoutError, ExitCode, PveError, ZfsError
+from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.pools import read_pools
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
@@ -488,3 +491,61 @@ def test_a_drill_from_the_future_is_none(world: World) -> None:
     job(world, "verify-within: 7")
     drilled(world, "files 20991231T000000Z")
     assert texts(found(world))[0].startswith("WARNING guest 100 web: no drill ever passed")
+
+
+def judged(world: World) -> list[str]:
+    """All of it, journal included, by the clock of this world."""
+    for path in (world.place / "log").iterdir():
+        os.utime(path, (world.clock.now, world.clock.now))
+    with world.session() as session:
+        return [text for text in texts(health(session, Scope())) if " stage " in text]
+
+
+def later(world: World, days: int, *stages: Stage) -> Report:
+    world.clock.now += days * 86_400 - 3600
+    return world.run(*(stages or (Stage.SNAPSHOT, Stage.REPLICATE)))
+
+
+def test_a_stage_whose_line_in_cron_is_gone_is_told_until_it_is_done_again(world: World) -> None:
+    """What is not pruned or proven grows not old: nothing else would ever be late."""
+    world.run()
+    later(world, 7)
+    assert judged(world) == []
+    later(world, 2)
+    (text,) = judged(world)
+    assert text.startswith("WARNING stage prune: not done for 9 days")
+    world.run(Stage.PRUNE)
+    assert judged(world) == []
+    later(world, 42)
+    told = judged(world)
+    assert [text[: text.index(" for")] for text in told] == [
+        f"WARNING stage {stage}: not done" for stage in ("prune", "verify-points", "verify-pools")
+    ]
+    assert "at least 51 days" in told[-1], "as far as the journal reaches"
+    with world.session() as session:
+        prove(session, "verify-points", [Result(stage="verify-points", outcome=Outcome.OK)], lambda end: end)
+    assert not [text for text in judged(world) if "verify-points" in text]
+
+
+def test_a_stage_that_only_fails_is_not_done(world: World) -> None:
+    world.run()
+    for _ in range(3):
+        later(world, 1)
+    world.runner.faults.append(Fault(words=("destroy",), answer=(1, "cannot destroy"), again=True))
+    assert later(world, 6, Stage.PRUNE).exit_code is ExitCode.FAILED
+    assert [text for text in judged(world) if "stage prune" in text]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "missed"),
+    [
+        ("keep: {keep-last: 3}", "keep: {}", {"verify-points", "verify-pools"}),
+        ("jobs:", "verify: {scrub-every: 0, every: 100}\njobs:", {"prune"}),
+        ("targets: [backup1]", "targets: []", {"prune", "verify-pools"}),
+    ],
+)
+def test_only_what_the_configuration_wants_is_missed(world: World, old: str, new: str, missed: set[str]) -> None:
+    world.config.write_text(world.config.read_text().replace(old, new))
+    world.run(Stage.SNAPSHOT)
+    later(world, 52)
+    assert {re.findall("stage (\\S+):", text)[0] for text in judged(world)} == missed

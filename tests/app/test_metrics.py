@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,20 @@ def test_a_guest_without_a_point_and_a_silent_target(world: World) -> None:
     assert ("100", "web", TARGET) not in told["newest_point_timestamp_seconds"]
 
 
+def test_a_stage_that_is_not_done_any_more_alarms_until_it_is(world: World) -> None:
+    """The time of its last run vanishes with the lines of the journal that are looked at: no alarm may hang on that."""
+    world.run()
+    assert set(read(measured(world))["stage_overdue"].values()) == {0}
+    world.clock.now += 40 * 86_400
+    world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    os.utime(world.place / "log/journal.jsonl", (world.clock.now, world.clock.now))
+    told = read(measured(world))
+    assert told["stage_overdue"] == {("prune",): 1, ("verify-points",): 0, ("verify-pools",): 0}
+    rules = yaml.safe_load(RULES.read_text())["groups"][0]["rules"]
+    (rule,) = [rule["expr"] for rule in rules if rule["alert"] == "BackupStageOverdue"]
+    assert rule == "pve_zfsbackup_stage_overdue == 1"
+
+
 def test_a_failing_stage_keeps_the_time_of_its_last_success(world: World) -> None:
     world.run()
     good = measured(world)
@@ -149,6 +164,7 @@ def test_drills_and_what_recovery_would_take_and_lose(world: World) -> None:
     told = read(measured(world))
     assert told["verified_timestamp_seconds"] == {("100", "web"): 1794960000}
     assert told["verify_within_seconds"] == {("100", "web"): 44 * 86_400, ("101", "db"): 44 * 86_400}
+    assert told["verified_level"] == {("100", "web"): 3}, "files"
     assert [place for place, value in told["drill_failed"].items() if value] == [("101", "db", "source")]
     assert told["measured_rpo_seconds"][("100", "web", "source")] == 3600
     assert told["measured_rpo_seconds"][("100", "web", TARGET)] == 5 * 3600, "right before the last one arrived"
@@ -257,7 +273,9 @@ ELSEWHERE = {  # metrics the dashboard does not draw, and why
     "available_bytes": "Days to full is drawn of it",
     "used_bytes": "Days to full is drawn of it",
     "room_timestamp_seconds": "for questions by hand: a box that no run reaches is told by its points",
-    "last_run_timestamp_seconds": "the alert BackupStageOverdue",
+    "last_run_timestamp_seconds": "for questions by hand",
+    "stage_overdue": "the alert BackupStageOverdue",
+    "verified_level": "the alert BackupVerifiedLittle",
     "last_run_failed": "the alert BackupStageFailing; Failed in a run says how much",
     "last_success_timestamp_seconds": "for questions by hand",
 }
