@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -48,7 +48,7 @@ def _standing(guest: Guest, item: Assignment | None, jobs: Sequence[Job], known:
     complete = [point for point in known if point.complete]
     newest = complete[-1] if complete else None
     if item is None:
-        return Standing(excluded=_excluded(guest, jobs), newest=newest)
+        return Standing(excluded=excluded_by(guest, jobs), newest=newest)
     names = tuple(job.name for job in item.jobs)
     return Standing(jobs=names, disks=_left_out(guest, item.jobs), quiesce=item.quiesce, newest=newest)
 
@@ -64,7 +64,7 @@ def _left_out(guest: Guest, jobs: Sequence[Job]) -> dict[str, str]:
     }
 
 
-def _excluded(guest: Guest, jobs: Sequence[Job]) -> str:
+def excluded_by(guest: Guest, jobs: Iterable[Job]) -> str:
     """The rule that leaves a guest out; empty when it is in no job because nobody thought of it."""
     for job in jobs:
         rules = (*job.exclude, *(selector for selector in job.guests if selector.negated))

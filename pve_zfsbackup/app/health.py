@@ -227,7 +227,7 @@ def _of_coverage(entry: Coverage) -> Iterator[Finding]:
         text = f"its configuration cannot be read: {entry.guest.trouble}"
         yield Finding(level=Level.CRITICAL, about=about, text=text)
     if not entry.jobs:
-        if not entry.guest.template and not entry.guest.trouble:
+        if not (entry.guest.template or entry.guest.trouble or entry.excluded):
             yield Finding(level=Level.WARNING, about=about, text="in no job")
         return
     for disk in unexplained(entry):
@@ -243,7 +243,7 @@ def _of_takeover(found: History, entry: Coverage) -> Iterator[Finding]:
 
 def unexplained(entry: Coverage) -> list[Disk]:
     """The disks that are not protected though nobody decided so."""
-    return [disk for disk in entry.unprotected if not is_explained(disk)]
+    return [disk for disk in entry.unprotected if not (entry.excluded or is_explained(disk))]
 
 
 def _of_room(pool: Pool) -> Iterator[Finding]:

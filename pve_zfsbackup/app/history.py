@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from pve_zfsbackup.app.aside import put_aside
+from pve_zfsbackup.app.audit import excluded_by
 from pve_zfsbackup.app.boxes import BoxContent, box_contents
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, target_listings, visible_listing
 from pve_zfsbackup.app.leavings import strays
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.config import Config
 from pve_zfsbackup.errors import BackupError, ConfigError, PveError
 from pve_zfsbackup.host.guests import read_replications
 from pve_zfsbackup.host.identity import owner_id
@@ -28,10 +30,11 @@ from pve_zfsbackup.plan.takeover import conflict_of, takeovers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """A guest as found, its disks judged by Proxmox's configuration and by our jobs."""
+    """A guest as found, its disks judged by Proxmox's configuration and by our jobs; in none, by which rule if any."""
 
     guest: Guest
     jobs: tuple[str, ...]
+    excluded: str = ""
     blocked: Mapping[str, int] = field(default_factory=dict)  # Proxmox's snapshots our points stand in the way of
     replicated: tuple[str, ...] = ()  # nodes Proxmox's own replication sends it to
 
@@ -159,7 +162,7 @@ def discover(session: Session) -> Discovery:
     found = inventory(session)
     items, notes = assign(session, found, Scope())
     replications, doubts = _replications(session)
-    coverage = _coverage(found, items, replications)
+    coverage = _coverage(session.config, found, items, replications)
     return Discovery(node=session.node, guests=coverage, notes=(*found.notes, *notes, *doubts))
 
 
@@ -186,7 +189,7 @@ def history(session: Session, scope: Scope, *, only: str = "") -> History:
     if scope.guests:
         notes = (*notes, *(f"{vmid} is no guest of this node any more: its points stay" for vmid in orphans))
     replications, doubts = _replications(session)
-    coverage = _coverage(found, items, replications)
+    coverage = _coverage(session.config, found, items, replications)
     aside, unknown = put_aside(session, found.listing)
     left, unsure = strays(session)
     if scope.guests or scope.jobs:
@@ -278,16 +281,18 @@ def _replications(session: Session) -> tuple[Replications, tuple[str, ...]]:
         return {}, (f"jobs of pvesr cannot be read: {error.message}",)
 
 
-def _coverage(found: Inventory, items: Sequence[Assignment], replications: Replications) -> tuple[Coverage, ...]:
+def _coverage(
+    config: Config, found: Inventory, items: Sequence[Assignment], replications: Replications
+) -> tuple[Coverage, ...]:
     assigned = {item.guest.vmid: item for item in items}
     entries = []
     for guest in found.guests:
         item = assigned.get(guest.vmid)
-        jobs = tuple(job.name for job in item.jobs) if item else ()
         entries.append(
             Coverage(
                 guest=item.guest if item else guest,
-                jobs=jobs,
+                jobs=item.names if item else (),
+                excluded="" if item else excluded_by(guest, config.jobs.values()),
                 blocked=blocked_rollbacks(guest, found.listing),
                 replicated=replications.get(guest.vmid, ()),
             )

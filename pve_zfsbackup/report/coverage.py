@@ -68,7 +68,7 @@ def _state(entry: Coverage) -> str:
 
 
 def reason(entry: Coverage, disk: Disk) -> str:
-    return disk.reason or ("" if entry.jobs else "guest is in no job")
+    return disk.reason or ("" if entry.jobs else entry.excluded or "guest is in no job")
 
 
 def _protection(entry: Coverage, disk: Disk) -> str:

@@ -51,6 +51,8 @@ def _title(host: str) -> str:
 
 
 def _age(view: Overview, entry: Coverage, host: str, found: Age | None) -> Child:
+    if entry.excluded:
+        return tag("span", "left out", class_="quiet") if host == SOURCE else None
     if not entry.jobs or not entry.guest.to_protect:
         return pill("warning", "nothing" if entry.jobs else "in no job") if host == SOURCE else None
     meant = (*view.history.targets.get(entry.guest.vmid, ()), *view.history.boxes.get(entry.guest.vmid, ()))

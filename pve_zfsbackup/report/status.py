@@ -118,8 +118,8 @@ def _of_entry(found: History, entry: Coverage) -> Iterator[Problem]:
     if entry.guest.trouble:
         yield Badness.CRITICAL, f"its configuration cannot be read: {entry.guest.trouble}"
     if not entry.jobs:
-        if not entry.guest.template and not entry.guest.trouble:
-            yield Badness.WARNING, "in no job"
+        if not (entry.guest.template or entry.guest.trouble):
+            yield (Badness.OK, entry.excluded) if entry.excluded else (Badness.WARNING, "in no job")
         return
     for host in (SOURCE, *_meant(found, entry)):
         where = f" on {host}" if host != SOURCE else ""

@@ -21,12 +21,12 @@ from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.pools import read_pools
 from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
-from pve_zfsbackup.model import parse_selector
+from pve_zfsbackup.model import Vmid, parse_selector
 from pve_zfsbackup.model.health import Finding, Health, Level, Pool
 from pve_zfsbackup.model.proof import VERIFIED
 from pve_zfsbackup.model.room import Room
 from pve_zfsbackup.report.health import check_lines, checkmk_line, health_json, unknown_line
-from pve_zfsbackup.report.status import status_json
+from pve_zfsbackup.report.status import status_json, status_table
 from tests.fakes.runner import HERE, Fault
 from tests.fakes.world import CONFIG, TARGET, WEB, World
 
@@ -100,6 +100,20 @@ def test_what_is_in_no_job_is_a_warning_and_a_template_is_not(world: World) -> N
     assert texts(found(world)) == ["WARNING guest 200 files: in no job"]
     world.node.define(300, "template: 1\nname: base\n", running=False)
     assert texts(found(world)) == ["WARNING guest 200 files: in no job"]
+
+
+@pytest.mark.parametrize("rule", ["guests: [all, '!name:files']", "guests: [all]\n    exclude: ['200']"])
+def test_a_guest_that_somebody_left_out_is_none_of_it(world: World, rule: str) -> None:
+    """It would warn for ever, and whoever gets used to that overlooks the next one."""
+    world.run()
+    world.config.write_text(world.config.read_text().replace("guests: [all]", rule))
+    here = found(world)
+    assert texts(here) == []
+    left = here.disks[Vmid(200)]
+    assert (left.open, left.left_out) == (0, 1)
+    with world.session() as session:
+        shown = status_table(status(session, Scope()), UTC)
+    assert next(row[-1] for row in shown.rows if "files" in str(row)).startswith("job all excludes ")
 
 
 def test_a_disk_nobody_excluded_is_a_warning(world: World) -> None:
