@@ -214,6 +214,36 @@ def test_secrets_that_another_program_reads_are_hidden_from_then_on(apprise: Pat
     assert redacted(plain) == plain
 
 
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("https://ntfy.example/backups", "tank/backups/pve1: no space left"),
+        ("https://up.example/push/Zk3mQp8vTr?status=up&msg=heartbeat", "no heartbeat since noon"),
+    ],
+)
+def test_ordinary_words_of_an_address_spoil_no_message(
+    token: Path, monkeypatch: pytest.MonkeyPatch, address: str, text: str
+) -> None:
+    """The journal is read by people, and by us."""
+    monkeypatch.setattr(secrets, "_known", set())
+    token.write_text(address)
+    read_secret(token)
+    assert redacted(text) == text
+    assert redacted(f"no answer from {address}") == "no answer from ***"
+    assert redacted("url: /push/Zk3mQp8vTr") == ("url: ***" if "push" in address else "url: /push/Zk3mQp8vTr")
+
+
+def test_ordinary_words_beside_secrets_are_no_secrets(apprise: Path) -> None:
+    apprise.write_text(
+        "- mailto://administrator@mail.example\n- json://localhost:8080/backups\n- key: /etc/ssl/private/ops.key\n"
+        "- token: /Zm9vYmFyLzEyMw==\n"
+    )
+    checked_secrets(apprise)
+    plain = "administrator of localhost:8080, tank/backups, /etc/ssl/private/ops.key"
+    assert redacted(plain) == plain
+    assert redacted("mailto://administrator@mail.example /Zm9vYmFyLzEyMw==") == "*** ***"
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o602])
 def test_secrets_of_another_program_that_others_can_read_or_write_are_refused(apprise: Path, mode: int) -> None:
     apprise.chmod(mode)
