@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,12 +12,13 @@ from pve_zfsbackup.app.gather import Scope, assign, inventory
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.config import Config
+from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.host.memory import recall, remember
 from pve_zfsbackup.host.planting import put
 from pve_zfsbackup.model import Guest, GuestKind, Vmid
-from pve_zfsbackup.model.canary import PATH, Planted, canary_text, digest, parse_canary
+from pve_zfsbackup.model.canary import PATH, SETTLED, Planted, canary_text, digest, parse_canary
 
 STAGE: Final = "verify-plant"
 KEPT: Final = 64  # of each guest: points that are older are not asked for a canary
@@ -49,9 +51,11 @@ def _planted(session: Session, guest: Guest) -> Result:
         return _result(guest, Outcome.SKIPPED, told)
     at = int(session.now().timestamp())
     text = canary_text(guest.vmid, guest.name, at, secrets.token_hex(16))
+    one = Planted(at=at, digest=digest(text), sure=False)
     try:
+        _remember(session.config, guest.vmid, one)  # before: an answer that is lost leaves it there all the same
         put(session.runner, guest, PATH, text, ours=lambda found: parse_canary(found) is not None)
-        _remember(session.config, guest.vmid, Planted(at=at, digest=digest(text)))
+        _remember(session.config, guest.vmid, replace(one, sure=True))
     except Exception as error:  # also a bug of ours is this guest's alone
         return failed(STAGE, error, guest=guest)
     return _result(guest, Outcome.OK, f"canary planted: {PATH}")
@@ -77,10 +81,32 @@ def planted(config: Config) -> Mapping[Vmid, Sequence[Planted]]:
     return {Vmid(int(vmid)): _entries(rows) for vmid, rows in _recalled(config).items() if vmid.isdecimal()}
 
 
+def went_back(config: Config, vmid: Vmid, creation: int) -> tuple[str, ...]:
+    """A guest's disks are those of a point again: what was planted since may be there no more, and no drill shall fail
+    for that. Returns what went wrong with it, which is no reason to fail."""
+    try:
+        with run_lock(config.runtime_dir, "plant"):
+            rows = _entries(_recalled(config).get(str(vmid)))
+            if any(row.at + SETTLED > creation for row in rows):
+                _keep(config, vmid, [replace(row, sure=row.sure and row.at + SETTLED <= creation) for row in rows])
+    except BackupError as error:
+        return (f"the canary may be another one now ({error.message}): `verify plant {vmid}`, or drills fail",)
+    return ()
+
+
 def _remember(config: Config, vmid: Vmid, one: Planted) -> None:
+    """In place of what is known of the same one."""
+    rows = _entries(_recalled(config).get(str(vmid)))
+    _keep(config, vmid, [*(row for row in rows if row.digest != one.digest), one])
+
+
+def _keep(config: Config, vmid: Vmid, rows: Sequence[Planted]) -> None:
+    """The newest; those that could not be planted must not push out the others."""
+    kept = {row for sure in (True, False) for row in [one for one in rows if one.sure is sure][-KEPT:]}
     known = dict(_recalled(config))
-    rows = [*_entries(known.get(str(vmid))), one][-KEPT:]
-    known[str(vmid)] = [{"at": row.at, "sha256": row.digest} for row in rows]
+    known[str(vmid)] = [
+        {"at": row.at, "sha256": row.digest, **({} if row.sure else {"sure": False})} for row in rows if row in kept
+    ]
     remember(_file(config), known)
 
 
@@ -91,7 +117,7 @@ def _recalled(config: Config) -> Mapping[str, Any]:
 def _entries(rows: Any) -> tuple[Planted, ...]:
     good = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     return tuple(
-        Planted(at=row["at"], digest=row["sha256"])
+        Planted(at=row["at"], digest=row["sha256"], sure=row.get("sure", True) is not False)
         for row in good
         if isinstance(row.get("at"), int) and isinstance(row.get("sha256"), str)
     )

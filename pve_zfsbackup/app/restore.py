@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pve_zfsbackup.app.gather import Inventory, inventory, job_names
+from pve_zfsbackup.app.planting import went_back
 from pve_zfsbackup.app.restore_disks import (
     bring,
     label_old,
@@ -158,6 +159,8 @@ def carry_out(session: Session, prepared: Prepared, supply: Supply | None = None
     moved, notes = bring(session, plan, supply or Pull(session=session, origin=plan.origin.host))
     place(session, plan)
     saved = _switch(session, prepared)
+    if not plan.copy and (plan.wish.replace or not plan.wish.disks):
+        notes += went_back(session.config, plan.wish.new, plan.origin.point.creation)
     put_aside(session, plan)
     settle_snapshots(session, plan)
     if prepared.state.guest is None:

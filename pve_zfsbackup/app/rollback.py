@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from pve_zfsbackup.app.gather import Inventory, inventory, with_tuned
+from pve_zfsbackup.app.planting import went_back
 from pve_zfsbackup.app.restore_disks import apply_props, make_places, outdate, remove_places
 from pve_zfsbackup.app.restore_receive import look
 from pve_zfsbackup.app.session import Session
@@ -120,6 +121,7 @@ def roll_back(session: Session, plan: Rollback) -> RolledBack:
         notes = [note for disk in plan.disks for note in _cloned(session, plan, disk)]
         for disk in plan.disks:
             _exchanged(session, plan, disk)
+        notes += went_back(session.config, guest.vmid, plan.point.creation)
         _lock(session, guest, locked=False)
         remove_places(session, plan.work, plan.folder, plan.parents)
     return RolledBack(plan=plan, done=True, safety=safety, notes=tuple(notes))

@@ -11,6 +11,7 @@ from typing import Final
 from pve_zfsbackup.model.names import Vmid, printable
 
 PATH: Final = "/var/lib/pve-zfsbackup-canary"  # where a program keeps what it knows (file-hierarchy(7))
+SETTLED: Final = 120  # seconds until a guest that nobody freezes has written to its disk what it was told
 LIMIT: Final = 4096  # bytes that are looked at
 _TIME: Final = "%Y%m%dT%H%M%SZ"
 _FORM: Final = re.compile(
@@ -28,10 +29,12 @@ class Canary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planted:
-    """What is remembered of one: when it was seen in its guest, and the SHA-256 of its text."""
+    """What is remembered of one: when it was planted, and the SHA-256 of its text. `sure`: it was seen in its guest
+    then, and must be there; else it may be there, or the one before it."""
 
     at: int
     digest: str
+    sure: bool = True
 
 
 def canary_text(vmid: Vmid, name: str, at: int, nonce: str) -> str:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from pve_zfsbackup.model import Vmid
-from pve_zfsbackup.model.canary import Planted, digest, parse_canary, stamp
-
-SETTLED: Final = 120  # seconds until a guest that nobody freezes has written to its disk what it was told
+from pve_zfsbackup.model.canary import SETTLED, Planted, digest, parse_canary, stamp
 
 
 def canary_problem(planted: Sequence[Planted], found: Sequence[str], creation: int) -> str:
     """What is wrong, or "". The newest one planted before the point was made must be there, or one that was planted
     since then, right before the point, and may or may not have reached the disk."""
-    settled = [one for one in planted if one.at + SETTLED <= creation]
+    settled = [one for one in planted if one.sure and one.at + SETTLED <= creation]
     if not settled:
         damaged = [text for text in found if parse_canary(text) is None]
         return "the canary is damaged, or somebody else's file" if damaged else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,18 +11,20 @@ from datetime import UTC, datetime
 import pytest
 
 from pve_zfsbackup.app.drill import Rules, drill, on_node
-from pve_zfsbackup.app.gather import Scope
+from pve_zfsbackup.app.gather import Scope, inventory
 from pve_zfsbackup.app.planting import forget, plant, planted
+from pve_zfsbackup.app.restore import Request, carry_out, prepare
+from pve_zfsbackup.app.rollback import prepare_rollback, roll_back, rolling_alone
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.errors import LockedError
+from pve_zfsbackup.errors import CommandTimeoutError, LockedError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Vmid, parse_selector
 from pve_zfsbackup.model.canary import PATH, parse_canary
 from pve_zfsbackup.model.drill import Drilled
 from pve_zfsbackup.model.proof import Level, Reading
-from tests.fakes.disks import Disks
-from tests.fakes.runner import Fault
+from tests.fakes.disks import Content, Disks
+from tests.fakes.runner import HERE, Fault
 from tests.fakes.world import CT, DB, WEB, World
 
 Call = Callable[..., dict[int, Result]]
@@ -62,6 +65,12 @@ def _planted(world: World) -> dict[int, object]:
         return dict(planted(session.config))  # type: ignore[arg-type]
 
 
+def demanded(world: World) -> set[Vmid]:
+    """The guests whose points must hold one."""
+    with world.session() as session:
+        return {vmid for vmid, rows in planted(session.config).items() if any(row.sure for row in rows)}
+
+
 def test_each_call_writes_it_anew(world: World, call: Call) -> None:
     call(WEB)
     first = canary(world, WEB)
@@ -78,7 +87,7 @@ def test_what_is_not_ours_stays(world: World, call: Call, vmid: int, text: str) 
     assert result.outcome is Outcome.FAILED
     assert "is there already, and not ours: it stays" in result.message
     assert canary(world, vmid) == text
-    assert _planted(world) == {}
+    assert not demanded(world)
 
 
 def test_what_cannot_be_looked_at_is_not_written_over(world: World, call: Call) -> None:
@@ -98,7 +107,7 @@ def test_success_is_what_was_read_back(world: World, call: Call) -> None:
     world.guest(WEB).forgets = True
     result = call(WEB)[WEB]
     assert (result.outcome, "what was read back is not what was written" in result.message) == (Outcome.FAILED, True)
-    assert _planted(world) == {}
+    assert not demanded(world)
 
 
 def test_who_does_not_run_is_left_out(world: World, call: Call) -> None:
@@ -171,6 +180,60 @@ def test_a_point_that_is_older_than_the_first_expects_none(world: World, disks: 
     world.run()
     call(WEB)
     assert drilled(world, disks, WEB).judgement.problems == ()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt("SIGTERM"), CommandTimeoutError("pvesh: no end after 60 s")])
+def test_cut_off_after_the_guest_wrote_it_no_drill_fails_for_that(
+    world: World, disks: Disks, call: Call, error: BaseException
+) -> None:
+    """A point whose drill failed is passed over by `failover`: it must not be for want of an answer."""
+    call(WEB)
+    world.clock.now += 3600
+    world.runner.faults = [Fault(words=("get", "/nodes/pve1/qemu/100/agent/file-read"), nth=2, error=error)]
+    with contextlib.suppress(KeyboardInterrupt):
+        assert call(WEB)[WEB].outcome is Outcome.FAILED
+    assert world.runner.faults[0].seen == 2
+    freeze_content(world, disks)
+    world.clock.now += 3600
+    world.run()
+    assert drilled(world, disks, WEB).judgement.problems == ()
+    disks.contents["rpool/data/vm-100-disk-0"].files.pop(PATH)
+    assert drilled(world, disks, WEB).judgement.level is Level.FAILED, "the one before is demanded still"
+
+
+@pytest.mark.parametrize("way", ["rollback", "restore"])
+def test_after_a_way_back_what_was_planted_later_is_not_demanded(
+    world: World, disks: Disks, call: Call, way: str
+) -> None:
+    call(WEB)
+    freeze_content(world, disks)
+    was = canary(world, WEB)
+    world.clock.now += 3600
+    world.run()
+    point = world.complete(HERE, WEB)[-1]
+    world.clock.now += 3600
+    call(WEB)
+    assert canary(world, WEB) != was
+    world.guest(WEB).running = False
+    if way == "rollback":
+        with world.session() as session, rolling_alone(session):
+            roll_back(session, prepare_rollback(session, Vmid(WEB), point))
+    else:
+        with world.session() as session:
+            carry_out(session, prepare(session, Request(vmid=Vmid(WEB), at=point, replace=WEB)))
+        with world.session() as session:
+            content = disks.contents["rpool/data/vm-100-disk-0"]
+            found = inventory(session).guests
+            guest = next(guest for guest in found if guest.vmid == WEB)
+            made = {disk.key: str(disk.dataset) for disk in guest.disks}
+            disks.contents |= {made["scsi0"]: content, made["scsi1"]: Content(kind="xfs")}
+    world.clock.now += 3600
+    world.run()
+    assert drilled(world, disks, WEB).judgement.problems == (), "the one of the point is there"
+    disks_of = [content for name, content in disks.contents.items() if "vm-100" in name]
+    for content in disks_of:
+        content.files.pop(PATH, None)
+    assert drilled(world, disks, WEB).judgement.level is Level.FAILED
 
 
 def test_what_is_forgotten_is_not_expected(world: World, disks: Disks, call: Call) -> None:

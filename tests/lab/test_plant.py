@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from pve_zfsbackup.model.canary import PATH, parse_canary, stamp
-from pve_zfsbackup.plan.canary import SETTLED
+from pve_zfsbackup.model.canary import PATH, SETTLED, parse_canary, stamp
 from tests.lab.host import Host
 from tests.lab.product import Product, quick
 from tests.lab.pve.provision import guest_root

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pve_zfsbackup.model import Vmid
-from pve_zfsbackup.model.canary import Canary, Planted, canary_text, digest, parse_canary
+from pve_zfsbackup.model.canary import Canary, Planted, canary_text, digest, parse_canary, stamp
 from pve_zfsbackup.plan.canary import canary_notes, canary_problem
 
 NOW = 1_795_000_000
@@ -50,6 +52,16 @@ def test_the_newest_one_that_had_time_to_reach_the_disk_must_be_there() -> None:
     assert "none of ours" in canary_problem(known, ["damaged"], NOW)
     flipped = text(NOW - HOUR).replace("nonce 0", "nonce 1")
     assert "another one" in canary_problem(known, [flipped], NOW)
+
+
+def test_one_that_nobody_knows_to_be_there_is_neither_demanded_nor_wrong() -> None:
+    """The agent wrote it and its answer was lost; or the guest was rolled back to before it."""
+    (sure, lost) = planted(NOW - 48 * HOUR, NOW - HOUR)
+    known = (sure, dataclasses.replace(lost, sure=False))
+    assert canary_problem(known, [text(NOW - HOUR)], NOW) == ""
+    assert canary_problem(known, [text(NOW - 48 * HOUR)], NOW) == ""
+    assert f"planted at {stamp(NOW - 48 * HOUR)} is not there" in canary_problem(known, [], NOW)
+    assert canary_problem(known[1:], [], NOW) == "", "the first: nothing is demanded yet"
 
 
 def test_before_the_first_nothing_is_expected_but_what_is_there_must_be_one() -> None:
