@@ -80,6 +80,9 @@ def restore_on_record(
 
     def work() -> tuple[Restored, Result]:
         done = carry_out(session, prepared, supply, start=start)
+        if done.error:
+            told = f"{about.message} is restored, and {done.error}"
+            return done, replace(about, outcome=Outcome.FAILED, bytes=done.moved, message=told)
         return done, replace(about, bytes=done.moved)
 
     return on_record(session, about, work, **({"disks": sorted(plan.wish.disks)} if plan.wish.disks else {}))

@@ -88,6 +88,7 @@ class Restored:
     moved: int = 0
     notes: tuple[str, ...] = ()
     saved: tuple[str, ...] = ()  # files with the configuration the guest had before
+    error: str = ""  # why it was not started
 
 
 @contextlib.contextmanager
@@ -167,9 +168,19 @@ def carry_out(session: Session, prepared: Prepared, supply: Supply | None = None
         notes += tuple(_unowned(plan.wish.new, session.pve_root, saved))
     notes += (*plan.notes, *_surroundings(session, prepared))
     remove_places(session, plan.work, plan.folder, plan.parents)
-    if start:
-        _tool(session, plan, "start", str(plan.wish.new))
-    return Restored(plan=plan, done=True, moved=moved, notes=notes, saved=saved)
+    error = _started(session, prepared) if start else ""
+    return Restored(plan=plan, done=True, moved=moved, notes=notes, saved=saved, error=error)
+
+
+def _started(session: Session, prepared: Prepared) -> str:
+    """Why it does not start: it is restored all the same. One that a disk was laid beside may run."""
+    plan, guest = prepared.plan, prepared.state.guest
+    try:
+        if guest is None or not is_running(session.api, guest):
+            _tool(session, plan, "start", str(plan.wish.new))
+    except BackupError as error:
+        return f"does not start: {error.message}"
+    return ""
 
 
 def _switch(session: Session, prepared: Prepared) -> tuple[str, ...]:

@@ -165,7 +165,8 @@ def restore(
         terminal.print_json(restore_json(done))
     else:
         _say(restore_lines(done))
-    return ExitCode.OK if done.done or (dry_run and not done.plan.conflicts) else ExitCode.FAILED
+    good = done.done or (dry_run and not done.plan.conflicts)
+    return ExitCode.FAILED if not good else ExitCode.PARTIAL if done.error else ExitCode.OK
 
 
 def _here(

@@ -47,6 +47,8 @@ def _lines(shown: Restored) -> Iterator[str]:
         yield f"{would}{what} ({plan.origin.kind.value}{copy})"
     yield from (f"{would}keep {old.dataset} aside as {old.to}" for old in plan.aside)
     yield from (f"kept: {path}, the configuration it had" for path in shown.saved)
+    if shown.error:
+        yield f"guest {plan.wish.new} is restored, and {shown.error}"
     if shown.done:
         yield from (f"to give up what was put aside: zfs destroy -r {old.to}" for old in plan.aside)
     yield from (f"note: {note}" for note in (shown.notes if shown.done else plan.notes))
@@ -136,6 +138,7 @@ def restore_json(shown: Restored) -> dict[str, Any]:
         "aside": [{"dataset": old.dataset, "guid": old.guid, "now": old.to} for old in plan.aside],
         "saved": list(shown.saved),
         "moved": shown.moved,
+        "error": shown.error,
         "conflicts": [_told(conflict) for conflict in plan.conflicts],
         "notes": list(shown.notes if shown.done else plan.notes),
     }

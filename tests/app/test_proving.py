@@ -195,6 +195,17 @@ def test_a_restore_that_fails_is_told_until_the_guest_is_back_from_wherever(told
     ]  # fmt: skip
 
 
+def test_a_restore_that_does_not_start_is_told(told: World) -> None:
+    told.runner.faults.append(Fault(words=("qm", "start", "300"), answer=(255, "no memory")))
+    with told.session() as session:
+        done, untold = restore_on_record(session, prepare(session, Request(vmid=Vmid(WEB), new=300)), start=True)
+    assert (done.done, untold) == (True, ())
+    (line,) = on_record(told, "restore")
+    assert line["outcome"] == "failed"
+    assert "guest 300 of 2 disks is restored, and does not start: " in line["message"]
+    assert known(told).keys() == {"restore:100:"}
+
+
 def test_a_rollback_is_on_record_and_counts_for_no_recovery(told: World) -> None:
     point = told.complete(HERE, WEB)[-1]
     told.guest(WEB).running = False

@@ -116,6 +116,23 @@ def test_a_lost_guest_is_made_anew_from_the_target(old: World) -> None:
     no_work_left(old)
 
 
+def test_one_that_does_not_start_is_restored_all_the_same(old: World) -> None:
+    lost(old, WEB)
+    old.runner.faults = [Fault(words=("qm", "start", str(WEB)), answer=(255, "no memory"))]
+    done = restore(old, WEB, start=True)
+    assert done.done
+    assert "no memory" in done.error
+    assert any("guest 100 is restored, and does not start: " in line for line in restore_lines(done))
+    assert restore_json(done)["error"] == done.error
+    no_work_left(old)
+
+
+def test_a_disk_is_laid_beside_a_guest_that_runs_which_is_no_trouble(old: World) -> None:
+    done = restore(old, WEB, start=True, disks=frozenset({"scsi1"}))
+    assert (done.done, done.error) == (True, "")
+    assert ("qm", "start", str(WEB)) not in [ran.argv for ran in old.runner.ran]
+
+
 def test_without_quorum_nothing_is_received_in_vain(old: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The configuration is written last, and could not be: /etc/pve shows no write bit then (pve-facts §h)."""
     lost(old, WEB)
