@@ -9,6 +9,7 @@ from pve_zfsbackup.app.conditions import Conditions, conditions, judged
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.history import Coverage, History, history
 from pve_zfsbackup.app.leavings import STRAY
+from pve_zfsbackup.app.moved import moved
 from pve_zfsbackup.app.overdue import findings as of_stages
 from pve_zfsbackup.app.overdue import overdue
 from pve_zfsbackup.app.proofs import DAY, drills_begun, verification_of
@@ -59,6 +60,10 @@ def health_of(session: Session, found: History) -> Health:
     except BackupError as error:
         problems.append(Finding(level=Level.UNKNOWN, about="journal", text=error.message))
     problems += of_stages(stages, found.now)
+    try:
+        problems += moved(session, found)
+    except BackupError as error:
+        problems.append(Finding(level=Level.UNKNOWN, about="guests of other nodes", text=error.message))
     return replace(judge(found, session.config, pools, problems, outlooks=outlooks, told=told), stages=stages)
 
 

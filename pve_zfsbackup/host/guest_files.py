@@ -19,7 +19,8 @@ from typing import Final
 
 from pve_zfsbackup.errors import GuestBusyError, GuestChangedError, GuestMissingError, PveError, VerificationError
 from pve_zfsbackup.host.api import Api
-from pve_zfsbackup.model import GuestKind, Vmid
+from pve_zfsbackup.host.guests import split_tags
+from pve_zfsbackup.model import Guest, GuestKind, Vmid
 
 LOCK_WAIT: Final = 10.0  # seconds, as Proxmox waits
 _HINTS: Final = {  # what pmxcfs means by an error (pve-facts §h)
@@ -35,6 +36,25 @@ def read_owners(api: Api) -> dict[Vmid, str]:
     """Every guest of the cluster with its node. Raises `PveError`."""
     found = api.get("/cluster/resources", type="vm") or []
     return {Vmid(int(entry["vmid"])): str(entry.get("node") or "") for entry in found if entry.get("vmid")}
+
+
+def read_others(api: Api, node: str) -> tuple[Guest, ...]:
+    """The guests of all other nodes as the cluster lists them: without their disks. Raises `PveError`."""
+    found = api.get("/cluster/resources", type="vm") or []
+    return tuple(
+        Guest(
+            vmid=Vmid(int(entry["vmid"])),
+            kind=GuestKind(str(entry["type"])),
+            node=str(entry["node"]),
+            name=str(entry.get("name") or ""),
+            running=entry.get("status") == "running",
+            template=bool(int(entry.get("template") or 0)),
+            pool=str(entry.get("pool") or ""),
+            tags=split_tags(str(entry.get("tags") or "")),
+        )
+        for entry in found
+        if entry.get("vmid") and entry.get("node", node) != node
+    )
 
 
 def read_nodes(api: Api) -> dict[str, str]:

@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import socket
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -157,7 +158,6 @@ def _guest(
         elif item.get("pending") is not None:
             pending[str(item["key"])] = str(item["pending"])
     digest = config.pop("digest", "")
-    tags = config.get("tags", "").replace(",", ";").replace(" ", ";").split(";")
     return RawGuest(
         vmid=Vmid(vmid),
         kind=kind,
@@ -166,13 +166,18 @@ def _guest(
         status=str(entry.get("status") or "unknown"),
         config=config,
         pending=pending,
-        tags=tuple(tag for tag in tags if tag),
+        tags=split_tags(config.get("tags", "")),
         pool=pools.get(vmid, ""),
         lock=config.get("lock") or str(entry.get("lock") or ""),
         template=config.get("template") == "1",
         qmp_status=str(entry.get("qmpstatus") or ""),
         digest=digest,
     )
+
+
+def split_tags(text: str) -> tuple[str, ...]:
+    """The tags in one of Proxmox's lists of them."""
+    return tuple(tag for tag in re.split("[;, ]", text) if tag)
 
 
 def read_storages(api: Api) -> dict[str, Storage]:

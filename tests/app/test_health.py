@@ -563,3 +563,35 @@ def test_only_what_the_configuration_wants_is_missed(world: World, old: str, new
     world.run(Stage.SNAPSHOT)
     later(world, 52)
     assert {re.findall("stage (\\S+):", text)[0] for text in judged(world)} == missed
+
+
+def left(world: World) -> None:
+    world.run()
+    world.node.remove(WEB)
+    world.node.owned[WEB] = "pve2"
+
+
+def missed(world: World, hours: int) -> list[str]:
+    """What is told of the other node so many hours later."""
+    world.clock.now += hours * 3600
+    with world.session() as session:
+        return [text for text in texts(health(session, Scope())) if "pve2" in text]
+
+
+def test_a_guest_that_nobody_goes_on_with_on_its_new_node_is_told(world: World) -> None:
+    left(world)
+    assert missed(world, 25) == []
+    (text,) = missed(world, 2)
+    assert text.startswith("WARNING guest 100: is on node pve2 now, and its newest point that is seen here is 27.")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("guests: [all]", "guests: [all, '!100']"), ("targets: [backup1]", "targets: []"), ("", "")],
+)
+def test_a_guest_that_nobody_wants_or_whose_points_are_not_seen_here_is_not(world: World, old: str, new: str) -> None:
+    left(world)
+    if not old:
+        world.runner.down[TARGET] = "no route to host"
+    world.config.write_text(world.config.read_text().replace(old, new))
+    assert missed(world, 27) == []
