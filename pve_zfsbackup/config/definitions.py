@@ -231,7 +231,10 @@ class Config:
         example="Europe/Berlin",
     )
     journal_dir: Path = option(
-        "Where each run writes its journal (JSON lines).", kinds.PATH, default=Path("/var/log/pve-zfsbackup")
+        "Where each run writes its journal (JSON lines). /etc/logrotate.d/pve-zfsbackup rotates it in the default "
+        "directory alone: add another one there, or it grows for ever.",
+        kinds.PATH,
+        default=Path("/var/log/pve-zfsbackup"),
     )
     runtime_dir: Path = option(
         "For the lock and the ssh connection; emptied by a reboot.",
