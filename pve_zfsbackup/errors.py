@@ -35,6 +35,14 @@ class BackupError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
+def add_hint(error: BaseException, text: str) -> None:
+    """More of what to do next: in the hint of a fault; of a signal, which has none, as a note that is shown."""
+    if isinstance(error, BackupError):
+        error.hint = "; ".join(part for part in (error.hint, text) if part)
+    else:
+        error.add_note(text)
+
+
 class ConfigError(BackupError):
     """The configuration, or a file it names, cannot be used. Carries every problem found, not the first."""
 

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pve_zfsbackup.errors import BackupError, CommandError, GuestBusyError
+from pve_zfsbackup.errors import CommandError, GuestBusyError, add_hint
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import Guest
 from pve_zfsbackup.plan.failback import tool, unlocking
@@ -82,10 +82,7 @@ def lock_there(host: Host, guest: Guest, *, held: bool) -> Iterator[Lock]:
     lock = Lock(host=host, guest=guest, held=held, torn=held)
     try:
         yield lock
-    except BackupError as error:
-        error.hint = "; ".join(text for text in (error.hint, lock.left()) if text)
-        raise
-    except BaseException as error:  # a signal has no hint
+    except BaseException as error:
         if told := lock.left():
-            error.add_note(told)
+            add_hint(error, told)
         raise

@@ -14,7 +14,7 @@ from pve_zfsbackup.app.restore_disks import apply_props, make_places, outdate, r
 from pve_zfsbackup.app.restore_receive import look
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.snapshot import texts_of
-from pve_zfsbackup.errors import ConfigError, GuestBusyError, GuestMissingError, VerificationError
+from pve_zfsbackup.errors import ConfigError, GuestBusyError, GuestMissingError, VerificationError, add_hint
 from pve_zfsbackup.host import restoring, zfs
 from pve_zfsbackup.host.guest_files import config_path, write_config
 from pve_zfsbackup.host.guests import is_running, pack_config, read_snapshots, read_storages
@@ -29,6 +29,7 @@ from pve_zfsbackup.model import (
     TUNING_PROPS,
     Dataset,
     Guest,
+    GuestKind,
     Listing,
     Point,
     PointId,
@@ -105,7 +106,7 @@ def roll_back(session: Session, plan: Rollback) -> RolledBack:
     """Do what was planned. Raises what went wrong: the guest stays locked then, and run again it goes on."""
     guest = plan.guest
     safety = None if plan.begun else _safety_point(session, guest)
-    with migration_lock(guest.vmid, directory=session.migration_locks):
+    with migration_lock(guest.vmid, directory=session.migration_locks), _lock_told(session, guest):
         _refuse_running(session, guest)
         outdate(session, plan.former)
         _keep_origin(session, plan)
@@ -125,6 +126,30 @@ def roll_back(session: Session, plan: Rollback) -> RolledBack:
         _lock(session, guest, locked=False)
         remove_places(session, plan.work, plan.folder, plan.parents)
     return RolledBack(plan=plan, done=True, safety=safety, notes=tuple(notes))
+
+
+@contextlib.contextmanager
+def _lock_told(session: Session, guest: Guest) -> Iterator[None]:
+    """However it ends, a lock that stays is told. While the migration lock is ours nobody else rolls it back."""
+    try:
+        yield
+    except BaseException as error:
+        if _locked_by_us(session, guest):
+            tool = "qm" if guest.kind is GuestKind.VM else "pct"
+            add_hint(
+                error,
+                f"guest {guest.vmid} stays locked, for its disks may be of two times: the same command goes on; "
+                f"to take the lock off: {tool} unlock {guest.vmid}",
+            )
+        raise
+
+
+def _locked_by_us(session: Session, guest: Guest) -> bool:
+    try:
+        text = config_path(guest.vmid, guest.kind, session.pve_root).read_text("utf-8", "surrogateescape")
+    except OSError:  # it is gone, or /etc/pve is: what happened tells more
+        return False
+    return settings(text).get("lock") == LOCK
 
 
 def _refuse_running(session: Session, guest: Guest) -> None:

@@ -16,7 +16,7 @@ from pve_zfsbackup.report.page_parts import guest_cell, here, pill, section, tab
 SHOWN = 6  # of the history of one guest in one place
 _WORDS = {
     DRILL: "drill", CHAIN: "compared", READ_BACK: "read back", RESTORE: "restored", ROLLBACK: "rolled back",
-    FAILOVER: "taken over", FAILBACK: "given back",
+    FAILOVER: "failover", FAILBACK: "failback",
 }  # fmt: skip
 _TIMED = (DRILL, RESTORE, ROLLBACK, FAILOVER, FAILBACK)
 

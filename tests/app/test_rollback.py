@@ -203,6 +203,36 @@ def test_started_before_it_is_locked_it_keeps_its_disks(old: World, begun: bool)
     assert path.read_text() == text
 
 
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt("SIGTERM")])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_lock_that_stays_is_told_with_what_takes_it_off(
+    old: World, error: BaseException | None, again: bool
+) -> None:
+    point = old.complete(HERE, WEB)[0]
+    for _ in range(1 + again):
+        old.runner.faults = [Fault(words=("zfs", "promote"), answer=None if error else (1, "no"), error=error)]
+        with pytest.raises((BackupError, KeyboardInterrupt)) as caught:
+            back(old, WEB, point)
+    told = caught.value.hint if isinstance(caught.value, BackupError) else " ".join(caught.value.__notes__)
+    assert "guest 100 stays locked" in told
+    assert "the same command goes on" in told
+    assert "to take the lock off: qm unlock 100" in told
+    old.runner.faults.clear()
+    assert back(old, WEB, point).done
+
+
+def test_a_lock_of_somebody_else_is_not_told_as_ours(old: World) -> None:
+    def late(ran: Ran) -> None:
+        if ran.argv[:2] == ("zfs", "create"):
+            old.node.lock(WEB, "backup")
+
+    old.runner.watchers.append(late)
+    with pytest.raises(BackupError) as caught:
+        back(old, WEB, old.complete(HERE, WEB)[0])
+    assert "stays locked" not in caught.value.hint
+    assert old.node.locked(WEB) == "backup"
+
+
 def test_a_configuration_edited_meanwhile_stops_it(old: World) -> None:
     with old.session() as session:
         plan = prepare_rollback(session, Vmid(WEB), old.complete(HERE, WEB)[0])
