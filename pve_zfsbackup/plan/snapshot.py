@@ -77,9 +77,9 @@ def plan_snapshot(
         return _blocked(Conflict(kind="unreadable", object=label, message=message))
     if guest.lock and not guest.hibernated:
         message = f"guest is locked ({guest.lock})" + (f": {LOCKS[guest.lock]}" if guest.lock in LOCKS else "")
-        ours = "; a `rollback` or `failback` of ours that broke off goes on with the same command"
-        begun = ours if guest.lock == "rollback" else ""  # unlocked it would start with disks of two times
-        hint = f"wait until the task has ended{begun}; if it is dead: {_tool(guest)} unlock {guest.vmid}"
+        hint = f"wait until the task has ended; if it is dead: {_tool(guest)} unlock {guest.vmid}"
+        if guest.lock == "rollback":  # unlocked it would start with disks of two times
+            hint = f"a `rollback` or `failback` of ours that broke off goes on with the same command; else {hint}"
         return _blocked(Conflict(kind="locked", object=label, message=message, resolve=hint))
     lost = tuple(f"{disk.key} {disk.volid}: {disk.reason}" for disk in guest.disks if disk.lost)
     if lost:  # a point without them would pass for complete, and in time replace those that have them
