@@ -384,6 +384,9 @@ def test_a_run_is_no_success_while_another_one_hangs(told: World, outbox: Outbox
         assert (report.exit_code, outbox.pings[-1], outbox.sent) == (ExitCode.OK, "", [])
         stuck(told, "replicate", 26)
         report, _ = run(told)
+        stuck(told, "replicate", 26)
+        named = told.run(Stage.SNAPSHOT, guests=["100"])
+    assert named.exit_code is ExitCode.OK, "nor does a backup by vzdump fail for it, whose hook makes a point"
     assert (report.exit_code, outbox.pings[-1]) == (ExitCode.PARTIAL, "/fail")
     (mail,) = outbox.by("mail")
     assert "replicate: another run (process 4711) has been at work on this for 27 hours" in mail
