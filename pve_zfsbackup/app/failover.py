@@ -141,14 +141,16 @@ def plan_takeover(session: Session, request: Request, question: Question, *, dry
 
 def take_over(session: Session, found: Failover, question: Question, *, start: bool) -> Iterator[Taking]:
     """Make the guests, and start them when all are made; each as it comes to its end, well or not."""
+    ready = []
     for taking in found.guests:
         if taking.good and not taking.there:
             _take(session, taking, question)
             taking.seconds = time.monotonic() - found.begun
-        if not (start and taking.good):
+        if start and taking.good and not _is_template(taking):
+            ready.append(taking)
+        else:
             yield taking
-    if start:
-        yield from _started(session, [taking for taking in found.guests if taking.good], found.begun)
+    yield from _started(session, ready, found.begun)
 
 
 def _planned(session: Session, request: Request, found: Inventory, listing: Listing, vmid: Vmid) -> Taking:
@@ -225,7 +227,7 @@ def _read_back(session: Session, taking: Taking) -> None:
 def _started(session: Session, takings: Sequence[Taking], begun: float) -> Iterator[Taking]:
     """In Proxmox's order, with its waits in between."""
     ready = {taking.vmid: taking for taking in takings}
-    texts = {vmid: _startup(taking) for vmid, taking in ready.items()}
+    texts = {vmid: _setting(taking, "startup") for vmid, taking in ready.items()}
     for vmid, wait in starting_order(texts):
         taking = ready[vmid]
         if taking.there and taking.there.running:
@@ -249,8 +251,13 @@ def _prepared(taking: Taking) -> Prepared:
     return taking.prepared
 
 
-def _startup(taking: Taking) -> str:
-    return settings(_prepared(taking).plan.origin.texts["conf"]).get("startup", "") if taking.prepared else ""
+def _is_template(taking: Taking) -> bool:
+    """Proxmox starts none."""
+    return _setting(taking, "template") == "1"
+
+
+def _setting(taking: Taking, key: str) -> str:
+    return settings(_prepared(taking).plan.origin.texts["conf"]).get(key, "") if taking.prepared else ""
 
 
 def how(disk: DiskRestore) -> str:

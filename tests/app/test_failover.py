@@ -106,6 +106,17 @@ def test_all_guests_start_in_their_order_and_one_that_cannot_holds_up_none(secon
     assert started == [("pct", "start", str(CT)), ("qm", "start", str(WEB))]
 
 
+def test_a_template_is_made_and_not_started_which_proxmox_refuses(second: Second) -> None:
+    second.first.node.define(WEB, config_text(second, WEB) + "template: 1\n", running=False)
+    second.first.run()
+    for _ in range(2):  # also where it is there already
+        done = take(second, WEB, CT)
+        assert {taking.vmid: (taking.good, taking.started) for taking in done.guests} == {
+            WEB: (True, False), CT: (True, True),
+        }  # fmt: skip
+    assert config(second, WEB)["scsi0"].startswith("local-zfs:base-100-disk-0,")
+
+
 def config_text(second: Second, vmid: int) -> str:
     return next(second.first.node.etc.glob(f"*/{vmid}.conf")).read_text()
 

@@ -249,6 +249,8 @@ class FakeNode:
         assert argv[1] == "start", argv
         if locked := self._refused(argv, vmid):
             return locked
+        if "template" in self._config(vmid):
+            return no(argv, "you can't start a vm if it's a template", status=255)
         guest.running = True
         self.started[vmid] = self._file(vmid).read_text()
         return ok(argv)
