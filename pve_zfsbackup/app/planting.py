@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,26 +25,29 @@ STAGE: Final = "verify-plant"
 KEPT: Final = 64  # of each guest: points that are older are not asked for a canary
 
 
+def planting_alone(config: Config) -> AbstractContextManager[None]:
+    """One at a time: what is remembered is one file. Raises `LockedError`."""
+    return run_lock(config.runtime_dir, "plant")
+
+
 def plant(session: Session, scope: Scope) -> Iterator[Result]:
-    """Plant one in each guest in scope; each ends for itself. Raises `LockedError` while another one plants."""
+    """Plant one in each guest in scope; each ends for itself. To be called `planting_alone`."""
     found = inventory(session)
     items, notes = assign(session, found, scope)
     yield from (Result(stage=STAGE, outcome=Outcome.WARNING, message=note) for note in notes)
-    with run_lock(session.config.runtime_dir, "plant"):
-        for item in items:
-            yield _planted(session, item.guest)
+    for item in items:
+        yield replace(_planted(session, item.guest), jobs=item.names)
 
 
 def forget(session: Session, scope: Scope) -> Iterator[Result]:
-    """No canary is expected in these guests any more. Their files stay."""
+    """No canary is expected in these guests any more. Their files stay. To be called `planting_alone`."""
     items, _ = assign(session, inventory(session), scope)
-    with run_lock(session.config.runtime_dir, "plant"):
-        known = dict(_recalled(session.config))
-        for item in items:
-            gone = known.pop(str(item.guest.vmid), None)
-            told = "no canary is expected any more" if gone else "no canary was expected"
-            yield _result(item.guest, Outcome.OK, told)
-        remember(_file(session.config), known)
+    known = dict(_recalled(session.config))
+    for item in items:
+        gone = known.pop(str(item.guest.vmid), None)
+        told = "no canary is expected any more" if gone else "no canary was expected"
+        yield replace(_result(item.guest, Outcome.OK, told), jobs=item.names)
+    remember(_file(session.config), known)
 
 
 def _planted(session: Session, guest: Guest) -> Result:
@@ -85,7 +89,7 @@ def went_back(config: Config, vmid: Vmid, creation: int) -> tuple[str, ...]:
     """A guest's disks are those of a point again: what was planted since may be there no more, and no drill shall fail
     for that. Returns what went wrong with it, which is no reason to fail."""
     try:
-        with run_lock(config.runtime_dir, "plant"):
+        with planting_alone(config):
             rows = _entries(_recalled(config).get(str(vmid)))
             if any(row.at + SETTLED > creation for row in rows):
                 _keep(config, vmid, [replace(row, sure=row.sure and row.at + SETTLED <= creation) for row in rows])

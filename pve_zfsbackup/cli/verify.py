@@ -15,7 +15,8 @@ from pve_zfsbackup.app import chains, pools
 from pve_zfsbackup.app.drill import STAGE, Ground, Rules, as_result, as_told, drill, drilling_alone, on_target
 from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.grounds import grounds
-from pve_zfsbackup.app.planting import forget, plant
+from pve_zfsbackup.app.planting import STAGE as PLANT
+from pve_zfsbackup.app.planting import forget, plant, planting_alone
 from pve_zfsbackup.app.proving import Proved, failures, prove
 from pve_zfsbackup.app.run import exit_code
 from pve_zfsbackup.app.session import Home
@@ -161,9 +162,12 @@ def verify_plant(
     It is /var/lib/pve-zfsbackup-canary, written by the guest agent, or by pct into a container. A file there that is
     not ours stays. Each call writes it anew.
     """
-    with session_of(config_path) as session:
+    with session_of(config_path) as session, planting_alone(session.config):
         work = forget if forgetting else plant
-        results = list(work(session, Scope(jobs=tuple(jobs), guests=tuple(guests))))
+        planting = work(session, Scope(jobs=tuple(jobs), guests=tuple(guests)))
+        proved = prove(session, PLANT, planting, lambda result: result)
+        results = proved.results
+        tell_notes(proved.notes)
     if as_json:
         terminal.print_json(planted_json(results))
     else:

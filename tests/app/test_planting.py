@@ -12,11 +12,12 @@ import pytest
 
 from pve_zfsbackup.app.drill import Rules, drill, on_node
 from pve_zfsbackup.app.gather import Scope, inventory
-from pve_zfsbackup.app.planting import forget, plant, planted
+from pve_zfsbackup.app.planting import forget, plant, planted, planting_alone
 from pve_zfsbackup.app.restore import Request, carry_out, prepare
 from pve_zfsbackup.app.rollback import prepare_rollback, roll_back, rolling_alone
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.errors import CommandTimeoutError, LockedError
+from pve_zfsbackup.cli import verify
+from pve_zfsbackup.errors import CommandTimeoutError, ExitCode, LockedError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.lock import run_lock
 from pve_zfsbackup.model import Vmid, parse_selector
@@ -39,7 +40,7 @@ def clock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 def call(world: World) -> Call:
     def run(*guests: int, work: Callable[[Session, Scope], Iterator[Result]] = plant) -> dict[int, Result]:
         scope = Scope(guests=tuple(parse_selector(str(vmid)) for vmid in guests))
-        with world.session() as session:
+        with world.session() as session, planting_alone(session.config):
             return {result.vmid or 0: result for result in work(session, scope)}
 
     return run
@@ -120,6 +121,21 @@ def test_who_does_not_run_is_left_out(world: World, call: Call) -> None:
 def test_two_at_a_time_do_not_meet(world: World, call: Call) -> None:
     with run_lock(world.place / "run", "plant"), pytest.raises(LockedError):
         call()
+
+
+def test_what_was_planted_and_what_was_not_is_on_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "session_of", lambda path: world.session())
+    world.guest(WEB).agent = "refuse"
+    call = verify.verify_plant.callback
+    assert call
+    given = {"jobs": (), "config_path": world.config, "as_json": True, "verbose": False}
+    assert call(guests=(), forgetting=False, **given) == ExitCode.PARTIAL
+    lines = [json.loads(line) for line in (world.place / "log/journal.jsonl").read_text().splitlines()]
+    assert lines[0]["stages"] == ["verify-plant"]
+    ends = {line["vmid"]: line["outcome"] for line in lines if line["event"] == "result"}
+    assert ends == {WEB: "failed", DB: "ok", CT: "ok"}
+    assert lines[-1]["exit_code"] == 1
+    assert call(guests=(), forgetting=True, **given) == ExitCode.OK
 
 
 def test_a_damaged_memory_expects_nothing(world: World, call: Call) -> None:
