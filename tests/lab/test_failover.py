@@ -376,6 +376,7 @@ def went_home(sites: Sites, vmid: int) -> None:
         assert [name for name in snapshots if "pzb-failback" in name and f"-{vmid}-" in name] == []
         assert [key for key in sites.config(host, vmid) if key.startswith("unused")] == []
     assert sites.config(backup1, vmid)["onboot"] == "0"
+    assert "lock" not in sites.config(pve1, vmid), "it was locked while its disks changed places"
 
 
 def test_killed_in_the_middle_and_repeated_a_running_guest_goes_home(sites: Sites) -> None:
