@@ -15,6 +15,7 @@ from pve_zfsbackup.plan.canary import canary_notes, canary_problem
 from pve_zfsbackup.plan.proven import last_drill
 
 WITHOUT: Final = ("efidisk", "tpmstate", "vmstate")  # keys of disks that never have a file system
+AGAIN: Final = 86_400  # seconds after which one that failed is tried again
 EMPTY: Final = 1 << 20  # so little does a disk refer to that nobody ever wrote on
 UNMARKED: Final = 64 << 20  # bytes: what is in a larger part of a disk says what it is, or was damaged
 # Types of partitions that may be larger and never say so: Microsoft's reserved one and those of its dynamic disks,
@@ -39,10 +40,11 @@ class Turn:
 def turns(
     guests: Mapping[Vmid, Sequence[Point]], *, now: int, every: float, tried: Mapping[Vmid, int] = MappingProxyType({})
 ) -> tuple[Turn, ...]:
-    """In which order: never drilled first, then the longest ago. Due is who was not drilled for `every` seconds; the
-    others come last, for whoever names them. `tried` is when a drill was begun last: one that broke off proved nothing
-    and is due again, behind those that wait longer. A time in the future (a clock that was wrong) counts as never, and
-    a point of it is not the newest while there are others."""
+    """In which order: never drilled first, then the longest ago. Due is who was not drilled for `every` seconds, or
+    failed more than a day ago: the alarm lasts until one passes. The others come last, for whoever names them. `tried`
+    is when a drill was begun last: one that broke off proved nothing and is due again, behind those that wait longer. A
+    time in the future (a clock that was wrong) counts as never, and a point of it is not the newest while there are
+    others."""
     found = []
     begun = {vmid: at for vmid, at in tried.items() if at <= now}
     for vmid, points in sorted(guests.items()):
@@ -51,8 +53,9 @@ def turns(
             continue
         proof = last_drill(points)
         last = proof.at if proof and proof.at <= now else None
+        pause = min(every, AGAIN) if proof and proof.level is Level.FAILED else every
         past = [point for point in complete if point.creation <= now + SKEW] or complete
-        found.append(Turn(vmid=vmid, point=past[-1], last=last, due=last is None or now - last >= every))
+        found.append(Turn(vmid=vmid, point=past[-1], last=last, due=last is None or now - last >= pause))
     return tuple(sorted(found, key=lambda turn: (max(turn.last or 0, begun.get(turn.vmid, 0)), turn.vmid)))
 
 

@@ -114,6 +114,19 @@ def test_a_point_from_the_future_is_not_the_newest() -> None:
     assert turn.point.id.endswith("000002Z-ab12")
 
 
+def test_whose_drill_failed_is_due_at_the_next_one_behind_those_that_wait_longer() -> None:
+    """`check` is critical until one passes: that must not take until its turn comes again."""
+    guests = {
+        Vmid(100): [point(100, 1, proven(Level.FAILED, 7)), point(100, 2, "")],
+        Vmid(101): [point(101, 1, proven(Level.FILES, 7))],
+        Vmid(102): [point(102, 1, proven(Level.FILES, 40))],
+        Vmid(103): [point(103, 1, proven(Level.FAILED, 0.5))],
+    }
+    found = turns(guests, now=NOW, every=30 * DAY)
+    assert [(turn.vmid, turn.due) for turn in found] == [(102, True), (100, True), (101, False), (103, False)]
+    assert found[1].point.stamp == "20261118T000002Z-ab12", "the newest, and not the one that failed"
+
+
 def test_who_broke_its_drill_is_due_again_behind_those_that_wait_longer() -> None:
     guests = {
         Vmid(100): [point(100, 1, "")],
