@@ -10,7 +10,9 @@ import pytest
 
 from pve_zfsbackup.app.failback_way import prepare, source_host
 from pve_zfsbackup.app.failover import Failover, Request, plan_takeover
+from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.measure import measure
+from pve_zfsbackup.app.overview import overview
 from pve_zfsbackup.app.proofs import proofs_between
 from pve_zfsbackup.app.restore import restoring_alone
 from pve_zfsbackup.app.roles_on_record import failback_on_record, failover_on_record
@@ -20,6 +22,7 @@ from pve_zfsbackup.host.memory import recall
 from pve_zfsbackup.model import Vmid
 from pve_zfsbackup.model.runs import PastProof, PastRun
 from pve_zfsbackup.plan.past import past_runs
+from pve_zfsbackup.report.page import report_page
 from tests.app.test_failback import FASTHOME, away, second
 from tests.app.test_failover import CRYPT, DEAD
 from tests.fakes.runner import Fault
@@ -182,3 +185,13 @@ def test_the_commands_write_it_and_a_dry_run_does_not(
         assert call() == ExitCode.OK
         assert json.loads(capsys.readouterr().out)["started"] is True
         assert [line["stage"] for line in results(told)] == ["failback"]
+
+
+def test_the_report_of_the_host_that_took_over_tells_of_it(told: Second) -> None:
+    told.pools.datasets[CRYPT].key = False
+    take(told, WEB, DB)
+    with told.session() as session:
+        text = report_page(overview(session, Scope()))
+    assert "failover: taken over from pve1.example, and runs" in text
+    assert "guest 101" in text
+    assert "encrypted disks need their key" in text
