@@ -152,7 +152,9 @@ def change_key(ctx: Context) -> str:
     which = (str(guest.vmid), "--from", NAME, "--identity", f"{box.keys}/identity", "--point", old["point"])
     restored = ctx.run("restore", *which, "--to", back)
     ctx.expect(restored.code == 0, f"from the box: {restored.short} {restored.told[:300]}")
-    (disk,) = ctx.pve1.run(("zfs", "list", "-Ho", "name", "-t", "volume", "-r", back)).lines
+    made = ctx.pve1.run(("zfs", "list", "-Ho", "name", "-r", back)).lines
+    ctx.by_hand |= {("*", name) for name in made}  # asked for where nothing else of ours lies
+    disk = made[-1]
     opens = {
         key: ctx.pve1.run(("zfs", "load-key", "-n", "-L", f"file://{inject.RUN}/{key}", disk), check=False).returncode
         for key in ("k43", "k43b")
