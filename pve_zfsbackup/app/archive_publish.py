@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 from pve_zfsbackup.app.archive_upload import Stamina, Uploads
 from pve_zfsbackup.app.box import Vault, fresh
 from pve_zfsbackup.app.catalog import Shelf
-from pve_zfsbackup.archive.chain import Head, Signed, series_name
+from pve_zfsbackup.archive.chain import Head, Signed, seen_of, series_name
 from pve_zfsbackup.archive.names import OUTER, OUTER_SIGNATURE, opaque
 from pve_zfsbackup.archive.outer import REMOVAL, Alive, Outer, digest
 from pve_zfsbackup.host.notebook import read_json, write_json
@@ -18,7 +18,7 @@ GIVEN_UP = "given-up.json"  # in the state directory
 
 def series_state(vault: Vault, series: str, shelf: Shelf | None) -> tuple[Head, tuple[Alive, ...]]:
     """What the next manifest follows. After an older state was put in place it follows the newest that was seen."""
-    seen = vault.heads().get(series_name(vault.writer, series))
+    seen = seen_of(vault.heads(), series_name(vault.writer, series))
     head = shelf.series.head if shelf else None
     if seen is not None and (head is None or seen.sequence > head.sequence):
         head = seen

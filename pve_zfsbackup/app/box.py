@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from pathlib import Path
 
-from pve_zfsbackup.archive.chain import Head
+from pve_zfsbackup.archive.chain import Head, seen_of, series_id
 from pve_zfsbackup.archive.names import NAMESPACE, writer_name
 from pve_zfsbackup.config import Box, Config
 from pve_zfsbackup.errors import BackupError, ConfigError
@@ -117,14 +117,15 @@ class Vault:
                 hint="look at the box, then remove the file",
             ) from None
 
-    def remember(self, series: str, head: Head) -> None:
+    def remember(self, name: str, head: Head) -> None:
         """Only ever forwards, also when another process looks at the box at the same time."""
         with changing(self.state / HEADS):
             heads = self.heads()
-            known = heads.get(series)
-            if known is None or known.sequence < head.sequence:
-                heads[series] = head
-                write_json(self.state / HEADS, {key: [h.sequence, h.sha256] for key, h in sorted(heads.items())})
+            known = seen_of(heads, name)
+            newest = head if known is None or known.sequence < head.sequence else known
+            others = {key: one for key, one in heads.items() if key != series_id(name)}
+            if (now := {**others, name: newest}) != heads:
+                write_json(self.state / HEADS, {key: [h.sequence, h.sha256] for key, h in sorted(now.items())})
 
     def proven(self) -> dict[str, Proof]:
         """Points that were read back whole, by their name in the box: to which level, and when."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pve_zfsbackup.app.box import Vault, fresh
 from pve_zfsbackup.app.catalog_memory import Memory, manifest_sizes, memory_of, too_large
-from pve_zfsbackup.archive.chain import Head, Series, Signed, assemble, series_name
+from pve_zfsbackup.archive.chain import Head, Series, Signed, assemble, seen_of, series_id, series_name
 from pve_zfsbackup.archive.inner import Inner
 from pve_zfsbackup.archive.names import INNER, INNER_SIGNATURE, OPAQUE, OUTER, OUTER_SIGNATURE, WRITER, segment_name
 from pve_zfsbackup.archive.outer import POINT, Outer, digest
@@ -134,7 +134,7 @@ def _read(vault: Vault, identity: Path | None, own: bool, unfinished: Collection
                 else:
                     catalog.problems.append(error.message)
         for name, members in sorted(signed.items()):
-            series = assemble(members, heads.get(name))
+            series = assemble(members, seen_of(heads, name))
             contents = []
             for one in series.points:
                 path = f"{one.outer.writer}/{one.outer.path}"
@@ -169,7 +169,7 @@ def told(vault: Vault, catalog: Catalog) -> None:
 
 def _vanished(found: Collection[str], heads: Mapping[str, Head]) -> Iterator[str]:
     """A whole series that was seen before, whoever wrote it."""
-    for name in sorted(heads.keys() - set(found)):
+    for name in sorted(heads.keys() - {*found, *map(series_id, found)}):
         yield f"series {name} is gone: {heads[name].sequence} manifests were seen before"
 
 

@@ -58,6 +58,16 @@ def series_name(writer: str, series: str) -> str:
     return f"{writer}/{series}"
 
 
+def series_id(name: str) -> str:
+    """A series was known by this alone at first: what is remembered under it counts until its writer was seen."""
+    return name.rpartition("/")[2]
+
+
+def seen_of(heads: Mapping[str, Head], name: str) -> Head | None:
+    """What is remembered of the series of this name."""
+    return heads.get(name) or heads.get(series_id(name))
+
+
 def assemble(found: Sequence[Signed], seen: Head | None) -> Series:
     """Judge one series. `found` are its genuine manifests, at least one; `seen` is what is remembered of it."""
     ordered = sorted(found, key=lambda signed: signed.outer.sequence)

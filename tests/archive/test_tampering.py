@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pve_zfsbackup.app.archive_read import Reader
 from pve_zfsbackup.app.archive_restore import choose
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.archive_verify import Level, Look, look_at, verify_box
+from pve_zfsbackup.app.box import HEADS
 from pve_zfsbackup.app.catalog import Catalog
 from pve_zfsbackup.app.catalog_memory import MANIFESTS
 from pve_zfsbackup.archive.names import NAMESPACE, writer_name
@@ -203,6 +205,37 @@ def test_the_whole_box_set_back_to_an_older_state_is_noticed(bench: Bench) -> No
         choose(bench.catalog(), Vmid(100))
     older = choose(bench.catalog(), Vmid(100), older=True)  # a person may want what there is
     assert older.content.signed.outer.sequence == 1
+
+
+def by_id_alone(bench: Bench) -> Path:
+    """What is remembered, as it was before writers were told apart."""
+    heads = bench.vault.state / HEADS
+    known = json.loads(heads.read_text())
+    heads.write_text(json.dumps({name.partition("/")[2]: head for name, head in known.items()}))
+    return heads
+
+
+def test_a_series_remembered_by_its_id_alone_is_not_gone_and_known_by_its_writer_from_then_on(filled: Bench) -> None:
+    named = json.loads((filled.vault.state / HEADS).read_text())
+    heads = by_id_alone(filled)
+    assert problems(filled) == ""
+    assert json.loads(heads.read_text()) == named
+
+
+def test_what_was_remembered_by_its_id_alone_still_tells_an_older_state(filled: Bench) -> None:
+    newest = points(filled)[2]
+    by_id_alone(filled)
+    shutil.rmtree(newest)
+    assert "sequence 2, but 3 was seen before" in problems(filled)
+    assert "gone" not in problems(filled)
+    filled.write(4, {"scsi0": b"x"})  # follows the newest that was seen
+    assert filled.catalog().shelves[0].series.head.sequence == 4
+
+
+def test_a_series_remembered_by_its_id_alone_that_vanished_is_told(filled: Bench) -> None:
+    by_id_alone(filled)
+    shutil.rmtree(filled.place / "mnt/root" / filled.vault.writer)
+    assert "is gone: 3 manifests were seen before" in problems(filled)
 
 
 def test_a_series_that_vanished_is_told(filled: Bench) -> None:
