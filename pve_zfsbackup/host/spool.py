@@ -6,8 +6,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -26,20 +26,29 @@ def spooled(parent: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         with changing(parent / "spool"), _told(parent):  # nobody sweeps between a new directory and its lock
             _sweep(parent)
-            place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            place = parent / f"{_PREFIX}{secrets.token_hex(8)}"
             lock = parent / f"{place.name}{_LOCK}"
-            stack.enter_context(_locked(lock, os.O_CREAT | os.O_EXCL))
+            stack.enter_context(_locked(lock, os.O_CREAT | os.O_EXCL))  # first: without one, nobody would sweep it
+            place.mkdir(mode=0o700)
         try:
             yield place
         finally:
-            shutil.rmtree(place, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+            _remove(lock)
 
 
 def _sweep(parent: Path) -> None:
     for lock in parent.glob(f"{_PREFIX}*{_LOCK}"):
         with contextlib.suppress(OSError), _locked(lock):  # it fails where its owner is at work
-            shutil.rmtree(parent / lock.name.removesuffix(_LOCK), ignore_errors=True)
+            _remove(lock)
+
+
+def _remove(lock: Path) -> None:
+    """The directory, then its lock. What cannot be removed now goes with the next: NFS keeps a file while a program
+    that outlived the kill has it open, and a file system may have become read-only."""
+    place = lock.with_name(lock.name.removesuffix(_LOCK))
+    shutil.rmtree(place, ignore_errors=True)
+    if not os.path.lexists(place):
+        with contextlib.suppress(OSError):
             lock.unlink()
 
 

@@ -56,6 +56,59 @@ def test_what_a_kill_left_goes_with_the_next_and_what_is_in_use_stays(tmp_path: 
         assert lying(tmp_path) == sorted(f"{path.name}{end}" for path in (place, inner) for end in ("", ".lock"))
 
 
+def test_what_was_killed_while_it_was_made_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def mkdir(path: Path, *told: object, **more: object) -> None:
+        real(path, *told, **more)  # type: ignore[arg-type]
+        if path.name.startswith("pzb-spool-"):
+            raise Killed
+
+    real = Path.mkdir
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "mkdir", mkdir)
+        with pytest.raises(Killed), spooled(tmp_path):
+            pass
+    assert len(lying(tmp_path)) == 2
+    with spooled(tmp_path):
+        pass
+    assert lying(tmp_path) == []
+
+
+def test_what_cannot_be_removed_at_once_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS keeps a file while a program that outlived the kill has it open."""
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", lambda *told, **more: None)
+        with spooled(tmp_path) as left:
+            (left / "plain").write_text("secret")
+        with spooled(tmp_path):
+            assert left.exists()
+    with spooled(tmp_path):
+        assert not left.exists()
+    assert lying(tmp_path) == []
+
+
+def test_what_went_wrong_is_told_also_where_nothing_can_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(BackupError, match="the cause"), spooled(tmp_path):
+        raise BackupError("the cause")
+
+
+def test_a_file_system_that_locks_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(handle: int, how: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(BackupError, match="No locks available"), spooled(tmp_path):
+        pass
+
+
 def test_nothing_else_is_touched(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "pzb-spool-file").write_text("without a lock of ours")
