@@ -1,0 +1,72 @@
+"""Timers instead of cron, on a systemd that runs: no run waits for another, and the package may come and go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.conftest import install
+from tests.lab.host import Host
+from tests.lab.product import CONFIG_TEXT, Product, forget
+
+pytestmark = pytest.mark.long
+
+TIMER = "pve-zfsbackup.timer"
+DROP_IN = "/run/systemd/system/pve-zfsbackup@.service.d/lab.conf"
+HELD = "/run/lab-held"  # while it is there, one run hangs that finds it first
+LONG = f"""\
+[Service]
+ExecStartPre=/bin/sh -c 'rm {HELD} 2> /dev/null && sleep 1200 || true'
+"""
+
+
+@pytest.fixture
+def timed(product: Product) -> Iterator[Product]:
+    """The timer is enabled; the first run that begins does not end."""
+    forget(product)
+    product.configure(CONFIG_TEXT.replace("[all]", '["106"]'))
+    pve1 = product.pve1
+    pve1.run(("mkdir", "-p", str(Path(DROP_IN).parent)))
+    pve1.write(DROP_IN, LONG)
+    pve1.script("systemctl daemon-reload; systemctl enable --now -q pve-zfsbackup.timer")
+    yield product
+    pve1.script(
+        'rm -rf "${1%/*}" "$2"; systemctl disable --now -q pve-zfsbackup.timer; systemctl stop "pve-zfsbackup@*"\n'
+        "systemctl daemon-reload",
+        DROP_IN,
+        HELD,
+    )
+    forget(product)
+
+
+def states(host: Host) -> list[str]:
+    """What each run's unit is doing, those that ended well left out."""
+    argv = ("systemctl", "list-units", "--all", "--plain", "--no-legend", "pve-zfsbackup@*")
+    return [line.split()[2] for line in host.run(argv).lines]
+
+
+def test_a_run_that_hangs_keeps_no_later_one_from_its_point(timed: Product, debs: tuple[Path, ...]) -> None:
+    pve1 = timed.pve1
+    pve1.run(("touch", HELD))
+    pve1.run(("systemctl", "start", "pve-zfsbackup.service"))
+    assert states(pve1) == ["activating"]
+    pve1.wait_for(("test", "!", "-e", HELD))
+    time.sleep(60)  # units are named by the minute they begin in
+    pve1.run(("systemctl", "start", "pve-zfsbackup.service"))
+    deadline = time.monotonic() + 300
+    while not timed.points(106, "backup1"):
+        assert time.monotonic() < deadline, pve1.run(("journalctl", "-n", "40", "--no-pager")).stdout
+        time.sleep(5)
+    assert "activating" in states(pve1), "the first run still hangs"
+
+    pve1.run(("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "-r", "pve-zfsbackup"), timeout=600)
+    assert pve1.run(("systemctl", "is-active", TIMER), check=False).stdout.strip() == "inactive"
+    assert "activating" in states(pve1), "what is under way ends by itself"
+    install(pve1, debs, "pve-zfsbackup")
+    assert pve1.run(("systemctl", "is-active", TIMER)).stdout.strip() == "active", "it was enabled, and goes on"
+    install(pve1, debs, "pve-zfsbackup")
+    assert pve1.run(("systemctl", "is-active", TIMER)).stdout.strip() == "active", "an upgrade stops nothing"
+    assert "activating" in states(pve1)
