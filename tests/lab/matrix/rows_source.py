@@ -150,7 +150,7 @@ def change_key(ctx: Context) -> str:
     ctx.stack.callback(ctx.pve1.script, 'if zfs list "$1"; then zfs destroy -r "$1"; fi', back)
     ctx.pve1.run(("zfs", "create", "-o", "canmount=off", back))
     which = (str(guest.vmid), "--from", NAME, "--identity", f"{box.keys}/identity", "--point", old["point"])
-    restored = ctx.run("restore", *which, "--to", back)
+    restored = ctx.run("restore", *which, "--to", back, "--config-dir", ctx.directory)
     ctx.expect(restored.code == 0, f"from the box: {restored.short} {restored.told[:300]}")
     made = ctx.pve1.run(("zfs", "list", "-Ho", "name", "-r", back)).lines
     ctx.by_hand |= {("*", name) for name in made}  # asked for where nothing else of ours lies
