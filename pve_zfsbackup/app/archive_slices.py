@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +28,7 @@ from pve_zfsbackup.host.seal import CHUNK
 from pve_zfsbackup.host.store import Upload
 
 SEALING = 2  # slices at a time: while one comes in, the one before may still be on its way through the programs
-HEAD = 8 << 20  # bytes of a slice that are looked at before it is compressed, or not
+HEAD = 8 << 20  # bytes of a slice that are looked at before it is compressed, or not; and that are hashed at a time
 SAMPLE = 64 << 10
 PAYS = 0.92  # compressed to less than this, it is compressed
 
@@ -70,18 +70,17 @@ class Slicer:
         """Slice all of a stream; returns its bytes. `ended` is called where it ends, and raises when that is too early:
         the short slice it ended in is no segment, or the next attempt would find another one in its place."""
         total = 0
-        first = memoryview(bytearray(HEAD))[: self.vault.box.segment_bytes]
-        buffers = (memoryview(bytearray(CHUNK)), memoryview(bytearray(CHUNK)))  # one is hashed while one is filled
-        while head := fill(source, first):
+        buffers = (memoryview(bytearray(HEAD)), memoryview(bytearray(HEAD)))
+        while head := fill(source, buffers[0][: self.vault.box.segment_bytes]):
             self.number += 1
             require_countable(self.vault, self.number, self.directory)
             known = self.known.get(self.number)
             facts = _Slice(stream=stream, offset=total)
-            pieces = facts.counted(self._pieces(source, head, (buffers, ended)), self.hashing, moved)
+            pieces = self._pieces(source, facts, (head, buffers), ended)
             if known is None:
-                self._seal(facts, pieces, compress=not raw and _pays(head))
+                self._seal(facts, _told(pieces, facts, moved), compress=not raw and _pays(head))
             else:
-                for _ in pieces:
+                for _ in _told(pieces, facts, moved):
                     self.uploads.check()
                 self._same(known, facts)
             total += facts.size
@@ -96,19 +95,36 @@ class Slicer:
             raise StreamDiffersError("the streams are shorter than those of the first attempt")
 
     def _pieces(
-        self, source: IO[bytes], head: memoryview, rest: tuple[Sequence[memoryview], Callable[[], None]]
+        self,
+        source: IO[bytes],
+        facts: _Slice,
+        filled: tuple[memoryview, tuple[memoryview, memoryview]],
+        ended: Callable[[], None],
     ) -> Iterator[memoryview]:
-        buffers, ended = rest
-        left = self.vault.box.segment_bytes - len(head)
-        yield from _cut(head, CHUNK)
-        for buffer in cycle(buffers):
-            if not left:
-                return
-            piece = fill(source, buffer[:left])
-            if not piece:
-                return ended()
-            left -= len(piece)
-            yield piece
+        """A slice piece by piece; its head lies in the first of the buffers. A buffer is hashed as a whole, beside what
+        is read into the other one: to wait for a thread after each piece took longer than the hashing."""
+        head, buffers = filled
+        hashes = [self.hashing.submit(facts.hash.update, head)]
+        try:
+            yield from _cut(head, CHUNK)
+            left = self.vault.box.segment_bytes - len(head)
+            for turn in count(1):
+                if not left:
+                    return
+                if turn > 1:
+                    hashes[turn - 2].result()  # of what the buffer held before
+                buffer = buffers[turn % 2][:left]
+                size = 0
+                while size < len(buffer) and (piece := fill(source, buffer[size : size + CHUNK])):
+                    size += len(piece)
+                    yield piece
+                hashes.append(self.hashing.submit(facts.hash.update, buffer[:size]))
+                left -= size
+                if size < len(buffer):
+                    return ended()
+        finally:
+            for hashing in hashes:
+                hashing.result()
 
     def _same(self, known: Sealed, facts: _Slice) -> None:
         found = (facts.stream, facts.offset, facts.size, facts.hash.hexdigest())
@@ -153,22 +169,12 @@ class _Slice:
     size: int = 0
     hash: Any = field(default_factory=hashlib.sha256)
 
-    def counted(
-        self, pieces: Iterator[memoryview], beside: Executor, moved: Callable[[int], None]
-    ) -> Iterator[memoryview]:
-        """Hash each piece while it goes on its way and the next one is read: two of them are held at a time."""
-        hashing: Future[None] | None = None
-        try:
-            for piece in pieces:
-                if hashing is not None:
-                    hashing.result()
-                hashing = beside.submit(self.hash.update, piece)
-                self.size += len(piece)
-                moved(self.offset + self.size)
-                yield piece
-        finally:
-            if hashing is not None:
-                hashing.result()
+
+def _told(pieces: Iterator[memoryview], facts: _Slice, moved: Callable[[int], None]) -> Iterator[memoryview]:
+    for piece in pieces:
+        facts.size += len(piece)
+        moved(facts.offset + facts.size)
+        yield piece
 
 
 def _cut(data: memoryview, size: int) -> Iterator[memoryview]:
