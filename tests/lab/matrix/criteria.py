@@ -175,7 +175,9 @@ def _processes(ctx: Context) -> list[str]:
       [ -z "$left" ] && break; sleep 0.2
     done
     [ -z "$left" ] || echo "still running: $left"
-    for lock in "$1"/*.lock "$1"/state/.*.lock; do [ ! -e "$lock" ] || flock -n "$lock" true || echo "locked: $lock"; done
+    for lock in "$1"/*.lock "$1"/state/.*.lock; do
+      [ ! -e "$lock" ] || flock -n "$lock" true || echo "locked: $lock"
+    done
     # The connection of a run that was killed ends by itself, a minute after it.
     for i in $(seq 75); do [ -z "$(find "$1" -type s)" ] && break; sleep 1; done
     find "$1" -type s -exec echo 'socket left: {}' \;
