@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -29,6 +30,8 @@ from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.seal import digest_file
 
 AHEAD = 2  # slices on their way while one is used, opened side by side
+_FULL = ("no space left", "quota exceeded")  # as age and zstd say it
+_ROOM = "make room there, or name another directory by `spool-dir`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +41,16 @@ class Reader:
     vault: Vault
     spool: Path
     stamina: Stamina
-    stop: threading.Event = field(default_factory=threading.Event)  # set: nothing is tried again
 
-    def fetch(self, content: Content, stored: Stored | Sealed) -> Path:
-        """One segment, its stored hash checked. Raises `VerificationError` naming it."""
+    def fetch(self, content: Content, stored: Stored | Sealed, stop: threading.Event | None = None) -> Path:
+        """One segment, its stored hash checked; nothing is tried again once `stop` is set. Raises `VerificationError`
+        naming it."""
         if isinstance(stored, Sealed):
             stored = Stored(number=stored.number, bytes=stored.stored_bytes, sha256=stored.stored_sha256)
         name = segment_name(stored.number, stored.sha256)
         file = fresh(self.spool)
-        self.stamina.keep_trying(lambda: self._get(f"{content.path}/{name}", file, stored.bytes), self.stop)
+        path = f"{content.path}/{name}"
+        self.stamina.keep_trying(lambda: self._get(path, file, stored.bytes), stop or threading.Event())
         found = digest_file(file)
         if (found.bytes, found.sha256) != (stored.bytes, stored.sha256):
             file.unlink()
@@ -63,8 +67,8 @@ class Reader:
         free = shutil.disk_usage(self.spool).free
         if missing > free:
             raise BackupError(
-                f"{self.spool.parent}: {free} bytes are free, and {missing} more are needed to read on",
-                hint="make room there, or name another directory by `spool-dir`",
+                f"{self.vault.box.spool_dir}: {free} bytes are free, and {missing} more are needed to read on",
+                hint=_ROOM,
             )
 
     def _get(self, path: str, file: Path, size: int) -> None:
@@ -79,27 +83,37 @@ class Reader:
     def _unseal(self, content: Content, segment: Sealed, stored: Path, identity: Path) -> Path:
         plain = fresh(self.spool)
         name = f"{content.path}/{segment_name(segment.number, segment.stored_sha256)}"
-        try:
-            found = self.vault.seal.unseal(stored, identity, plain, compressed=segment.codec == ZSTD)
-        except SealError as error:
-            self._room(plain, segment.bytes)
-            raise SealError(f"{name}: {error.message}", hint=error.hint) from None
-        finally:
-            stored.unlink()
-        if (found.bytes, found.sha256) != (segment.bytes, segment.sha256):
-            raise VerificationError(f"{name}: opens, but is not what was archived")
+        with contextlib.ExitStack() as bad:
+            bad.callback(plain.unlink, missing_ok=True)  # many that are damaged would fill the spool
+            try:
+                found = self.vault.seal.unseal(stored, identity, plain, compressed=segment.codec == ZSTD)
+            except SealError as error:
+                self._room(plain, segment.bytes)
+                if any(words in error.stderr.lower() for words in _FULL):  # until now: or a quota, which nobody sees
+                    raise BackupError(f"{self.vault.box.spool_dir}: {error.message}", hint=_ROOM) from None
+                raise SealError(f"{name}: {error.message}", hint=error.hint) from None
+            finally:
+                stored.unlink()
+            if (found.bytes, found.sha256) != (segment.bytes, segment.sha256):
+                raise VerificationError(f"{name}: opens, but is not what was archived")
+            bad.pop_all()
         return plain
 
     def slices(self, content: Content, stream: StreamFacts, identity: Path) -> Generator[Path, None, None]:
-        """The slices of a stream in order: while one is used, the next ones are fetched and opened. Each is
-        gone afterwards."""
+        """The slices of a stream in order: while one is used, the next ones are fetched and opened. Each is gone
+        afterwards, and those that nobody used as well."""
+        with tempfile.TemporaryDirectory(dir=self.spool, ignore_cleanup_errors=True) as place:
+            yield from replace(self, spool=Path(place))._slices(content, stream, identity)
+
+    def _slices(self, content: Content, stream: StreamFacts, identity: Path) -> Generator[Path, None, None]:
         todo = iter([segment for segment in require_inner(content).segments if segment.stream == stream.number])
         waiting: deque[Future[Path]] = deque()
+        stop = threading.Event()
         with ThreadPoolExecutor(1) as fetching, ThreadPoolExecutor(AHEAD) as opening:
 
             def begin() -> None:
                 for segment in islice(todo, AHEAD - len(waiting)):
-                    stored = fetching.submit(self.fetch, content, segment)
+                    stored = fetching.submit(self.fetch, content, segment, stop)
                     waiting.append(opening.submit(self._opened, content, segment, stored, identity))
 
             try:
@@ -110,10 +124,10 @@ class Reader:
                     yield plain
                     plain.unlink()
             except BaseException as error:
+                stop.set()
                 for future in waiting:
                     future.cancel()
                 if not isinstance(error, Exception | GeneratorExit):
-                    self.stop.set()
                     self.vault.programs.cancel()  # we are being ended: a transfer may take long
                 raise
 

@@ -22,7 +22,7 @@ from pve_zfsbackup.app.catalog_memory import MANIFESTS
 from pve_zfsbackup.archive.names import NAMESPACE, writer_name
 from pve_zfsbackup.archive.text import LIMIT, SIGNATURE_LIMIT
 from pve_zfsbackup.errors import BackupError, SealError, VerificationError
-from pve_zfsbackup.host.seal import Seal
+from pve_zfsbackup.host.seal import Digested, Seal
 from pve_zfsbackup.model import Vmid
 from tests.archive.bench import Bench, noise, text
 
@@ -387,7 +387,6 @@ def test_a_spool_that_is_full_is_no_damage_of_the_archive(filled: Bench, monkeyp
     """Neither where a segment is fetched nor where it is opened; remembered as damage, a new full archive followed."""
     usage = shutil.disk_usage(filled.place)
 
-
     def unseal(seal: Seal, stored: Path, identity: Path, out: Path, *, compressed: bool) -> None:
         raise SealError("zstd: error 70 : Write error : cannot write block : No space left on device")
 
@@ -398,6 +397,35 @@ def test_a_spool_that_is_full_is_no_damage_of_the_archive(filled: Bench, monkeyp
         with pytest.raises(BackupError, match="bytes are free"):
             verify_box(filled.vault, Level.OPENED, identity=filled.identity, note=print)
         assert filled.vault.damaged() == {}
+
+
+def test_neither_is_one_that_was_full_a_moment_ago(filled: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was freed since, by a slice beside it, or where a quota binds: `df` shows room."""
+
+    def unseal(seal: Seal, stored: Path, identity: Path, out: Path, *, compressed: bool) -> None:
+        out.write_bytes(b"some of it")
+        raise SealError("age failed", stderr="age: error: write /dev/stdout: no space left on device\n")
+
+    monkeypatch.setattr(Seal, "unseal", unseal)
+    with pytest.raises(BackupError, match="age failed") as caught:
+        verify_box(filled.vault, Level.OPENED, identity=filled.identity, note=print)
+    assert "spool-dir" in caught.value.hint
+    assert filled.vault.damaged() == {}
+
+
+def test_segments_that_do_not_open_do_not_fill_the_spool(filled: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    lying = []
+
+    def unseal(seal: Seal, stored: Path, identity: Path, out: Path, *, compressed: bool) -> Digested:
+        lying.append(sorted(path.name for path in out.parent.iterdir() if path != stored))
+        out.write_bytes(b"some of it")
+        if compressed:
+            raise SealError("zstd: Data corruption detected")
+        return Digested(bytes=10, sha256="")
+
+    monkeypatch.setattr(Seal, "unseal", unseal)
+    assert not verify_box(filled.vault, Level.OPENED, identity=filled.identity, note=print).good
+    assert lying == [[]] * 6
 
 
 def test_another_writer_who_is_believed_cannot_take_a_series_over(filled: Bench) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -449,6 +450,29 @@ def test_each_of_several_identities_opens_everything_alone(bench: Bench) -> None
         assert read_back(bench) == {key: [FULL[key], STEP[key]] for key in FULL}
         assert require_inner(bench.catalog().shelves[0].contents[0]).recipients[-1] == recipient
         assert verify_box(bench.vault, Level.OPENED, identity=identity, note=print).good
+
+
+def test_a_receive_that_fails_waits_for_no_box_that_is_away(bench: Bench) -> None:
+    """What was to be fetched next would be tried again for hours."""
+    bench.write(1, {"scsi0": noise(1, 5 * MIB)})
+    choice = choose(bench.catalog(), Vmid(100))
+
+    def before(verb: str, path: str) -> None:
+        if "seg-000003" in path:
+            raise HostUnreachableError("box1 does not answer")
+
+    def pause(stop: threading.Event, seconds: float) -> bool:
+        return stop.wait(60)
+
+    bench.store.before = before
+    ((content, stream),) = streams_of(choice, "scsi0")
+    with bench.vault.scratch() as spool:
+        stamina = Stamina(seconds=3600, clock=lambda: 0, pause=pause)
+        reader = Reader(vault=bench.vault, spool=spool, stamina=stamina)
+        begun = time.monotonic()
+        assert reader.receive(content, stream, bench.identity, ("false",)).returncode == 1
+        assert time.monotonic() - begun < 30
+        assert list(spool.iterdir()) == []
 
 
 def test_what_is_cut_is_on_its_way_while_the_rest_is_still_sent(bench: Bench) -> None:
