@@ -36,16 +36,24 @@ _SCRIPT: Final = r"""#!/bin/sh
 #   sh restore.sh restore IDENTITY SIGNERS POINT POOL/DATASET
 set -eu
 umask 077
+LC_ALL=C
+export LC_ALL
+
+tell() { # not by echo, which in some shells makes something of backslashes; and nothing that moves a terminal
+	printf 'restore.sh: %s\n' "$*" | tr -d '\001-\010\013-\037\177' >&2
+}
 
 die() {
-	echo "restore.sh: $*" >&2
+	tell "$@"
 	exit 1
 }
 
 usage="usage: restore.sh list IDENTITY SIGNERS | restore IDENTITY SIGNERS POINT POOL/DATASET"
 [ $# -ge 3 ] || die "$usage"
 verb=$1 identity=$2 signers=$3
-here=$(cd -- "$(dirname -- "$0")" && pwd)
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+by=$(basename "$(dirname "$here")") # who wrote all of it; copied elsewhere, the first that is good tells
+case $by in w-*) ;; *) by= ;; esac
 [ -r "$identity" ] || die "cannot read the identity $identity"
 [ -r "$signers" ] || die "cannot read the signers $signers"
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/pzb-restore.XXXXXX")
@@ -60,9 +68,14 @@ member() { # of a manifest: text or number
 	sed -n "s/^\"$2\":\"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" "$1" | head -n 1
 }
 
+within() { # FILE BYTES: it has no more
+	[ "$(wc -c <"$1")" -le "$2" ]
+}
+
 genuine() { # DIRECTORY FILE: signed by its writer
 	[ -f "$1/$2" ] && [ -f "$1/$2.sig" ] || die "$(basename "$1"): $2 or its signature is missing"
-	[ "$(wc -c <"$1/$2.sig")" -le 16384 ] || die "$(basename "$1"): the signature of $2 is too large to be one"
+	within "$1/$2" 67108864 || die "$(basename "$1"): $2 is too large to be one"
+	within "$1/$2.sig" 16384 || die "$(basename "$1"): the signature of $2 is too large to be one"
 	ssh-keygen -q -Y verify -f "$signers" -I "$(member "$1/manifest.json" writer)" -n pve-zfsbackup-archive \
 		-s "$1/$2.sig" <"$1/$2" >/dev/null || die "$(basename "$1"): the signature of $2 is not good"
 }
@@ -70,6 +83,8 @@ genuine() { # DIRECTORY FILE: signed by its writer
 # outer DIRECTORY: its manifest.json is genuine and belongs here.
 outer() {
 	genuine "$1" manifest.json
+	writer=$(member "$1/manifest.json" writer)
+	[ "$writer" = "${by:=$writer}" ] || die "$(basename "$1"): signed by $writer, and what lies here is of $by"
 	[ "$(member "$1/manifest.json" point)" = "$(basename "$1")" ] ||
 		die "$(basename "$1"): the manifest of another point"
 	[ "$(member "$1/manifest.json" generation)" = "$(basename "$here")" ] ||
@@ -90,7 +105,7 @@ check() {
 			die "$name: its manifests do not agree about $key"
 	done
 	sed -n 's/^{"n":\([0-9]*\),"bytes":\([0-9]*\),"sha256":"\([0-9a-f]*\)"}.*/\1 \2 \3/p' "$1/manifest.json" \
-		>"$work/stored"
+		>"$work/stored" || die "$name: its segments cannot be listed in $work"
 	while read -r number bytes stored; do
 		file=$(printf '%s/seg-%06d-%s' "$1" "$number" "$stored")
 		[ -f "$file" ] || die "$name: segment $number is missing"
@@ -98,22 +113,34 @@ check() {
 	done <"$work/stored"
 }
 
-manifests() { # sequence, name, and whether it is a point, of all that lie here, oldest first
+manifests() { # sequence, whether it is a point, and name of all that lie here, oldest first: nobody signed them yet
 	for file in "$here"/*/manifest.json; do
-		[ -f "$file" ] || continue
-		echo "$(member "$file" sequence) $(basename "$(dirname "$file")") $(member "$file" what)"
+		[ -e "$file" ] || continue
+		name=$(basename "$(dirname "$file")") sequence= what=
+		case $name in
+		*[!0-9a-f]*)
+			tell "$name is passed over: that is no name of a point"
+			continue
+			;;
+		esac
+		if [ -f "$file" ] && within "$file" 67108864; then
+			sequence=$(member "$file" sequence) what=$(member "$file" what)
+		fi
+		case $sequence in *[!0-9]* | "") sequence=0 ;; esac
+		[ "$what" = removal ] || what=point
+		printf '%s %s %s\n' "$sequence" "$what" "$name"
 	done | sort -n
 }
 
 missing() { # what the newest manifest here says is alive, of this generation, and is not here as it was
 	sed -n 's/^{"sequence":[0-9]*,"generation":"\([0-9a-f]*\)","point":"\([0-9a-f]*\)","sha256":"\([0-9a-f]*\)"}.*/\1 \2 \3/p' \
-		"$here/$1/manifest.json" >"$work/alive"
+		"$here/$1/manifest.json" >"$work/alive" || die "what is alive cannot be listed in $work"
 	while read -r generation name hash; do
 		[ "$generation" = "$(basename "$here")" ] || continue
 		if [ ! -f "$here/$name/manifest.json" ]; then
-			echo "restore.sh: $name is gone, although manifest $1 says that it is alive" >&2
+			tell "$name is gone, although manifest $1 says that it is alive"
 		elif [ "$(hash_of "$here/$name/manifest.json")" != "$hash" ]; then
-			echo "restore.sh: $name is not the one that manifest $1 speaks of" >&2
+			tell "$name is not the one that manifest $1 speaks of"
 		else
 			continue
 		fi
@@ -126,20 +153,20 @@ list)
 	bad=
 	newest=
 	manifests >"$work/manifests"
-	while read -r sequence name what; do
+	while read -r sequence what name; do
 		# in a shell of its own: what is wrong with one is told, and the others are looked at all the same
 		if [ "$what" = removal ] && (outer "$here/$name"); then
-			newest=$name
-		elif [ "$what" != removal ] && (check "$here/$name"); then
-			echo "$name  guest and point $(member "$work/$name" guest_point)  sequence $sequence"
-			newest=$name
+			newest=$name by=$(member "$here/$name/manifest.json" writer)
+		elif [ "$what" = point ] && (check "$here/$name"); then
+			printf '%s  guest and point %s  sequence %s\n' "$name" "$(member "$work/$name" guest_point)" "$sequence"
+			newest=$name by=$(member "$here/$name/manifest.json" writer)
 		else
 			echo "$name  NOT GOOD  sequence $sequence"
 			bad=1
 		fi
 	done <"$work/manifests"
 	[ -z "$newest" ] || missing "$newest"
-	twice=$(cut -d' ' -f1 "$work/manifests" | uniq -d)
+	twice=$(cut -d' ' -f1 "$work/manifests" | uniq -d | sed '/^0*$/d')
 	[ -z "$twice" ] || die "more than one manifest has sequence" $twice
 	[ -s "$work/manifests" ] || die "no point lies here"
 	[ -z "$bad" ] || die "not everything that should lie here is good: see above"
@@ -183,9 +210,12 @@ stream() {
 			age -d -i "$identity" "$file" >"$work/plain" </dev/null || die "$1: segment $number does not open"
 		fi
 		[ "$(hash_of "$work/plain")" = "$plain" ] || die "$1: segment $number is not what was stored ($bytes bytes)"
-		cat "$work/plain"
+		cat "$work/plain" || die "$1: segment $number was not taken"
 	done <"$work/segments"
 }
+
+config="$(pwd)/guest-$wanted.json"
+sed -n 's/^"config"://p' "$work/$wanted" | sed 's/,$//' >"$config" || die "$config cannot be written"
 
 # Which disks the wanted point has, and for each the streams that make it, from its last full one on.
 disks=$(sed -n 's/^{"stream":[0-9]*,"disk":"\([^"]*\)".*/\1/p' "$work/$wanted")
@@ -195,7 +225,7 @@ for disk in $disks; do
 	for name in $chain; do
 		line=$(grep "^{\"stream\":[0-9]*,\"disk\":\"$disk\"," "$work/$name" || true)
 		[ -n "$line" ] || continue
-		number=$(echo "$line" | sed 's/^{"stream":\([0-9]*\),.*/\1/')
+		number=$(printf '%s\n' "$line" | sed 's/^{"stream":\([0-9]*\),.*/\1/')
 		case $line in
 		*'"from_guid":"",'*) steps="$name:$number" ;;
 		*) steps="$steps $name:$number" ;;
@@ -211,8 +241,6 @@ for disk in $disks; do
 	done
 done
 
-config="$(pwd)/guest-$wanted.json"
-sed -n 's/^"config"://p' "$work/$wanted" | sed 's/,$//' >"$config"
 echo "restored below $target; the guest's configuration, as JSON, is in $config" >&2
 """  # noqa: E501 - one command of sed
 

@@ -6,12 +6,16 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pve_zfsbackup.app.archive_publish import publish_removal
 from pve_zfsbackup.app.archive_upload import Stamina
+from pve_zfsbackup.archive.names import NAMESPACE, writer_name
+from pve_zfsbackup.archive.outer import Outer
+from pve_zfsbackup.archive.text import LIMIT
 from tests.archive.bench import Bench, noise, text
 
 pytestmark = pytest.mark.processes
@@ -33,7 +37,9 @@ def filled(bench: Bench) -> Bench:
     return bench
 
 
-def script(bench: Bench, *arguments: str, shell: str = "sh") -> subprocess.CompletedProcess[str]:
+def script(
+    bench: Bench, *arguments: str, shell: str = "sh", path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     tools = bench.place / "bin"
     tools.mkdir(exist_ok=True)
     (tools / "zfs").write_text(ZFS)
@@ -44,13 +50,17 @@ def script(bench: Bench, *arguments: str, shell: str = "sh") -> subprocess.Compl
     }  # fmt: skip
     verb, *rest = arguments
     keys = (str(bench.identity), str(bench.vault.box.signers_file))
-    argv = (shell, str(bench.file("restore.sh")), verb, *keys, *rest)
+    argv = (shell, str(path or bench.file("restore.sh")), verb, *keys, *rest)
     return subprocess.run(argv, env=environment, cwd=bench.place, capture_output=True, text=True, check=False)
 
 
 def taken(bench: Bench) -> list[tuple[str, bytes]]:
     found = sorted((bench.place / "taken").iterdir())
     return [(path.name[3:], path.read_bytes()) for path in found]
+
+
+def sequence(manifest: Path) -> int:
+    return int(json.loads(manifest.read_text())["sequence"])
 
 
 def names(bench: Bench) -> list[str]:
@@ -173,6 +183,100 @@ def test_a_huge_signature_is_not_read(filled: Bench) -> None:
         file.truncate(9 << 20)
     done = script(filled, "restore", name, "tank/back")
     assert "too large" in done.stderr
+    assert taken(filled) == []
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ('"sequence":3', r'"sequence":3\c'),
+        ('"sequence":3', '"sequence":1 x'),
+        ('"sequence":3', '"sequence":$(touch x)'),
+        ('"what":"point"', '"what":"* [ -z"'),
+        ('"what":"point"', '"what":"removal"'),
+    ],
+)
+def test_what_nobody_signed_hides_no_point_and_does_nothing(filled: Bench, member: str, value: str) -> None:
+    first, second, third = names(filled)
+    path = filled.file(f"{third}/manifest.json.sig").with_name("manifest.json")
+    path.write_text(path.read_text().replace(member, value, 1))
+    done = script(filled, "list")
+    assert done.returncode == 1
+    assert sorted(line.split()[:3] for line in done.stdout.splitlines()) == sorted(
+        [[first, "guest", "and"], [second, "guest", "and"], [third, "NOT", "GOOD"]]
+    )
+    assert f"{third}: the signature of manifest.json is not good" in done.stderr
+    assert list(filled.place.rglob("x")) == []
+
+
+@pytest.mark.parametrize("how", ["empty", "a directory", "too large"])
+def test_a_newest_manifest_that_is_none_is_told(filled: Bench, how: str) -> None:
+    newest = names(filled)[2]
+    path = filled.file(f"{newest}/manifest.json.sig").with_name("manifest.json")
+    if how == "too large":
+        with path.open("r+b") as file:
+            file.truncate(LIMIT + 1)
+    else:
+        path.unlink()
+        path.mkdir() if how == "a directory" else path.touch()
+    done = script(filled, "list")
+    assert done.returncode == 1
+    assert f"{newest}  NOT GOOD" in done.stdout
+    assert len(done.stdout.splitlines()) == 3
+
+
+def test_what_has_no_name_of_a_point_is_passed_over(filled: Bench) -> None:
+    place = filled.file("restore.sh").parent
+    for name in (f"{names(filled)[0]} - Copy", " ", "a\nb", "-n", "*", "\x1b[2J"):
+        shutil.copytree(place / names(filled)[0], place / name)
+    done = script(filled, "list")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3)
+    assert "- Copy is passed over" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_nobody_else_who_is_believed_signs_in_this_writers_place(filled: Bench, copied: bool) -> None:
+    """Also where the generation lies elsewhere, and no directory above it has the writer's name."""
+    seal = filled.vault.seal
+    place = filled.file("restore.sh").parent
+    if copied:
+        place = place.rename(filled.place / place.name)
+    seal.new_signing_key(filled.place / "other", "other node")
+    public = (filled.place / "other.pub").read_text()
+    writer = writer_name(public)
+    with filled.vault.box.signers_file.open("a") as file:
+        file.write(f'{writer} namespaces="{NAMESPACE}" {" ".join(public.split()[:2])}\n')
+    first, _, newest = [path.parent.name for path in sorted(place.glob("*/manifest.json"), key=sequence)]
+    text = (place / newest / "manifest.json").read_bytes()
+    outer = replace(
+        Outer.decode(text, newest), what="removal", writer=writer, sequence=9, segments=(), parent="", parent_point="",
+        manifest_sha256="", manifest_bytes=0, point="ab" * 16, alive=(),
+    )  # fmt: skip
+    (place / outer.point).mkdir()
+    (place / outer.point / "manifest.json").write_bytes(outer.encode())
+    (place / outer.point / "manifest.json.sig").write_bytes(seal.sign(outer.encode(), filled.place / "other"))
+    shutil.rmtree(place / first)
+    done = script(filled, "list", path=place / "restore.sh")
+    assert done.returncode == 1
+    assert f"{outer.point}: signed by {writer}, and what lies here is of {filled.vault.writer}" in done.stderr
+    assert f"{first} is gone" in done.stderr
+
+
+def test_what_is_written_in_properties_names_no_stream(bench: Bench) -> None:
+    order = bench.order(1, {"scsi0": b"one"})
+    facts = [replace(about, properties={"org:note": "a\nb\\c"}) for about in order.facts]
+    written = bench.writer.write(replace(order, facts=tuple(facts)), lambda *told: None)
+    done = script(bench, "restore", written.signed.outer.point, "tank/back")
+    assert (done.returncode, taken(bench)) == (0, [("tank_back_scsi0", b"one")]), done.stderr
+
+
+def test_a_configuration_that_cannot_be_written_is_told_before_anything_is_received(filled: Bench) -> None:
+    newest = names(filled)[2]
+    (filled.place / f"guest-{newest}.json").mkdir()
+    done = script(filled, "restore", newest, "tank/back")
+    assert done.returncode == 1
+    assert f"guest-{newest}.json cannot be written" in done.stderr
     assert taken(filled) == []
 
 
