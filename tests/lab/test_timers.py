@@ -15,30 +15,25 @@ from tests.lab.product import CONFIG_TEXT, Product, forget
 pytestmark = pytest.mark.long
 
 TIMER = "pve-zfsbackup.timer"
-DROP_IN = "/run/systemd/system/pve-zfsbackup@.service.d/lab.conf"
-HELD = "/run/lab-held"  # while it is there, one run hangs that finds it first
-LONG = f"""\
-[Service]
-ExecStartPre=/bin/sh -c 'rm {HELD} 2> /dev/null && sleep 1200 || true'
+HOOK = "/usr/local/sbin/lab-hang"
+HELD = "/run/lab-held"  # the run that finds it hangs before it replicates
+HANG = f"""\
+#!/bin/sh
+if rm {HELD} 2> /dev/null; then exec sleep 240; fi
 """
 
 
 @pytest.fixture
 def timed(product: Product) -> Iterator[Product]:
-    """The timer is enabled; the first run that begins does not end."""
+    """The timer is enabled."""
     forget(product)
-    product.configure(CONFIG_TEXT.replace("[all]", '["106"]'))
+    product.configure(CONFIG_TEXT.replace("[all]", '["106"]') + f"hooks: {{before-replicate: [{HOOK}]}}\n")
     pve1 = product.pve1
-    pve1.run(("mkdir", "-p", str(Path(DROP_IN).parent)))
-    pve1.write(DROP_IN, LONG)
-    pve1.script("systemctl daemon-reload; systemctl enable --now -q pve-zfsbackup.timer")
+    pve1.write(HOOK, HANG, mode=0o755)
+    pve1.script('touch "$1"; systemctl enable --now -q pve-zfsbackup.timer', HELD)
     yield product
-    pve1.script(
-        'rm -rf "${1%/*}" "$2"; systemctl disable --now -q pve-zfsbackup.timer; systemctl stop "pve-zfsbackup@*"\n'
-        "systemctl daemon-reload",
-        DROP_IN,
-        HELD,
-    )
+    pve1.script("systemctl disable --now -q pve-zfsbackup.timer; systemctl stop 'pve-zfsbackup@*'")
+    pve1.run(("rm", "-f", HOOK, HELD))
     forget(product)
 
 
@@ -50,23 +45,23 @@ def states(host: Host) -> list[str]:
 
 def test_a_run_that_hangs_keeps_no_later_one_from_its_point(timed: Product, debs: tuple[Path, ...]) -> None:
     pve1 = timed.pve1
-    pve1.run(("touch", HELD))
     pve1.run(("systemctl", "start", "pve-zfsbackup.service"))
     assert states(pve1) == ["activating"]
     pve1.wait_for(("test", "!", "-e", HELD))
     time.sleep(60)  # units are named by the minute they begin in
     pve1.run(("systemctl", "start", "pve-zfsbackup.service"))
     deadline = time.monotonic() + 300
-    while not timed.points(106, "backup1"):
+    while len(timed.points(106)) < 2:
         assert time.monotonic() < deadline, pve1.run(("journalctl", "-n", "40", "--no-pager")).stdout
         time.sleep(5)
     assert "activating" in states(pve1), "the first run still hangs"
 
-    pve1.run(("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "-r", "pve-zfsbackup"), timeout=600)
-    assert pve1.run(("systemctl", "is-active", TIMER), check=False).stdout.strip() == "inactive"
-    assert "activating" in states(pve1), "what is under way ends by itself"
-    install(pve1, debs, "pve-zfsbackup")
-    assert pve1.run(("systemctl", "is-active", TIMER)).stdout.strip() == "active", "it was enabled, and goes on"
     install(pve1, debs, "pve-zfsbackup")
     assert pve1.run(("systemctl", "is-active", TIMER)).stdout.strip() == "active", "an upgrade stops nothing"
-    assert "activating" in states(pve1)
+    assert "activating" in states(pve1), "not even a run"
+
+    pve1.run(("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "-r", "pve-zfsbackup"), timeout=600)
+    assert pve1.run(("systemctl", "is-active", TIMER), check=False).stdout.strip() == "inactive"
+    pve1.wait_for(("sh", "-c", "! pgrep -f '[/]usr/bin/pve-zfsbackup run'"), timeout=150)
+    install(pve1, debs, "pve-zfsbackup")
+    assert pve1.run(("systemctl", "is-active", TIMER)).stdout.strip() == "active", "it was enabled, and goes on"
