@@ -15,7 +15,7 @@ from pve_zfsbackup.app.archive_read import Reader, require_inner
 from pve_zfsbackup.app.archive_received import Receiver
 from pve_zfsbackup.app.archive_upload import Stamina
 from pve_zfsbackup.app.box import LEVELS, Damage, Proof, Vault
-from pve_zfsbackup.app.catalog import Content, Shelf, read_catalog
+from pve_zfsbackup.app.catalog import Catalog, Content, Shelf, read_catalog
 from pve_zfsbackup.archive.outer import Stored
 from pve_zfsbackup.errors import BackupError, ConfigError, SealError, VerificationError
 from pve_zfsbackup.events import Outcome, Result
@@ -108,14 +108,14 @@ def look_at(vault: Vault, look: Look, *, note: Callable[[str], None]) -> Verific
     points = []
     good: dict[str, Proof] = {}
     bad: set[str] = set()
-    damaged, found = vault.damaged(), dict[str, Damage]()
+    damaged, found, names = vault.damaged(), dict[str, Damage](), _names(vault, catalog)
     with vault.store.kept(), vault.scratch() as spool:
         reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
         for shelf in catalog.shelves:
             wanted = [content for content in shelf.contents if look.at(content)]
             for seen, content in _each(reader, shelf, wanted, look, turn):
                 note(content.path)
-                name, now = content.signed.outer.point, time.time()
+                name, now = names[content.path], time.time()
                 lasting: tuple[str, ...] = ()
                 if problem := read_damage(content, seen.problems):
                     found[name] = damage_of(level.value, now, problem)
@@ -127,7 +127,7 @@ def look_at(vault: Vault, look: Look, *, note: Callable[[str], None]) -> Verific
                     bad.add(name)
                 elif level in LEVELS:
                     good[name] = Proof(level=level.value, at=now)
-    there = {content.signed.outer.point for shelf in catalog.shelves for content in shelf.contents}
+    there = {*names.values()}
     bad |= vault.proven().keys() - there
     if good or bad:
         vault.note_proven(good, bad)
@@ -137,12 +137,26 @@ def look_at(vault: Vault, look: Look, *, note: Callable[[str], None]) -> Verific
     if level is Level.SAMPLED:
         with changing(vault.state / CYCLE):
             write_json(vault.state / CYCLE, {**_cycles(vault), look.round: [turn, parts]})
-    nobody = (f"no point of {_named(look.guests)} is among those that can be opened",) if not points else ()
+    absent = look.guests - {a.vmid for shelf in catalog.shelves for a in shelf.archived}
     return Verification(
         points=tuple(points),
-        problems=(*catalog.box_problems, *(nobody if look.guests else ())),
+        problems=(
+            *catalog.box_problems,
+            *((f"no point of {_named(absent)} is among those that can be opened",) if absent else ()),
+        ),
         part=f"{turn + 1} of {parts}" if level is Level.SAMPLED else "",
     )
+
+
+def _names(vault: Vault, catalog: Catalog) -> dict[str, str]:
+    """By which each point is remembered, by its path: its own. Where another writer calls one of his as one of ours is
+    called, by mistake or not, it is the whole path: what he wrote says nothing of ours."""
+    found = {content.path: content.signed.outer for shelf in catalog.shelves for content in shelf.contents}
+    ours = {outer.point for outer in found.values() if outer.writer == vault.writer}
+    return {
+        path: path if outer.point in ours and outer.writer != vault.writer else outer.point
+        for path, outer in found.items()
+    }
 
 
 def as_results(box: str, found: Verification) -> Iterator[Result]:

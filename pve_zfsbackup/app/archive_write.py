@@ -33,7 +33,7 @@ from pve_zfsbackup.archive.names import (
 )
 from pve_zfsbackup.archive.outer import POINT, Outer, Stored, digest
 from pve_zfsbackup.archive.text import Reading
-from pve_zfsbackup.errors import StoreConflictError, StoreForbiddenError, VerificationError
+from pve_zfsbackup.errors import BackupError, StoreConflictError, StoreForbiddenError, VerificationError
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.host.notebook import Log
 from pve_zfsbackup.host.ssh import Host
@@ -135,6 +135,8 @@ class Writer:
             size = slicer.take(
                 sending.output, about.number, lambda total: moved(stream, total, False), ended, raw=stream.raw
             )
+        if not size:
+            raise BackupError(f"{stream.snapshot.full_name}: zfs send wrote nothing, and said that all is well")
         moved(stream, size, True)
         return replace(about, bytes=size)
 

@@ -20,6 +20,7 @@ from pve_zfsbackup.app.box import HEADS
 from pve_zfsbackup.app.catalog import Catalog
 from pve_zfsbackup.app.catalog_memory import MANIFESTS
 from pve_zfsbackup.archive.names import NAMESPACE, writer_name
+from pve_zfsbackup.archive.outer import Outer
 from pve_zfsbackup.archive.text import LIMIT, SIGNATURE_LIMIT
 from pve_zfsbackup.errors import BackupError, SealError, VerificationError
 from pve_zfsbackup.host.seal import Digested, Seal
@@ -383,6 +384,13 @@ def test_a_look_at_a_guest_of_which_nothing_is_there_is_no_success(filled: Bench
     )
 
 
+def test_each_guest_that_was_asked_for_and_is_not_there_is_named(filled: Bench) -> None:
+    look = Look(level=Level.LISTED, identity=filled.identity, guests=frozenset([100, 998, 999]))
+    found = look_at(filled.vault, look, note=print)
+    assert found.problems == ("no point of guests 998, 999 is among those that can be opened",)
+    assert len(found.points) == 3
+
+
 def test_a_spool_that_is_full_is_no_damage_of_the_archive(filled: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither where a segment is fetched nor where it is opened; remembered as damage, a new full archive followed."""
     usage = shutil.disk_usage(filled.place)
@@ -451,6 +459,31 @@ def test_another_writer_who_is_believed_cannot_take_a_series_over(filled: Bench)
     assert catalog.all_problems == ()
     filled.write(4, {"scsi0": b"x"})
     assert sorted(len(one.contents) for one in filled.catalog().shelves) == [0, 4]
+
+
+@pytest.mark.parametrize("theirs", ["broken", "whole"])
+def test_another_writer_who_is_believed_says_nothing_of_our_points(filled: Bench, theirs: str) -> None:
+    """Neither that they are damaged nor that they were read back, by a point of theirs with the same name."""
+    other = Bench(filled.place / "second")
+    other.write(1, {"scsi0": b"x"})
+    ours, (mine,) = points(filled)[0], points(other)
+    with filled.vault.box.signers_file.open("a") as file:
+        file.write(other.vault.box.signers_file.read_text())
+    outer = replace(Outer.decode((mine / "manifest.json").read_bytes(), "x"), point=ours.name)
+    place = filled.place / "mnt/root" / outer.writer / outer.path
+    shutil.copytree(mine, place)
+    (place / "manifest.json").write_bytes(outer.encode())
+    (place / "manifest.json.sig").write_bytes(other.vault.seal.sign(outer.encode(), other.vault.box.signing_key_file))
+    before = filled.vault.proven()
+    segment = next((place if theirs == "broken" else ours).glob("seg-*"))
+    segment.write_bytes(flipped(segment.read_bytes(), 100))
+    assert not verify_box(filled.vault, Level.HASHED, note=print).good
+    if theirs == "broken":
+        assert filled.vault.proven().keys() >= before.keys()
+        assert ours.name not in filled.vault.damaged()
+    else:
+        assert ours.name not in filled.vault.proven()
+        assert ours.name in filled.vault.damaged()
 
 
 def test_a_damaged_segment_is_found_within_one_cycle(filled: Bench) -> None:

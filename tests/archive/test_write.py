@@ -122,6 +122,13 @@ def test_a_send_that_dies_half_way_costs_only_the_slice_it_died_in(bench: Bench)
     assert read_back(bench) == {key: [data] for key, data in FULL.items()}
 
 
+def test_a_send_that_wrote_nothing_makes_no_point(bench: Bench) -> None:
+    """Whatever it says: no reader would take it."""
+    with pytest.raises(BackupError, match="wrote nothing"):
+        bench.write(1, {"scsi0": b"", "scsi1": b"x"})
+    assert not [path for path in bench.files if "manifest" in path]
+
+
 def test_a_point_of_more_segments_than_a_manifest_names_is_not_begun(bench: Bench) -> None:
     order = replace(bench.order(1, FULL), estimates=(200_001 * MIB, 0))
     with pytest.raises(BackupError, match="200001 segments"):
