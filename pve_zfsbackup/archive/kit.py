@@ -115,7 +115,7 @@ check() {
 
 manifests() { # sequence, whether it is a point, and name of all that lie here, oldest first: nobody signed them yet
 	for file in "$here"/*/manifest.json; do
-		[ -e "$file" ] || continue
+		[ -e "$file" ] || [ -L "$file" ] || continue
 		name=$(basename "$(dirname "$file")") sequence= what=
 		case $name in
 		*[!0-9a-f]*)

@@ -209,7 +209,7 @@ def test_what_nobody_signed_hides_no_point_and_does_nothing(filled: Bench, membe
     assert list(filled.place.rglob("x")) == []
 
 
-@pytest.mark.parametrize("how", ["empty", "a directory", "too large"])
+@pytest.mark.parametrize("how", ["empty", "a directory", "a link to nowhere", "too large"])
 def test_a_newest_manifest_that_is_none_is_told(filled: Bench, how: str) -> None:
     newest = names(filled)[2]
     path = filled.file(f"{newest}/manifest.json.sig").with_name("manifest.json")
@@ -218,7 +218,8 @@ def test_a_newest_manifest_that_is_none_is_told(filled: Bench, how: str) -> None
             file.truncate(LIMIT + 1)
     else:
         path.unlink()
-        path.mkdir() if how == "a directory" else path.touch()
+        make = {"empty": path.touch, "a directory": path.mkdir, "a link to nowhere": lambda: path.symlink_to("nowhere")}
+        make[how]()
     done = script(filled, "list")
     assert done.returncode == 1
     assert f"{newest}  NOT GOOD" in done.stdout
