@@ -27,7 +27,8 @@ if rm {HELD} 2> /dev/null; then exec sleep 240; fi
 def timed(product: Product) -> Iterator[Product]:
     """The timer is enabled."""
     forget(product)
-    product.configure(CONFIG_TEXT.replace("[all]", '["106"]') + f"hooks: {{before-replicate: [{HOOK}], timeout: 300}}\n")
+    hooks = f"hooks: {{before-replicate: [{HOOK}], timeout: 300}}\n"
+    product.configure(CONFIG_TEXT.replace("[all]", '["106"]') + hooks)
     pve1 = product.pve1
     pve1.write(HOOK, HANG, mode=0o755)
     pve1.script('touch "$1"; systemctl enable --now -q pve-zfsbackup.timer', HELD)
