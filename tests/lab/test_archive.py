@@ -69,12 +69,12 @@ done
 """
 # Where the marker, or a name of ours, may not stand: contents and names in the box, and whatever was logged.
 _SEARCH = r"""
-text=$1; shift
+text=$1; since=$2; shift 2
 for place; do
   grep -rlaF -- "$text" "$place" 2> /dev/null || :
   find "$place" 2> /dev/null | grep -F -- "$text" || :
 done
-journalctl --no-pager -q | grep -F -- "$text" | grep -vF 'sh -eu' | head -n 3 || :
+journalctl --no-pager -q --since "@$since" | grep -F -- "$text" | grep -vF 'sh -eu' | head -n 3 || :
 """
 
 
@@ -90,6 +90,7 @@ class Archived:
 
     product: Product
     guest: guests.Guest
+    since: dict[str, str] = field(default_factory=dict)  # host -> its clock before anything: other tests log, too
     identity: str = ""
     points: list[str] = field(default_factory=list)
     contents: dict[str, dict[str, str]] = field(default_factory=dict)  # point -> guid -> hash
@@ -102,6 +103,10 @@ class Archived:
 
     def json(self, *arguments: str, check: bool = True) -> Any:
         return json.loads(self.run(*arguments, "--json", check=check).stdout)
+
+    def found(self, host: Host, text: str, *places: str) -> list[str]:
+        """Where the text stands, in content or names below these places, or in the journal."""
+        return host.script(_SEARCH, text, self.since[host.name], *places).lines
 
     def archive(self) -> dict[str, Any]:
         """Take a point and archive it; the archive's result."""
@@ -130,13 +135,14 @@ def box_files(host: Host) -> list[str]:
 @pytest.fixture(scope="module")
 def archived(product: Product) -> Iterator[Archived]:
     pve1, backup1 = product.pve1, product.backup1
+    since = {host.name: host.run(("date", "+%s")).stdout.strip() for host in (pve1, backup1)}
     pve1.script('rm -rf "$1"; mkdir -m 700 "$1"; zfs list -o name', PLACE)
     backup1.script('rm -rf "$1" "$2"', BOX, FRESH)
     guests.remove(pve1, VMID)
     guest = guests.make(pve1, VMID, storages=("local-zfs", "crypt"), mib=24)
     pve1.script(f"MARKER={shlex.quote(MARKER)}\n{_MARK}", *guest.disks)
     product.configure(_CONFIG.format(place=PLACE, host="backup1"), CONFIG)
-    yield Archived(product=quick(product), guest=guest)
+    yield Archived(product=quick(product), guest=guest, since=since)
     guests.remove(pve1, VMID)
     pve1.script('rm -rf "$1"', PLACE)
     backup1.script(
@@ -186,17 +192,17 @@ def test_nothing_readable_lies_in_the_box_or_in_a_log(archived: Archived) -> Non
     """What the guest wrote, and what things are called; the control sees both where they are in the clear."""
     product = archived.product
     for text in (MARKER, f"vm-{VMID}-disk", "rpool", "local-zfs"):
-        assert product.backup1.script(_SEARCH, text, "/srv/box").lines == [], text
+        assert archived.found(product.backup1, text, "/srv/box") == [], text
     for text in (MARKER, archived.identity):
         places = ("/var/log", f"{PLACE}/journal", f"{PLACE}/state", f"{PLACE}/spool", f"{PLACE}/run")
-        assert product.pve1.script(_SEARCH, text, *places).lines == [], text
+        assert archived.found(product.pve1, text, *places) == [], text
         assert not any(text in output for output in archived.outputs)
     names = product.backup1.script('cd "$1" && find . -mindepth 1', BOX).lines
     assert [name for name in names if not OPAQUE.match(name)] == []
     text = 'dd if="/dev/zvol/$1" bs=1M skip=5 count=1 status=none | grep -caF -- "$2"'
     assert int(product.pve1.script(text, archived.guest.disk, MARKER).stdout) > 0
     product.backup1.script('echo "x $1 x" > /srv/box/uploads/control', MARKER)
-    assert product.backup1.script(_SEARCH, MARKER, "/srv/box").lines == ["/srv/box/uploads/control"]
+    assert archived.found(product.backup1, MARKER, "/srv/box") == ["/srv/box/uploads/control"]
     product.backup1.run(("rm", "/srv/box/uploads/control"))
 
 
@@ -297,7 +303,7 @@ def test_a_fresh_host_restores_it_with_the_package(archived: Archived, debs: tup
     _equal(archived, [f"tank/back/local-zfs/vm-{VMID}-disk-0", f"tank/back/crypt/vm-{VMID}-disk-1"])
     text = host.read(f"{FRESH}/{VMID}.conf")
     assert text.strip() == product.pve1.read(f"/etc/pve/qemu-server/{VMID}.conf").strip()
-    assert product.backup1.script(_SEARCH, archived.identity, "/var/log", f"{FRESH}/state").lines == []
+    assert archived.found(product.backup1, archived.identity, "/var/log", f"{FRESH}/state") == []
 
 
 def test_the_guest_that_was_destroyed_is_made_again_on_the_node(archived: Archived) -> None:
