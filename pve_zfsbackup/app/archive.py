@@ -268,7 +268,6 @@ def _catalog_recipient(vault: Vault) -> Path:
     """A file with the recipient that belongs to this node's catalog key."""
     text = vault.seal.recipient(vault.box.catalog_key_file)
     path = vault.state / f"catalog-{hashlib.sha256(text.encode()).hexdigest()[:8]}.recipient"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(path, f"{text}\n")
     return path
 
