@@ -58,7 +58,7 @@ def _tell(error: Exception) -> None:
         error.show()
     elif isinstance(error, click.exceptions.Abort):  # what click makes of `KeyboardInterrupt`
         print("interrupted", file=sys.stderr)
-        for text in getattr(error.__cause__, "__notes__", ()):
+        for text in getattr(error.__context__, "__notes__", ()):  # bookworm's click raises it "from None"
             terminal.note(text)
     else:  # a bug of ours: Python's own exit status 1 would say "partly done"
         traceback.print_exception(error)
