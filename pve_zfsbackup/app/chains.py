@@ -32,6 +32,7 @@ def verify_points(session: Session, scope: Scope) -> Generator[Chain | Result, N
     here = guest_points(found.listing)
     for name, listing in listings.items():
         there = guest_points(listing)
+        append_only = session.config.targets[name].append_only
         own = {item.guest.vmid: item.names for item in items if name in item.targets}
         chains: list[Chain] = []
         for vmid, jobs in own.items():
@@ -41,12 +42,21 @@ def verify_points(session: Session, scope: Scope) -> Generator[Chain | Result, N
             except BackupError as error:
                 yield replace(failed(STAGE, error, host=name), vmid=vmid, jobs=jobs)
                 continue
-            verdict = chain(vmid, found.listing, listing, here.of(vmid), points, refused)
+            verdict = _judged(chain(vmid, found.listing, listing, here.of(vmid), points, refused), append_only)
             chains.append(replace(verdict, jobs=jobs))
             yield chains[-1]
-        if not session.config.targets[name].append_only:
+        if not append_only:
             yield from _note(session, name, chains)
     yield from (failed(STAGE, error, host=name) for name, error in errors.items())
+
+
+def _judged(found: Chain, append_only: bool) -> Chain:
+    """What nothing holds is a problem where we hold; an append-only target's own `maintain` does that, later."""
+    if append_only:
+        told = (f"{name} is not held yet: the target's own maintain does that, every hour" for name in found.unheld)
+        return replace(found, notes=(*found.notes, *told))
+    told = (f"{name} is not held, and the next increment starts from it" for name in found.unheld)
+    return replace(found, problems=(*found.problems, *told))
 
 
 def _note(session: Session, name: str, chains: Sequence[Chain]) -> Generator[Result, None, None]:

@@ -12,12 +12,14 @@ from pve_zfsbackup.plan.pairing import common_base, owner, same_ivset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """What is known of one guest on one target. `whole` are the points nothing is wrong with."""
+    """What is known of one guest on one target. `whole` are the points nothing is wrong with, `unheld` the snapshots
+    (and their disks) that the next increments start from and nothing holds."""
 
     vmid: Vmid
     host: str
     points: int
     whole: tuple[Point, ...]
+    unheld: tuple[str, ...] = ()
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
     jobs: tuple[str, ...] = ()
@@ -34,6 +36,7 @@ def chain(
     problems: list[str] = []
     whole = []
     notes = []
+    unheld: list[str] = []
     complete = [point for point in there if point.complete]
     for point in there:
         found = list(_point(point, made.get(point.id)))
@@ -50,9 +53,11 @@ def chain(
         volumes = {volume.guid: volume for volume in source.volumes.values()}
         for key, snapshot in sorted(complete[-1].snapshots.items()):
             problems += (f"{key}: {told}" for told in _replica(snapshot, target, volumes))
+            unheld += (f"{key}: {name}" for name in _unheld(snapshot, target, volumes))
     return Chain(
-        vmid=vmid, host=target.host, points=len(there), whole=tuple(whole), problems=tuple(problems), notes=tuple(notes)
-    )
+        vmid=vmid, host=target.host, points=len(there), whole=tuple(whole), unheld=tuple(unheld),
+        problems=tuple(problems), notes=tuple(notes),
+    )  # fmt: skip
 
 
 def _point(there: Point, here: Point | None) -> Iterator[str]:
@@ -74,7 +79,7 @@ def _point(there: Point, here: Point | None) -> Iterator[str]:
 
 
 def _replica(newest: Snapshot, target: Listing, source: dict[Guid, Volume]) -> Iterator[str]:
-    """The dataset of a disk: what the next increment starts from, and that it is held."""
+    """The dataset of a disk: whether the next increment has a start, and nothing foreign after it."""
     replica = target.volumes[newest.dataset]
     volume = source.get(owner(replica))
     if volume is None:
@@ -83,9 +88,14 @@ def _replica(newest: Snapshot, target: Listing, source: dict[Guid, Volume]) -> I
     if base is None:
         yield f"the chain is broken: {replica.name} has no snapshot in common with {volume.name}"
         return
-    held = next(snapshot for snapshot in replica.snapshots if snapshot.guid == base.guid)
-    if not held.userrefs:
-        yield f"{held.full_name} is not held, and the next increment starts from it"
+    common = next(snapshot for snapshot in replica.snapshots if snapshot.guid == base.guid)
     for snapshot in replica.snapshots:
-        if snapshot.createtxg > held.createtxg and snapshot.guid not in {one.guid for one in volume.snapshots}:
+        if snapshot.createtxg > common.createtxg and snapshot.guid not in {one.guid for one in volume.snapshots}:
             yield f"{snapshot.full_name} is not from the source: nothing can be received behind it"
+
+
+def _unheld(newest: Snapshot, target: Listing, source: dict[Guid, Volume]) -> Iterator[str]:
+    replica = target.volumes[newest.dataset]
+    volume = source.get(owner(replica))
+    base = common_base(volume, replica) if volume else None
+    yield from (one.full_name for one in replica.snapshots if base and one.guid == base.guid and not one.userrefs)
