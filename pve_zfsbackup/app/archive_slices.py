@@ -75,16 +75,25 @@ class Slicer:
             self.number += 1
             require_countable(self.vault, self.number, self.directory)
             known = self.known.get(self.number)
-            facts = _Slice(stream=stream, offset=total)
-            pieces = self._pieces(source, facts, (head, buffers), ended)
+            one = _Slice(
+                stream=stream,
+                offset=total,
+                source=source,
+                head=head,
+                buffers=buffers,
+                limit=self.vault.box.segment_bytes,
+                moved=moved,
+                ended=ended,
+                hashing=self.hashing,
+            )
             if known is None:
-                self._seal(facts, _told(pieces, facts, moved), compress=not raw and _pays(head))
+                self._seal(one, compress=not raw and _pays(head))
             else:
-                for _ in _told(pieces, facts, moved):
+                for _ in one.pieces(one.read):
                     self.uploads.check()
-                self._same(known, facts)
-            total += facts.size
-            if facts.size < self.vault.box.segment_bytes:
+                self._same(known, one)
+            total += one.size
+            if one.size < one.limit:
                 return total
         ended()
         return total
@@ -94,62 +103,31 @@ class Slicer:
         if any(number > self.number for number in self.known):
             raise StreamDiffersError("the streams are shorter than those of the first attempt")
 
-    def _pieces(
-        self,
-        source: IO[bytes],
-        facts: _Slice,
-        filled: tuple[memoryview, tuple[memoryview, memoryview]],
-        ended: Callable[[], None],
-    ) -> Iterator[memoryview]:
-        """A slice piece by piece; its head lies in the first of the buffers. A buffer is hashed as a whole, beside what
-        is read into the other one: to wait for a thread after each piece took longer than the hashing."""
-        head, buffers = filled
-        hashes = [self.hashing.submit(facts.hash.update, head)]
-        try:
-            yield from _cut(head, CHUNK)
-            left = self.vault.box.segment_bytes - len(head)
-            for turn in count(1):
-                if not left:
-                    return
-                if turn > 1:
-                    hashes[turn - 2].result()  # of what the buffer held before
-                buffer = buffers[turn % 2][:left]
-                size = 0
-                while size < len(buffer) and (piece := fill(source, buffer[size : size + CHUNK])):
-                    size += len(piece)
-                    yield piece
-                hashes.append(self.hashing.submit(facts.hash.update, buffer[:size]))
-                left -= size
-                if size < len(buffer):
-                    return ended()
-        finally:
-            for hashing in hashes:
-                hashing.result()
-
-    def _same(self, known: Sealed, facts: _Slice) -> None:
-        found = (facts.stream, facts.offset, facts.size, facts.hash.hexdigest())
+    def _same(self, known: Sealed, one: _Slice) -> None:
+        found = (one.stream, one.offset, one.size, one.hash.hexdigest())
         if found != (known.stream, known.offset, known.bytes, known.sha256):
             raise StreamDiffersError(f"segment {known.number} is not the same as in the first attempt")
         self.made[known.number] = known
         self.skipped += 1
 
-    def _seal(self, facts: _Slice, pieces: Iterator[memoryview], *, compress: bool) -> None:
+    def _seal(self, one: _Slice, *, compress: bool) -> None:
         self.uploads.room()
-        number, file = self.number, fresh(self.spool)
+        number, file, source = self.number, fresh(self.spool), one.source
         files = [self.vault.box.recipients_file]
         with self.vault.seal.sealing(self.sealing, files, file, compress=compress) as sealing:
-            for piece in pieces:
+            for piece in _cut(one.head, CHUNK):
                 sealing.feed(piece)
+            for _ in one.pieces(lambda buffer: sealing.pass_on(source, buffer)):
                 self.uploads.check()
 
         def prepare() -> Upload:
             digest = sealing.sealed.result()
             self.made[number] = Sealed(
                 number=number,
-                stream=facts.stream,
-                offset=facts.offset,
-                bytes=facts.size,
-                sha256=facts.hash.hexdigest(),
+                stream=one.stream,
+                offset=one.offset,
+                bytes=one.size,
+                sha256=one.hash.hexdigest(),
                 codec=ZSTD if compress else NONE,
                 stored_bytes=digest.bytes,
                 stored_sha256=digest.sha256,
@@ -162,19 +140,52 @@ class Slicer:
 
 @dataclass(slots=True, kw_only=True)
 class _Slice:
-    """What went through so far."""
+    """The next part of a stream, of which the `head` is there already, in the first of the buffers. `moved` is told
+    the bytes of the stream so far, `ended` called where it ends within this slice; `size` is what went through."""
 
     stream: int
     offset: int
+    source: IO[bytes]
+    head: memoryview
+    buffers: tuple[memoryview, memoryview]
+    limit: int
+    moved: Callable[[int], None]
+    ended: Callable[[], None]
+    hashing: Executor
     size: int = 0
     hash: Any = field(default_factory=hashlib.sha256)
 
+    def read(self, buffer: memoryview) -> memoryview:
+        return fill(self.source, buffer)
 
-def _told(pieces: Iterator[memoryview], facts: _Slice, moved: Callable[[int], None]) -> Iterator[memoryview]:
-    for piece in pieces:
-        facts.size += len(piece)
-        moved(facts.offset + facts.size)
-        yield piece
+    def pieces(self, read: Callable[[memoryview], memoryview]) -> Iterator[memoryview]:
+        """What `read` takes from the source after the head, piece by piece. A buffer is hashed as a whole, beside what
+        is read into the other one: to wait for a thread after each piece took longer than the hashing."""
+        hashes = [self.hashing.submit(self.hash.update, self.head)]
+        try:
+            self._told(self.head)
+            for turn in count(1):
+                left = self.limit - self.size
+                if not left:
+                    return
+                if turn > 1:
+                    hashes[turn - 2].result()  # of what the buffer held before
+                buffer = self.buffers[turn % 2][:left]
+                filled = 0
+                while filled < len(buffer) and (piece := read(buffer[filled : filled + CHUNK])):
+                    filled += len(piece)
+                    self._told(piece)
+                    yield piece
+                hashes.append(self.hashing.submit(self.hash.update, buffer[:filled]))
+                if filled < len(buffer):
+                    return self.ended()
+        finally:
+            for hashing in hashes:
+                hashing.result()
+
+    def _told(self, piece: memoryview) -> None:
+        self.size += len(piece)
+        self.moved(self.offset + self.size)
 
 
 def _cut(data: memoryview, size: int) -> Iterator[memoryview]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pve_zfsbackup.errors import VerificationError
-from pve_zfsbackup.host.runner import Runner, failure
+from pve_zfsbackup.host.runner import Completed, Runner, failure
 from pve_zfsbackup.model import printable
 
 HOURS: Final = 3600.0
@@ -22,6 +23,9 @@ HOURS: Final = 3600.0
 _CHATTER: Final = re.compile(
     r"Phase \d|Pass \d|- |No modify flag|e2fsck \d|Opening filesystem|\[\d/\d\]|WARNING: .* read"
 )
+_LOCKED: Final = "Unknown error 512"
+TRIES: Final = 10
+PAUSE: Final = 1.0  # seconds
 # `errors=continue`: a file system that says `errors=panic` would take this host with it.
 _ALWAYS: Final = "ro,nosuid,nodev,noexec"
 
@@ -91,7 +95,7 @@ def checked(runner: Runner, device: str, kind: str) -> None:
     argv = KINDS[kind].check
     if not argv:
         return
-    done = runner.run((*argv, device), check=False, timeout=12 * HOURS)
+    done = _opening(runner, (*argv, device), 12 * HOURS)
     if done.returncode:
         lines = (line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines())
         told = [printable(line) for line in lines if line and not _CHATTER.match(line)]
@@ -102,9 +106,20 @@ def checked(runner: Runner, device: str, kind: str) -> None:
 def _mount(runner: Runner, device: str, kind: str, options: str, where: Path) -> None:
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     own = f"{_ALWAYS},{options}" if options else _ALWAYS
-    done = runner.run(("mount", "-t", kind, "-o", own, "--", device, str(where)), check=False, timeout=HOURS)
+    done = _opening(runner, ("mount", "-t", kind, "-o", own, "--", device, str(where)), HOURS)
     if done.returncode:
         raise VerificationError(f"cannot be mounted as {kind}: {failure(done).message}")
+
+
+def _opening(runner: Runner, argv: tuple[str, ...], timeout: float) -> Completed:
+    """Run a program that opens a zvol. While the kernel's list of pools is locked, which is short but not rare beside
+    other work, OpenZFS answers with an error that no program should ever see (ERESTARTSYS: seen in the lab)."""
+    for _ in range(TRIES):
+        done = runner.run(argv, check=False, timeout=timeout)
+        if not done.returncode or _LOCKED not in done.stderr + done.stdout:
+            break
+        time.sleep(PAUSE)
+    return done
 
 
 def _unmount(runner: Runner, where: Path) -> None:

@@ -4,12 +4,14 @@ and each slice is poured into `zstd | age`. Every exit status counts."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
+import functools
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import IO, Protocol
 
@@ -210,6 +212,29 @@ def fill(file: IO[bytes], buffer: memoryview) -> memoryview:
     while size < len(buffer) and (more := file.readinto(buffer[size:])):  # type: ignore[attr-defined]
         size += more
     return buffer[:size]
+
+
+def tee(source: IO[bytes], pipe: IO[bytes], buffer: memoryview) -> memoryview:
+    """What the raw file `source` has next into a pipe and into the buffer; the part of that which was filled, empty at
+    the end. Where the source is a pipe, the other one gets the same pages of memory, not a copy of them (tee(2)).
+    Raises `BrokenPipeError`."""
+    while (size := _tee()(source.fileno(), pipe.fileno(), len(buffer), 0)) < 0:
+        error = ctypes.get_errno()
+        if error == errno.EINVAL:
+            data = fill(source, buffer)
+            write_all(pipe, data)
+            return data
+        if error != errno.EINTR:
+            raise OSError(error, os.strerror(error))
+    return fill(source, buffer[:size])
+
+
+@functools.cache
+def _tee() -> Callable[[int, int, int, int], int]:
+    function = ctypes.CDLL(None, use_errno=True).tee
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)
+    function.restype = ctypes.c_ssize_t
+    return function
 
 
 def pour_file(file: IO[bytes], pipe: IO[bytes]) -> None:

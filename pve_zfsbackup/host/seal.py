@@ -6,17 +6,20 @@ import contextlib
 import hashlib
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, NoReturn, Self
 
 from pve_zfsbackup.errors import CommandError, SealError, VerificationError
-from pve_zfsbackup.host.programs import Chain, Programs, fill, raise_first, write_all
+from pve_zfsbackup.host.programs import Chain, Programs, fill, raise_first, tee, write_all
 from pve_zfsbackup.host.runner import Completed, Runner, failure
 
 CHUNK = 1 << 20
 LEVEL = "-3"
+GLANCE = 0.01  # seconds between two looks at a file that is being written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +43,20 @@ class Sealing:
         try:
             write_all(self.chain.feed, data)
         except BrokenPipeError:
-            self.end()
-            self.sealed.result()
-            raise SealError("a program that seals ended before its input did") from None
+            self._broken()
+
+    def pass_on(self, source: IO[bytes], buffer: memoryview) -> memoryview:
+        """Feed what a pipe has next, and tell it: the part of the buffer that was filled, empty at the end of the
+        pipe. Raises as `feed` does."""
+        try:
+            return tee(source, self.chain.feed, buffer)
+        except BrokenPipeError:
+            self._broken()
+
+    def _broken(self) -> NoReturn:
+        self.end()
+        self.sealed.result()
+        raise SealError("a program that seals ended before its input did") from None
 
     def end(self) -> None:
         """There is no more. Harmless when repeated."""
@@ -93,9 +107,11 @@ class Seal:
         try:
             with open(out, "xb", buffering=0) as target, self.programs.opened(*argvs, sink=target) as chain:
                 begun.set_result(chain)
-                fed.wait()  # closing the pipe under a write could write into another file
-                _raise(chain.finish())
-            return digest_file(out)
+                with _Following(out) as written:
+                    while not fed.wait(GLANCE):  # closing the pipe under a write could write into another file
+                        written.read_on()
+                    _raise(chain.finish())
+                    return written.whole()
         except BaseException as error:
             if not begun.done():
                 begun.set_exception(error)
@@ -109,9 +125,13 @@ class Seal:
             open(stored, "rb") as source,
             open(out, "xb", buffering=0) as target,
             self.programs.opened(*argvs, source=source, sink=target) as chain,
+            _Following(out) as written,
         ):
+            while not chain.ended():
+                time.sleep(GLANCE)
+                written.read_on()
             _raise(chain.finish())
-        return digest_file(out)
+            return written.whole()
 
     def encrypt(self, data: bytes, recipients: Sequence[Path], out: Path) -> None:
         with ThreadPoolExecutor(1) as beside:
@@ -164,16 +184,37 @@ class Seal:
         self.runner.run(("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)))
 
 
+class _Following:
+    """Hashes a file of this host while somebody else writes it. What was just written comes from memory; a pipe through
+    this process would cost twice as much."""
+
+    def __init__(self, path: Path) -> None:
+        self.hash, self.bytes = hashlib.sha256(), 0
+        self.buffer = memoryview(bytearray(CHUNK))
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by the block
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self.file.close()
+
+    def read_on(self) -> None:
+        """What there is by now."""
+        while data := fill(self.file, self.buffer):
+            self.hash.update(data)
+            self.bytes += len(data)
+
+    def whole(self) -> Digested:
+        """Nobody writes any more."""
+        self.read_on()
+        return Digested(bytes=self.bytes, sha256=self.hash.hexdigest())
+
+
 def digest_file(path: Path) -> Digested:
-    """Read all of it. What was just written comes from memory; a pipe through this process would cost twice as much."""
-    hashed = hashlib.sha256()
-    total = 0
-    buffer = memoryview(bytearray(CHUNK))
-    with open(path, "rb", buffering=0) as file:
-        while data := fill(file, buffer):
-            hashed.update(data)
-            total += len(data)
-    return Digested(bytes=total, sha256=hashed.hexdigest())
+    """Read all of it."""
+    with _Following(path) as written:
+        return written.whole()
 
 
 def _unwanted(begun: Future[Chain]) -> None:

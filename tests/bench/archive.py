@@ -76,12 +76,13 @@ class Contest:
     def archive(self) -> None:
         """A point in full; the streams of the test's bench are a few bytes, ours come from the file."""
         self.number = getattr(self, "number", 0) + 1
-        self.bench.write(self.number, {"scsi0": b""}, parent=False)
+        with self.bench.vault.store.kept():  # as in `archive`: reading the catalog and all points share connections
+            self.bench.write(self.number, {"scsi0": b""}, parent=False)
 
     def restore(self) -> None:
-        content = self.bench.catalog().shelves[-1].contents[-1]
-        (stream,) = require_inner(content).streams
-        with self.bench.vault.scratch() as spool:
+        with self.bench.vault.store.kept(), self.bench.vault.scratch() as spool:  # as in `restore`
+            content = self.bench.catalog().shelves[-1].contents[-1]
+            (stream,) = require_inner(content).streams
             reader = Reader(vault=self.bench.vault, spool=spool, stamina=Stamina(seconds=0))
             done = reader.receive(content, stream, self.bench.identity, ("zfs", "receive", "x"))
         assert done.returncode == 0, done.stderr

@@ -45,8 +45,12 @@ def _checked(result: int, what: str) -> None:
 
 
 def mount(source: str, target: Path, kind: str, flags: int = 0) -> None:
-    """mount(2)."""
-    done = libc.mount(source.encode(), str(target).encode(), kind.encode(), flags, None)
+    """mount(2), again while another thread of the kernel has locked the zvol."""
+    deadline = time.monotonic() + 60.0
+    while (done := libc.mount(source.encode(), str(target).encode(), kind.encode(), flags, None)) != 0:
+        if ctypes.get_errno() != ERESTARTSYS or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
     _checked(done, f"mount {source} {target}")
 
 
