@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -112,22 +113,24 @@ class Slicer:
 
     def _seal(self, one: _Slice, *, compress: bool) -> None:
         self.uploads.room()
-        number, file, source = self.number, fresh(self.spool), one.source
+        number, file = self.number, fresh(self.spool)
         files = [self.vault.box.recipients_file]
         with self.vault.seal.sealing(self.sealing, files, file, compress=compress) as sealing:
             for piece in _cut(one.head, CHUNK):
                 sealing.feed(piece)
-            for _ in one.pieces(lambda buffer: sealing.pass_on(source, buffer)):
+            for _ in one.pieces(partial(sealing.pass_on, one.source)):
                 self.uploads.check()
+
+        stream, offset, size, hashed = one.stream, one.offset, one.size, one.hash  # `one` has buffers, and uploads wait
 
         def prepare() -> Upload:
             digest = sealing.sealed.result()
             self.made[number] = Sealed(
                 number=number,
-                stream=one.stream,
-                offset=one.offset,
-                bytes=one.size,
-                sha256=one.hash.hexdigest(),
+                stream=stream,
+                offset=offset,
+                bytes=size,
+                sha256=hashed.hexdigest(),
                 codec=ZSTD if compress else NONE,
                 stored_bytes=digest.bytes,
                 stored_sha256=digest.sha256,

@@ -9,13 +9,15 @@ from pve_zfsbackup.app.gather import Scope, assign, inventory, target_listings
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.restore_point import unreadable
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.app.target_check import said_hello
+from pve_zfsbackup.app.target_judgement import lapsed
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import zfs
 from pve_zfsbackup.model.proof import VERIFIED, Level, Proof, encode_proof
 from pve_zfsbackup.model.stages import CHAIN
 from pve_zfsbackup.plan.chain import Chain, chain
-from pve_zfsbackup.plan.points import guest_points
+from pve_zfsbackup.plan.points import GuestPoints, guest_points
 
 STAGE = CHAIN
 
@@ -33,6 +35,12 @@ def verify_points(session: Session, scope: Scope) -> Generator[Chain | Result, N
     for name, listing in listings.items():
         there = guest_points(listing)
         append_only = session.config.targets[name].append_only
+        holder = None
+        if append_only:
+            try:
+                holder = _holder(session, name, there)
+            except BackupError as error:
+                yield failed(STAGE, error, host=name)
         own = {item.guest.vmid: item.names for item in items if name in item.targets}
         chains: list[Chain] = []
         for vmid, jobs in own.items():
@@ -42,20 +50,30 @@ def verify_points(session: Session, scope: Scope) -> Generator[Chain | Result, N
             except BackupError as error:
                 yield replace(failed(STAGE, error, host=name), vmid=vmid, jobs=jobs)
                 continue
-            verdict = _judged(chain(vmid, found.listing, listing, here.of(vmid), points, refused), append_only)
-            chains.append(replace(verdict, jobs=jobs))
+            verdict = chain(vmid, found.listing, listing, here.of(vmid), points, refused)
+            chains.append(replace(_judged(verdict, holder), jobs=jobs))
             yield chains[-1]
         if not append_only:
             yield from _note(session, name, chains)
     yield from (failed(STAGE, error, host=name) for name, error in errors.items())
 
 
-def _judged(found: Chain, append_only: bool) -> Chain:
-    """What nothing holds is a problem where we hold; an append-only target's own `maintain` does that, later."""
-    if append_only:
+def _holder(session: Session, name: str, there: GuestPoints) -> str:
+    """Why nobody holds on an append-only target, where only its own `maintain` does; empty while that can be waited
+    for. Raises `BackupError`."""
+    hello, _ = said_hello(session.hosts[name])
+    since = min((point.creation for vmid in there.vmids for point in there.of(vmid)), default=0)
+    return lapsed(hello, since)
+
+
+def _judged(found: Chain, lapse: str | None) -> Chain:
+    """What nothing holds is a problem, but on an append-only target that holds by itself, later. `lapse` tells why it
+    does not, None of a target where we hold."""
+    if lapse == "":
         told = (f"{name} is not held yet: the target's own maintain does that, every hour" for name in found.unheld)
         return replace(found, notes=(*found.notes, *told))
-    told = (f"{name} is not held, and the next increment starts from it" for name in found.unheld)
+    why = f": {lapse}" if lapse else ""
+    told = (f"{name} is not held, and the next increment starts from it{why}" for name in found.unheld)
     return replace(found, problems=(*found.problems, *told))
 
 

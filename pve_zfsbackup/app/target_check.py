@@ -35,7 +35,7 @@ def check_target(checked: Checked) -> tuple[Action, ...]:
     target = checked.target
     name = f"ssh {target.user}@{target.host}"
     try:
-        hello, time = _hello(checked.host)
+        hello, time = said_hello(checked.host)
     except BackupError as error:
         return (Action(object=name, state="failed", detail=error.message, command=_mend(error, target)),)
     right = Action(object=name, state="right", detail="answers, with the pinned host key")
@@ -76,8 +76,9 @@ def _heard(checked: Checked, hello: Hello | None, answer: dict[str, object], sta
     )
 
 
-def _hello(host: Host) -> tuple[Hello | None, dict[str, object]]:
-    """None where the account is a plain one: its shell knows no such program, or another one. Raises `CommandError`."""
+def said_hello(host: Host) -> tuple[Hello | None, dict[str, object]]:
+    """What the receiver of a target says of itself; None where the account is a plain one: its shell knows no such
+    program, or another one. Raises `CommandError`."""
     done = host.run(("hello",), check=False, timeout=_TIMEOUT)
     if "pve-zfsbackup-receiver" in done.stderr:
         raise CommandError(

@@ -236,6 +236,17 @@ def _maintenance(hello: Hello, target: Target) -> Action:
     return _right("maintain", f"ran there {max(0, hours)} h ago" if hours > 0 else "ran there within the hour")
 
 
+def lapsed(hello: Hello | None, since: int) -> str:
+    """Why nothing holds what came to an append-only target since then (seconds since 1970); empty while its `maintain`
+    can be waited for, and where nobody can tell."""
+    if hello is None:
+        return ""
+    hours = (hello.time - (hello.maintained or since)) // 3600
+    if hours < _MAINTAINED_HOURS:
+        return ""
+    return f"the target's own maintain ran {hours} h ago" if hello.maintained else "no maintain has ever run there"
+
+
 def _there(target: Target, command: str) -> str:
     """A command for root of the target, as it is given here."""
     port = f"-p {target.port} " if target.port != 22 else ""

@@ -107,11 +107,16 @@ class Seal:
         try:
             with open(out, "xb", buffering=0) as target, self.programs.opened(*argvs, sink=target) as chain:
                 begun.set_result(chain)
-                with _Following(out) as written:
-                    while not fed.wait(GLANCE):  # closing the pipe under a write could write into another file
-                        written.read_on()
-                    _raise(chain.finish())
-                    return written.whole()
+                try:
+                    with _Following(out) as written:
+                        while not fed.wait(GLANCE):
+                            written.read_on()
+                        _raise(chain.finish())
+                        return written.whole()
+                finally:  # closing the pipe under a write could write into another file
+                    if not fed.is_set():
+                        chain.kill()
+                        fed.wait()
         except BaseException as error:
             if not begun.done():
                 begun.set_exception(error)

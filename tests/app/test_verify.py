@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -160,17 +161,57 @@ def test_no_point_and_no_answer_are_failures(old: World) -> None:
     assert (result.outcome, result.host) == (Outcome.FAILED, TARGET)
 
 
+HOUR = 3600
+LATER = "is not held yet: the target's own maintain does that, every hour"
+
+
+def says_hello(world: World, ago: int | None) -> None:
+    """Its `maintain` ran so many hours ago, or never."""
+    now = int(world.clock.now)
+    told: dict[str, object] = {"receiver": "0.1.0", "protocol": 1, "root": "tank/pve-zfsbackup", "time": now}
+    told["maintained"] = 0 if ago is None else now - ago * HOUR
+    world.runner.hello = json.dumps(told)
+
+
 def test_on_an_append_only_target_nothing_is_set(old: World) -> None:
-    text = old.config.read_text().replace("parallel: 1, keep: {keep-last: 3}}", "parallel: 1, append-only: true}")
-    old.config.write_text(text)
+    append_only(old)
     old.runner.ran.clear()
-    no_hold(old.target.datasets[WEB_DISK])  # as after every replication, until the target's own `maintain` has run
-    web = of(chains(old), WEB)
-    assert (web.problems, as_result(web).outcome) == ((), Outcome.OK)
-    assert [note.partition(":")[2].partition("@")[2].partition(" ")[2] for note in web.notes] == [
-        "is not held yet: the target's own maintain does that, every hour"
-    ]
+    assert of(chains(old), WEB).problems == ()
     assert not old.runner.changes
+
+
+@pytest.mark.parametrize(
+    ("ago", "days", "told"),
+    [
+        (0, 0, ""),
+        (24, 0, ""),
+        (25, 0, ": the target's own maintain ran 25 h ago"),
+        (None, 0, ""),  # it was set up just now
+        (None, 2, ": no maintain has ever run there"),
+    ],
+)
+def test_an_append_only_target_holds_by_itself_while_its_maintain_runs(
+    old: World, ago: int | None, days: int, told: str
+) -> None:
+    append_only(old)
+    no_hold(old.target.datasets[WEB_DISK])  # as after every replication, until `maintain` has run
+    old.clock.now += days * 24 * HOUR
+    says_hello(old, ago)
+    web = of(chains(old), WEB)
+    if told:
+        assert [problem.partition(" ")[2].partition(" ")[2] for problem in web.problems] == [
+            f"is not held, and the next increment starts from it{told}"
+        ]
+        assert as_result(web).outcome is Outcome.FAILED
+    else:
+        assert (web.problems, as_result(web).outcome) == ((), Outcome.OK)
+        assert [note.partition(" ")[2].partition(" ")[2] for note in web.notes] == [LATER]
+
+
+def test_on_a_plain_append_only_account_nobody_can_tell(old: World) -> None:
+    append_only(old)
+    no_hold(old.target.datasets[WEB_DISK])
+    assert of(chains(old), WEB).problems == ()
 
 
 def test_a_point_proven_by_its_chain_alone_is_not_protected(old: World) -> None:

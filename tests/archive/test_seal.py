@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,7 @@ from pve_zfsbackup.archive.names import NAMESPACE
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.programs import Chain, ProcessPrograms
 from pve_zfsbackup.host.runner import STDERR_LIMIT, ProcessRunner
-from pve_zfsbackup.host.seal import Seal
+from pve_zfsbackup.host.seal import Seal, _Following
 from pve_zfsbackup.host.sftp import Server, Sftp
 
 pytestmark = pytest.mark.processes
@@ -60,6 +62,50 @@ def test_an_interrupt_while_the_programs_start_ends_them(tmp_path: Path) -> None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+class WatchedPrograms(ProcessPrograms):
+    """Knows whether the feeder had let go of the pipe when it was closed."""
+
+    fed: threading.Event
+    let_go: bool
+
+    @contextlib.contextmanager
+    def opened(
+        self, *argvs: Sequence[str], source: IO[bytes] | None = None, sink: IO[bytes] | None = None
+    ) -> Iterator[Chain]:
+        with super().opened(*argvs, source=source, sink=sink) as chain:
+            try:
+                yield chain
+            finally:
+                self.let_go = self.fed.is_set()
+
+
+def test_a_spool_that_cannot_be_read_is_told_and_closes_no_pipe_that_is_fed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = WatchedPrograms()
+    seal = Seal(runner=ProcessRunner(), programs=programs, namespace=NAMESPACE)
+    programs.fed = threading.Event()
+    recipients = tmp_path / "recipients"
+    recipients.write_text(seal.new_identity(tmp_path / "identity") + "\n")
+
+    def broken(written: _Following) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def feed() -> None:
+        with (
+            ThreadPoolExecutor(1) as beside,
+            seal.sealing(beside, [recipients], tmp_path / "out", compress=True) as sealing,
+        ):
+            programs.fed = sealing.fed
+            monkeypatch.setattr(_Following, "read_on", broken)
+            while True:
+                sealing.feed(bytes(1 << 20))
+
+    with pytest.raises(OSError, match="Input/output error"):
+        feed()
+    assert programs.let_go
 
 
 @pytest.mark.loopback

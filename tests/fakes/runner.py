@@ -85,6 +85,7 @@ class FakeRunner:
     timers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     hooks: Callable[[tuple[str, ...]], Completed] = field(default=ok)
     tools: Callable[[tuple[str, ...]], Completed] | None = None  # programs that look into disks
+    hello: str = ""  # what the receivers of all targets say of themselves; empty: plain accounts
     connections: int = 0
     lines: list[str] = field(default_factory=list)  # what ssh was given, as it was
     frozen_at: list[tuple[str, frozenset[int]]] = field(default_factory=list)  # snapshot, guests frozen then
@@ -312,6 +313,8 @@ class FakeRunner:
         program = ran.argv[0]
         if program == "zfs":
             return self._zfs(ran, input)
+        if program == "hello":
+            return ok(ran.argv, self.hello) if self.hello else no(ran.argv, "sh: 1: hello: not found", status=127)
         pools = self.pools[ran.host]
         if answer := {"grep": pools.state, "env": pools.status, "zpool": pools.zpool}.get(program):
             return answer(ran.argv)

@@ -44,6 +44,13 @@ def test_a_zvol_that_is_locked_for_a_moment_is_asked_again(tmp_path: Path, what:
     assert runner.ran == (4 if what == "settle" else 3)  # to settle, it is unmounted at the end
 
 
+def test_a_file_of_the_guest_with_such_a_name_is_no_reason(tmp_path: Path) -> None:
+    runner = Answers("Entry 'Unknown error 512' in / (2) has deleted/unused inode 12.  Clear? no")
+    with pytest.raises(VerificationError, match="Unknown error 512"):
+        filesystems.checked(runner, "/dev/zd16", "ext4")
+    assert runner.ran == 1
+
+
 @pytest.mark.parametrize(("words", "times"), [((OTHER,), 1), ((LOCKED,) * 20, filesystems.TRIES)])
 def test_what_stays_or_is_something_else_is_told(tmp_path: Path, words: tuple[str, ...], times: int) -> None:
     runner = Answers(*words)
