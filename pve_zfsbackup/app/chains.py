@@ -35,7 +35,7 @@ def verify_points(session: Session, scope: Scope) -> Generator[Chain | Result, N
     for name, listing in listings.items():
         there = guest_points(listing)
         append_only = session.config.targets[name].append_only
-        holder = None
+        holder = "" if append_only else None
         if append_only:
             try:
                 holder = _holder(session, name, there)

@@ -208,6 +208,16 @@ def test_an_append_only_target_holds_by_itself_while_its_maintain_runs(
         assert [note.partition(" ")[2].partition(" ")[2] for note in web.notes] == [LATER]
 
 
+def test_a_receiver_that_does_not_say_is_a_failure_of_its_own(old: World) -> None:
+    append_only(old)
+    no_hold(old.target.datasets[WEB_DISK])
+    old.runner.faults.append(Fault(words=("hello",), host=TARGET, answer=(126, "pve-zfsbackup-receiver: denied")))
+    found = chains(old)
+    (silent,) = (end for end in found if isinstance(end, Result))
+    assert (silent.vmid, silent.host, silent.outcome) == (None, TARGET, Outcome.FAILED)
+    assert of(found, WEB).problems == ()
+
+
 def test_on_a_plain_append_only_account_nobody_can_tell(old: World) -> None:
     append_only(old)
     no_hold(old.target.datasets[WEB_DISK])
