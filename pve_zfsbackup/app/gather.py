@@ -99,19 +99,34 @@ def inventory(session: Session, *, only: Vmid | None = None, targets: Iterable[s
 
 
 def inventory_of(api: Api, node: str, host: Host, kstat: Path = KSTAT, *, only: Vmid | None = None) -> Inventory:
-    """The same without a session, which `setup` cannot have yet."""
+    """The same without a session, which `setup` cannot have yet. ZFS lists while the API tells of the guests."""
     notes: list[str] = []
     doubts: list[str] = []
-    raw = pve_guests.read_guests(api, node, only=only, note=notes.append, doubt=doubts.append)
+    with ThreadPoolExecutor(1) as beside:
+        listed = beside.submit(_listed, api, node, host, kstat)
+        try:
+            raw = pve_guests.read_guests(api, node, only=only, note=notes.append, doubt=doubts.append)
+            storages, roots, listing = listed.result()
+        except Exception:
+            raise
+        except BaseException:
+            host.runner.cancel()  # leaving the block waits for the listing, and a large pool takes minutes
+            raise
+    guests = discover(raw, storages, listing, node)
+    if any(disk.lost for guest in guests for disk in guest.disks):  # or made since it was listed
+        listing = list_source(host, roots, depth=DISK_DEPTH, kstat=kstat)
+        guests = discover(raw, storages, listing, node)
     notes += doubts
-    storages = pve_guests.read_storages(api)
-    roots = _roots(storages, node)
-    listing = list_source(host, roots, depth=DISK_DEPTH, kstat=kstat)
     asked = (root for root in roots if listing.health.get(pool_of(root)) != SUSPENDED)
     notes += told(listing.health)
     notes += [f"{root}: dataset of a Proxmox storage does not exist" for root in asked if root not in listing.roots]
-    guests = discover(raw, storages, listing, node)
     return Inventory(guests=guests, listing=listing, notes=tuple(notes), doubts=tuple(doubts))
+
+
+def _listed(api: Api, node: str, host: Host, kstat: Path) -> tuple[Mapping[str, Storage], list[Dataset], Listing]:
+    storages = pve_guests.read_storages(api)
+    roots = _roots(storages, node)
+    return storages, roots, list_source(host, roots, depth=DISK_DEPTH, kstat=kstat)
 
 
 def _roots(storages: Mapping[str, Storage], node: str) -> list[Dataset]:
