@@ -855,12 +855,15 @@ def points(snaps: Sequence[Snap]) -> list[Point]:
     return sorted(found.values(), key=lambda point: point.order)
 
 
+_GENERATION: Final = re.compile(r"-g[0-9a-f]{8}\Z")  # what a later generation of a replica has behind its name
+
+
 def _by_name(point: Point, places: Set[tuple[str, str]]) -> None:
     """Give snapshots of unknown origin to the disks of their names: those whose storage is certain first."""
     for certain in (True, False):
         for snap in list(point.rest):
             name = snap.dataset.rpartition("/")[2]
-            names = (name, re.sub(r"-g[0-9a-f]{8}\Z", "", name))
+            names = (name, _GENERATION.sub("", name))
             fitting = [
                 key
                 for key, volid in point.volids.items()
@@ -1111,7 +1114,7 @@ class Keeper:
         """Destroy the points that go, oldest first; none at all where something is odd."""
         own = points(found.snaps)
         report.points = len(own)
-        protected = {found.newest[dataset] for dataset in found.tokens if dataset in found.newest}
+        protected = {found.newest[dataset] for dataset in found.tokens if dataset in found.newest} | _bases(found)
         report.notes += (f"{snap.name} has clones: its point stays while it has" for snap in found.snaps if snap.clones)
         ahead = max((snap.creation for snap in found.snaps), default=0) - self.now
         going = [
@@ -1153,6 +1156,17 @@ class Keeper:
                 done = False
                 self._did(report, point.id, "hold", TAG, name)
         return done
+
+
+def _bases(found: Seen) -> set[str]:
+    """The newest snapshot of every disk, of its latest generation: the next increment starts from it, and where only
+    some points have the disk, those of the others must not outlive the last that is there of it."""
+    newest: dict[str, Snap] = {}
+    for snap in found.snaps:  # of a dataset by age
+        usual = _GENERATION.sub("", snap.dataset)
+        if usual not in newest or newest[usual].dataset == snap.dataset or newest[usual].creation < snap.creation:
+            newest[usual] = snap
+    return {snap.guid for snap in newest.values()}
 
 
 def _is_clone(name: str, kind: str) -> bool:

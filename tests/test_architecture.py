@@ -21,7 +21,7 @@ PACKAGE = "pve_zfsbackup"
 ROOT = Path(__file__).parent.parent / PACKAGE
 MAX_LINES = 300
 LONGER = {  # and why it is not cut
-    "receiver.py": 1415,  # one file that an administrator reads and copies to hosts without us
+    "receiver.py": 1429,  # one file that an administrator reads and copies to hosts without us
 }
 
 CORE = frozenset({"model", "errors"})
@@ -400,7 +400,7 @@ def test_allowed_exceptions_still_exist() -> None:
         ("receiver.py", "from pve_zfsbackup.errors import BackupError", "must not import errors"),
         ("receiver.py", "from pve_zfsbackup import __version__", "not of the standard library"),
         ("receiver.py", "def f():\n    import click", "click is not of the standard library"),
-        ("receiver.py", "x = 1\n" * 1416, "1416 lines"),
+        ("receiver.py", "x = 1\n" * 1430, "1430 lines"),
         ("host/x.py", "import subprocess", "starts processes"),
         ("app/x.py", "from subprocess import run", "starts processes"),
         ("app/x.py", "import os\nos.system('true')", "starts processes"),

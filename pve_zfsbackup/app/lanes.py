@@ -275,6 +275,7 @@ def _abort_one(session: Session, course: Course, disk: tuple[Work, Dataset], ste
     try:
         session.executor.execute([step])
         course.aborted.add(step.dataset)
+        course.refused.discard(step.dataset)  # that token; one of the stream that now begins is worth a try
     except QueuedError as error:
         work.park(dataset, error)
     except BackupError as error:

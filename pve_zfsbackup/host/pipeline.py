@@ -21,7 +21,7 @@ from pve_zfsbackup.host import listing, zfs
 from pve_zfsbackup.host.pump import Flow
 from pve_zfsbackup.host.runner import Completed, Piped
 from pve_zfsbackup.host.ssh import SSH_FAILED, Host, uncrowded
-from pve_zfsbackup.host.zfs_errors import classified
+from pve_zfsbackup.host.zfs_errors import classified, resumed
 from pve_zfsbackup.model import Dataset, Guid, Resume, Send
 
 ALONE_BYTES = 64 << 20  # from here a connection of its own is worth its handshake
@@ -244,8 +244,9 @@ def _cause(target: Host, chain: Chain, turn: _Turn, done: Piped) -> BackupError:
         )
     argv = ("zfs", "receive", chain.dataset)
     text = _own_words(received.stderr)
-    error = classified(Completed(argv=argv, returncode=received.returncode, stdout=received.stdout, stderr=text))
     first = chain.streams[0]
+    judge = resumed if isinstance(first, Resume) else classified
+    error = judge(Completed(argv=argv, returncode=received.returncode, stdout=received.stdout, stderr=text))
     if "has been modified" in text and isinstance(first, Send) and first.base:
         _show_written(error, target, f"{chain.dataset}@{first.base.name}")
     return error

@@ -71,3 +71,15 @@ def classified(done: Completed) -> CommandError:
         if re.search(pattern, done.stderr, re.IGNORECASE | re.DOTALL):
             return kind(plain.message, hint=hint, stderr=plain.stderr, returncode=plain.returncode)
     return ZfsError(plain.message, stderr=plain.stderr, returncode=plain.returncode)
+
+
+# What a receive says that cannot go on from what an interrupted one left (libzfs_sendrecv.c).
+_SPOILT = re.compile(r"IV set guid|invalid (?:backup )?stream|does not\s+match incremental source")
+
+
+def resumed(done: Completed) -> CommandError:
+    """The same for a receive that was to go on with a stream: whether that will never do, and it has to begin anew."""
+    error = classified(done)
+    if not _SPOILT.search(done.stderr):
+        return error
+    return ResumeRefusedError(error.message, stderr=error.stderr, returncode=error.returncode)

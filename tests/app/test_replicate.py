@@ -556,6 +556,39 @@ def test_a_token_that_is_refused_is_thrown_away_once_and_the_stream_planned_anew
     assert_replicated(world)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "cannot receive incremental stream: IV set guid mismatch. See the 'zfs receive' man page",
+        "cannot receive incremental stream: invalid stream (checksum mismatch)",
+        "cannot receive incremental stream: most recent snapshot of tank/x does not\nmatch incremental source",
+    ],
+)
+def test_a_stream_that_the_target_cannot_go_on_with_begins_anew(world: World, told: str) -> None:
+    interrupted(world)
+    world.runner.faults.append(Fault(words=("receive", REPLICAS[ZVOL]), answer=(1, told), cut=0))
+    report = world.run(Stage.REPLICATE)
+    assert ok(report)
+    assert len([argv for argv in world.runner.zfs(TARGET, "receive") if "-A" in argv]) == 1
+    assert world.waits == []
+    assert_replicated(world)
+
+
+def test_a_stream_begun_anew_goes_on_when_it_is_cut_as_well(world: World) -> None:
+    """Its token is another one than that which was refused."""
+    interrupted(world)
+    world.config.write_text(world.config.read_text().replace("retries: 0,", ""))
+    refusal = "cannot resume send: 'x' used in the initial send no longer exists"
+    receive = ("receive", REPLICAS[ZVOL])
+    world.runner.faults.append(Fault(words=receive, answer=(255, refusal), sender=True, cut=0))
+    world.runner.faults.append(Fault(words=receive, nth=2, cut=20_000))
+    report = world.run(Stage.REPLICATE)
+    assert ok(report)
+    assert len([argv for argv in world.runner.zfs(TARGET, "receive") if "-A" in argv]) == 1
+    assert len([argv for argv in world.runner.zfs(HERE, "send") if "-t" in argv]) == 2, "both are tried"
+    assert_replicated(world)
+
+
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_token_that_a_target_made_up_is_thrown_away_and_an_encrypted_disk_leaves_raw(
     world: World, monkeypatch: pytest.MonkeyPatch, raw: bool

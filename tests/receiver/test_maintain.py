@@ -132,6 +132,32 @@ def test_incomplete_points_go_only_under_a_newer_complete_one_and_with_age(world
     assert newer in world.points()
 
 
+def test_the_last_of_a_disk_that_only_some_points_have_stays(world: World) -> None:
+    """One job sends the first disk every day, another one both at times: its next increment starts from the last."""
+    both = world.point(100, 60 * DAY, disks=2)
+    (base,) = world.snaps(100, 1)
+    daily = world.days(100, *range(1, 20))
+    report = world.maintain(keep_last=3, max_share=100)
+    assert report.destroyed == daily[:-3]
+    assert world.points() == [both, *daily[-3:]]
+    assert world.snaps(100, 1) == [base]
+
+
+def test_an_older_generation_goes_with_its_last_snapshot(world: World) -> None:
+    old = world.days(100, 30, 29)
+    world.pools.rename(world.disk(100).name, f"{world.disk(100).name}-old")
+    replica = world.pools.datasets.pop(f"{ROOT}/local-zfs/vm-100-disk-0-old")
+    replica.name = f"{ROOT}/local-zfs/vm-100-disk-0"
+    world.pools.datasets[replica.name] = replica
+    world.disk(100, suffix="-g0123abcd")
+    moved = world.pools.datasets[f"{ROOT}/local-zfs/vm-100-disk-0-g0123abcd"]
+    for age in (3, 2, 1):
+        point = world.point(100, age * DAY)
+        name = f"pzb:{point.partition('/')[2]}"
+        moved.snaps[name] = replica.snaps.pop(name)
+    assert world.maintain(keep_last=2, max_share=100).destroyed[:2] == old
+
+
 def test_more_than_a_share_in_one_run_destroys_nothing_and_says_so(world: World) -> None:
     ids = world.days(100, *range(1, 11))
     report = world.maintain(keep_last=6, max_share=30)
