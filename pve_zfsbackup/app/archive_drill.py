@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pve_zfsbackup.app.archive_read import Reader, require_inner
-from pve_zfsbackup.app.archive_upload import Stamina
+from pve_zfsbackup.app.archive_upload import Waning
 from pve_zfsbackup.app.archive_verify import Level, Verification, Verified
 from pve_zfsbackup.app.box import Vault
 from pve_zfsbackup.app.catalog import Catalog, Content, read_catalog
-from pve_zfsbackup.errors import SealError, VerificationError
+from pve_zfsbackup.errors import SealError, StoreError, VerificationError
 
 
 def drill(vault: Vault, identity: Path, *, note: Callable[[str], None]) -> Verification:
@@ -22,7 +22,7 @@ def drill(vault: Vault, identity: Path, *, note: Callable[[str], None]) -> Verif
         told = "; ".join(catalog.all_problems) or "it is empty"
         raise VerificationError(f"box {vault.box.name}: nothing there that could be opened: {told}")
     with vault.store.kept(), vault.scratch() as spool:
-        reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
+        reader = Reader(vault=vault, spool=spool, stamina=Waning(seconds=vault.box.retry_hours * 3600))
         points = []
         for content in newest:
             note(content.path)
@@ -44,7 +44,7 @@ def _drilled(reader: Reader, content: Content, identity: Path) -> Verified:
             reader.open(content, segment, identity).unlink()
             segments += 1
             read += segment.stored_bytes
-    except (VerificationError, SealError) as error:
+    except (VerificationError, SealError, StoreError) as error:
         problems.append(error.message)
     archived = content.archived
     return Verified(

@@ -22,7 +22,7 @@ from pve_zfsbackup.archive.names import OUTER, README, SCRIPT, SEGMENT, TEMPORAR
 from pve_zfsbackup.archive.outer import REMOVAL
 from pve_zfsbackup.errors import StoreForbiddenError
 from pve_zfsbackup.events import Outcome, Result
-from pve_zfsbackup.host.lock import being_read
+from pve_zfsbackup.host.lock import ARCHIVES, being_read
 from pve_zfsbackup.host.notebook import read_json, write_json
 from pve_zfsbackup.host.store import SAFE_PATH, Entry
 from pve_zfsbackup.model.archive import ArchiveVerdict
@@ -56,7 +56,7 @@ def expire(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
 def _expired(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
     catalog = own_catalog(vault)
     for shelf in catalog.shelves:
-        if being_read(session.config.runtime_dir):
+        if being_read(session.config.runtime_dir, ARCHIVES):
             yield _put_off(session, vault, stage)
             return
         if not _settled(shelf, _proven(vault, shelf)):
@@ -106,7 +106,7 @@ def _ours_to_remove(signed: Signed, ours: Set[str]) -> bool:
 
 
 def _put_off(session: Session, vault: Vault, stage: str) -> Result:
-    """Said each time, with since when, and loudly where it never ends: a restore that hangs would fill the box."""
+    """Said each time, with since when, and loudly where it never ends: a reader that hangs would fill the box."""
     path, now = vault.state / PUT_OFF, session.now().timestamp()
     since = min(_since(path).get("since", now), now)
     write_json(path, {"since": since})
@@ -117,7 +117,7 @@ def _put_off(session: Session, vault: Vault, stage: str) -> Result:
         stage=stage,
         outcome=Outcome.WARNING if long else Outcome.SKIPPED,
         host=vault.box.name,
-        message=f"nothing is removed from the box: a restore is at work, and what it reads must stay{told}",
+        message=f"nothing is removed from the box: it is being read, and what is read must stay{told}",
         hint=f"does it hang? `lslocks` tells who has a lock in {session.config.runtime_dir}" if long else "",
         alarm=long,
     )

@@ -44,11 +44,13 @@ class Receiver:
 
         Raises what keeps it from being tried at all: no room, no such pool.
         """
-        for _, members in groupby(wanted, key=lambda content: content.signed.outer.generation):
-            yield from self._chain(shelf, list(members))
+        for _, own in groupby(wanted, key=lambda content: content.signed.outer.generation):
+            members = list(own)
+            self._room(members)
+            for run in _runs(members):
+                yield from self._chain(shelf, run)
 
     def _chain(self, shelf: Shelf, members: Sequence[Content]) -> Iterator[tuple[Content, str]]:
-        self._room(members)
         broken = ""
         with scratch(self.host, self.parent) as place:
             restorer = Restorer(
@@ -79,3 +81,18 @@ class Receiver:
                 f"{self.parent} has {free} bytes free, and {members[-1].path} with all it builds on needs {needed}",
                 hint="name a larger pool for the scratch, or look at fewer guests by --guest",
             )
+
+
+def _runs(members: Sequence[Content]) -> Iterator[list[Content]]:
+    """Points that one scratch can take one after another. A disk whose full stream comes once more, in the middle of a
+    chain, cannot be received over what it was: from that point on it is another scratch."""
+    run: list[Content] = []
+    there: set[str] = set()
+    for content in members:
+        streams = content.inner.streams if content.inner else ()
+        if there & {stream.volid for stream in streams if not stream.from_guid}:
+            yield run
+            run, there = [], set()
+        run.append(content)
+        there |= {stream.volid for stream in streams}
+    yield run

@@ -14,6 +14,7 @@ from pve_zfsbackup.errors import BackupError, InterruptedRunError
 from pve_zfsbackup.host.store import Store, Upload
 
 LONGEST = 300.0
+LEAST = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,23 @@ class Stamina:
             if self.pause(stop, wait):
                 raise InterruptedRunError("interrupted while an upload was to be tried again")
             wait = min(LONGEST, wait * 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waning(Stamina):
+    """For many files that are read one after another: what was waited in vain for one is not waited for the next, each
+    of which gets `LEAST` seconds."""
+
+    lost: list[float] = field(default_factory=list)
+
+    def keep_trying(self, work: Callable[[], None], stop: threading.Event) -> None:
+        started = self.clock()
+        left = max(min(LEAST, self.seconds), self.seconds - sum(self.lost))
+        try:
+            Stamina(seconds=left, clock=self.clock, pause=self.pause).keep_trying(work, stop)
+        except BackupError:
+            self.lost.append(self.clock() - started)
+            raise
 
 
 @dataclass(slots=True)

@@ -13,11 +13,11 @@ from typing import Any
 from pve_zfsbackup.app.archive_damage import damage_of, read_damage, told_again
 from pve_zfsbackup.app.archive_read import Reader, require_inner
 from pve_zfsbackup.app.archive_received import Receiver
-from pve_zfsbackup.app.archive_upload import Stamina
+from pve_zfsbackup.app.archive_upload import Waning
 from pve_zfsbackup.app.box import LEVELS, Damage, Proof, Vault
 from pve_zfsbackup.app.catalog import Catalog, Content, Shelf, read_catalog
 from pve_zfsbackup.archive.outer import Stored
-from pve_zfsbackup.errors import BackupError, ConfigError, SealError, VerificationError
+from pve_zfsbackup.errors import BackupError, ConfigError, SealError, StoreError, VerificationError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host.notebook import changing, read_json, write_json
 from pve_zfsbackup.host.scratch import sweep
@@ -110,7 +110,7 @@ def look_at(vault: Vault, look: Look, *, note: Callable[[str], None]) -> Verific
     bad: set[str] = set()
     damaged, found, names = vault.damaged(), dict[str, Damage](), _names(vault, catalog)
     with vault.store.kept(), vault.scratch() as spool:
-        reader = Reader(vault=vault, spool=spool, stamina=Stamina(seconds=vault.box.retry_hours * 3600))
+        reader = Reader(vault=vault, spool=spool, stamina=Waning(seconds=vault.box.retry_hours * 3600))
         for shelf in catalog.shelves:
             wanted = [content for content in shelf.contents if look.at(content)]
             for seen, content in _each(reader, shelf, wanted, look, turn):
@@ -263,6 +263,8 @@ def _point(
         wanted = outer.segments
     read = 0
     for segment in wanted:
+        if any(f"seg-{segment.number:06d}-" in problem for problem in content.problems):
+            continue  # the listing told that it is not there, or not of its size
         try:
             if level is Level.OPENED and identity:
                 sealed = next(s for s in require_inner(content).segments if s.number == segment.number)
@@ -271,9 +273,9 @@ def _point(
                 reader.fetch(content, segment).unlink()
             read += segment.bytes
         except BackupError as error:
-            problems.append(error.message)
-            if not isinstance(error, VerificationError | SealError) and not _missing(content, segment):
+            if not isinstance(error, VerificationError | SealError) and not _withheld(reader, content, error):
                 raise
+            problems.append(error.message)
     archived = content.archived
     return Verified(
         path=content.path,
@@ -285,6 +287,10 @@ def _point(
     )
 
 
-def _missing(content: Content, segment: Stored) -> bool:
-    """Whether the listing already said that it is not there."""
-    return any(f"seg-{segment.number:06d}-" in problem for problem in content.problems)
+def _withheld(reader: Reader, content: Content, error: BackupError) -> bool:
+    """Whether the box answers, and still did not give what it shows, for as long as it was asked: a bad sector there
+    must not keep all else from being looked at."""
+    try:
+        return isinstance(error, StoreError) and bool(reader.vault.store.list([content.path]))
+    except StoreError:
+        return False

@@ -150,7 +150,9 @@ def escrow(vault: Vault) -> Iterator[str]:
     yield "Newest states seen (series, number, sha256): an older one is not to be believed"
     yield from (f"  {series} {head.sequence} {head.sha256}" for series, head in sorted(vault.heads().items()))
     yield ""
-    yield "With these and the box alone: README.txt and restore.sh in every generation, or `pve-zfsbackup restore`."
+    yield "With these and the box alone: `pve-zfsbackup restore`; or README.txt and restore.sh in every generation."
+    yield "Nobody signed that restore.sh, and it is given the identity: put a copy of your own here as well,"
+    yield "/usr/share/pve-zfsbackup/restore.sh, and use that one (its first lines tell how)."
 
 
 def _lines(path: Path) -> list[str]:

@@ -19,11 +19,16 @@ one full archive and the increments that build on it. It can be restored without
   sh restore.sh list    IDENTITY SIGNERS
   sh restore.sh restore IDENTITY SIGNERS POINT POOL/DATASET
 
+Nobody signed this text and restore.sh: who has the storage could have changed them, to get the identity. Where you have
+a copy of your own (/usr/share/pve-zfsbackup/restore.sh of the package, or in the safe), take that, away from here:
+
+  GENERATION=/path/to/this/directory sh /root/restore.sh list IDENTITY SIGNERS
+
 `list` shows the points that lie here, oldest first, and what is missing or wrong; `restore` receives every disk of
 one of them below POOL/DATASET (which must exist) with `zfs receive -s -u`, starting with the full archive, and writes
-the guest's configuration to a file. Every signature, and the hash of every file before and after decryption, is
-checked; it stops at the first that is wrong. Datasets that were encrypted on the source arrive encrypted and need
-their own key (`zfs load-key`).
+the guest's configuration to a file where you are (in your home, where that is in the storage). Every signature, and
+the hash of every file before and after decryption, is checked; it stops at the first that is wrong. Datasets that
+were encrypted on the source arrive encrypted and need their own key (`zfs load-key`).
 
 By hand: seg-* files in order of their number, each `age -d -i IDENTITY`, then `zstd -d` where the manifest says codec
 zstd, one after another into `zfs receive`. The manifest is `age -d -i IDENTITY manifest.age`: text, JSON.
@@ -34,6 +39,7 @@ _SCRIPT: Final = r"""#!/bin/sh
 # Restores an archive of pve-zfsbackup with nothing but coreutils, sed, grep, age, zstd, ssh-keygen and zfs.
 #   sh restore.sh list    IDENTITY SIGNERS
 #   sh restore.sh restore IDENTITY SIGNERS POINT POOL/DATASET
+# It restores what lies beside it, or in the directory that GENERATION names in the environment.
 set -eu
 umask 077
 LC_ALL=C
@@ -51,9 +57,9 @@ die() {
 usage="usage: restore.sh list IDENTITY SIGNERS | restore IDENTITY SIGNERS POINT POOL/DATASET"
 [ $# -ge 3 ] || die "$usage"
 verb=$1 identity=$2 signers=$3
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+here=$(CDPATH='' cd -- "${GENERATION:-$(dirname -- "$0")}" && pwd -P)
 by=$(basename "$(dirname "$here")") # who wrote all of it; copied elsewhere, the first that is good tells
-case $by in w-*) ;; *) by= ;; esac
+printf '%s\n' "$by" | grep -qx 'w-[0-9a-f]\{16\}' || by=
 [ -r "$identity" ] || die "cannot read the identity $identity"
 [ -r "$signers" ] || die "cannot read the signers $signers"
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/pzb-restore.XXXXXX")
@@ -214,7 +220,9 @@ stream() {
 	done <"$work/segments"
 }
 
-config="$(pwd)/guest-$wanted.json"
+place=$(pwd -P)
+case $place/ in "$(dirname "$(dirname "$here")")"/*) place=${HOME:-/root} ;; esac # the box is not to read it
+config="$place/guest-$wanted.json"
 sed -n 's/^"config"://p' "$work/$wanted" | sed 's/,$//' >"$config" || die "$config cannot be written"
 
 # Which disks the wanted point has, and for each the streams that make it, from its last full one on.

@@ -24,6 +24,7 @@ from pve_zfsbackup.config import Config, load_config
 from pve_zfsbackup.errors import ConfigError, ExitCode
 from pve_zfsbackup.events import Result
 from pve_zfsbackup.host.guests import node_name
+from pve_zfsbackup.host.lock import ARCHIVES, reading
 from pve_zfsbackup.host.programs import ProcessPrograms
 from pve_zfsbackup.host.runner import ProcessRunner
 from pve_zfsbackup.model import Dataset
@@ -74,7 +75,8 @@ def verify_archive(
     looked: list[Verification] = []
 
     def results() -> Iterator[Result]:
-        looked.append(look_at(vault, look, note=noting(verbose)))
+        with reading(config.runtime_dir, ARCHIVES):
+            looked.append(look_at(vault, look, note=noting(verbose)))
         yield from as_results(box, looked[0])
 
     def told(result: Result) -> dict[str, object]:

@@ -17,7 +17,7 @@ from pve_zfsbackup.cli.commands import cli
 from pve_zfsbackup.cli.options import common, session_of
 from pve_zfsbackup.config import load_config
 from pve_zfsbackup.errors import ConfigError, ExitCode
-from pve_zfsbackup.host.lock import run_lock
+from pve_zfsbackup.host.lock import ARCHIVES, reading, run_lock
 from pve_zfsbackup.host.runner import ProcessRunner
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import SOURCE, Dataset
@@ -136,7 +136,10 @@ def key_escrow(what: str, config_path: Path, as_json: bool, verbose: bool) -> in
 @common
 def key_drill(box: str, identity: Path, config_path: Path, as_json: bool, verbose: bool) -> int:
     """Prove that the identity from the safe opens the newest archive of each guest."""
-    return show_verification(drill_box(vault_of(config_path, box), identity, note=noting(verbose)), as_json=as_json)
+    vault = vault_of(config_path, box)
+    with reading(load_config(config_path).runtime_dir, ARCHIVES):
+        found = drill_box(vault, identity, note=noting(verbose))
+    return show_verification(found, as_json=as_json)
 
 
 def _keyring() -> Keyring:

@@ -16,6 +16,7 @@ from pve_zfsbackup.model import Vmid
 
 RESTORE: Final = "restore"  # while it is held nothing is pruned: what is being read must stay
 _READERS: Final = "reading.lock"
+ARCHIVES: Final = "reading-archives.lock"  # of those who read boxes alone: nothing is removed there meanwhile
 _FLOCK: Final = "hhqqi0q"  # struct flock: type, whence, start, length (0: all of it), process
 MIGRATION_LOCKS: Final = Path("/var/lock/pve-manager")
 MIGRATION_WAIT: Final = 2.0  # seconds, as pvesr has it (pve-facts §d)
@@ -71,10 +72,10 @@ def held(directory: Path, work: str) -> bool:
 
 
 @contextlib.contextmanager
-def reading(directory: Path) -> Iterator[None]:
+def reading(directory: Path, name: str = _READERS) -> Iterator[None]:
     """Points are read here, by any number at once, and beside a restore: nothing is pruned meanwhile.
     Raises `BackupError` where that cannot be said."""
-    path = directory / _READERS
+    path = directory / name
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -87,12 +88,15 @@ def reading(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def being_read(directory: Path) -> bool:
-    """Whether somebody restores, or reads points, now. To ask for readers takes no lock (F_OFD_GETLK, fcntl(2))."""
-    if held(directory, RESTORE):
-        return True
+def being_read(directory: Path, *names: str) -> bool:
+    """Whether somebody restores, or reads points, now, or has one of the other locks of readers. To ask for readers
+    takes no lock (F_OFD_GETLK, fcntl(2))."""
+    return held(directory, RESTORE) or any(_has_readers(directory / name) for name in (_READERS, *names))
+
+
+def _has_readers(path: Path) -> bool:
     try:
-        with open(directory / _READERS, "rb") as file:
+        with open(path, "rb") as file:
             told = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _whole_file(fcntl.F_WRLCK))
     except FileNotFoundError:
         return False

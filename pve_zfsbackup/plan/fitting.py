@@ -140,8 +140,11 @@ def _below(demand: _Demand, name: Dataset) -> int:
 
 def _short(demand: _Demand, left: Mapping[Dataset, int]) -> Dataset | None:
     """The first dataset, from above, that has too little left for this."""
-    places = {name for replica in demand.needs for name in _upwards(replica, left)}
-    return next((name for name in sorted(places) if _below(demand, name) > left[name]), None)
+    wanted: dict[Dataset, int] = defaultdict(int)
+    for replica, size in demand.needs.items():
+        for name in _upwards(replica, left):
+            wanted[name] += size
+    return next((name for name in sorted(wanted) if wanted[name] > left[name]), None)
 
 
 def _conflict(
