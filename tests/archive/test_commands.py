@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 
+from pve_zfsbackup.app.archive_verify import Verification
 from pve_zfsbackup.app.box import Vault
 from pve_zfsbackup.app.catalog import Catalog, read_catalog
 from pve_zfsbackup.app.target_hostkey import host_keys
+from pve_zfsbackup.cli import archive as commands
 from pve_zfsbackup.cli import cli, restore
+from pve_zfsbackup.cli import keys as key_commands
 from pve_zfsbackup.cli.archive import vault_of
 from pve_zfsbackup.errors import BackupError, ConfigError, HostKeyError, VerificationError
-from pve_zfsbackup.host.lock import being_read
+from pve_zfsbackup.host.lock import ARCHIVES, being_read
 from pve_zfsbackup.host.store_sftp import SftpStore
 from tests.archive.sshd import serving
 
@@ -135,6 +138,25 @@ def test_while_disks_are_received_from_a_box_nothing_expires_in_it(
         call("restore", "100", "--from", "box1", "--to", "rpool/back", "--identity", str(identity))
     assert seen == [True], "from before the point is chosen"
     assert not being_read(place / "run")
+
+
+@pytest.mark.parametrize("command", [("verify", "archive", "box1"), ("key", "drill", "box1", "--identity", "safe")])
+def test_while_a_box_is_looked_at_nothing_expires_in_it_and_points_here_do(
+    place: Path, call: Call, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(place)
+    (place / "safe").write_text(json.loads(call("setup", "box", "box1", "--json").out)["identity"] + "\n")
+    seen = []
+
+    def looking(*_: object, **__: object) -> Verification:
+        seen.append((being_read(place / "run", ARCHIVES), being_read(place / "run")))
+        return Verification(points=(), problems=())
+
+    monkeypatch.setattr(commands, "look_at", looking)
+    monkeypatch.setattr(key_commands, "drill_box", looking)
+    call(*command)
+    assert seen == [(True, False)]
+    assert not being_read(place / "run", ARCHIVES)
 
 
 def test_to_open_everything_needs_the_identity(place: Path, call: Call) -> None:

@@ -38,8 +38,9 @@ def filled(bench: Bench) -> Bench:
 
 
 def script(
-    bench: Bench, *arguments: str, shell: str = "sh", path: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+    bench: Bench, *arguments: str, shell: str = "sh", path: Path | None = None, generation: Path | None = None,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
     tools = bench.place / "bin"
     tools.mkdir(exist_ok=True)
     (tools / "zfs").write_text(ZFS)
@@ -48,10 +49,14 @@ def script(
     environment = {
         "PATH": f"{tools}:{os.environ['PATH']}", "PLACE": str(bench.place / "taken"), "TMPDIR": str(bench.place),
     }  # fmt: skip
+    if generation:
+        environment["GENERATION"] = str(generation)
+    (bench.place / "home").mkdir(exist_ok=True)
+    environment["HOME"] = str(bench.place / "home")
     verb, *rest = arguments
     keys = (str(bench.identity), str(bench.vault.box.signers_file))
     argv = (shell, str(path or bench.file("restore.sh")), verb, *keys, *rest)
-    return subprocess.run(argv, env=environment, cwd=bench.place, capture_output=True, text=True, check=False)
+    return subprocess.run(argv, env=environment, cwd=cwd or bench.place, capture_output=True, text=True, check=False)
 
 
 def taken(bench: Bench) -> list[tuple[str, bytes]]:
@@ -91,6 +96,31 @@ def test_every_stream_of_every_disk_arrives_byte_for_byte(filled: Bench, shell: 
 def test_an_older_point_takes_no_more_than_it_needs(filled: Bench) -> None:
     assert script(filled, "restore", names(filled)[0], "tank/back").returncode == 0
     assert taken(filled) == [("tank_back_scsi0", FULL["scsi0"]), ("tank_back_scsi1", FULL["scsi1"])]
+
+
+def test_a_copy_of_ones_own_reads_the_generation_it_is_told(filled: Bench) -> None:
+    """Nobody signed the one in the box."""
+    own = filled.place / "safe.sh"
+    shutil.copy(filled.file("restore.sh"), own)
+    generation = filled.file("restore.sh").parent
+    filled.file("restore.sh").write_text("#!/bin/sh\nexit 9\n")
+    done = script(filled, "list", path=own, generation=generation)
+    assert (done.returncode, [line.split()[0] for line in done.stdout.splitlines()]) == (0, names(filled))
+
+
+def test_the_configuration_is_not_written_into_the_box(filled: Bench) -> None:
+    name = names(filled)[0]
+    done = script(filled, "restore", name, "tank/back", cwd=filled.file("restore.sh").parent)
+    assert done.returncode == 0, done.stderr
+    assert (filled.place / "home" / f"guest-{name}.json").exists()
+    assert not list((filled.place / "mnt").rglob("guest-*"))
+
+
+def test_a_directory_above_that_only_begins_like_a_writer_is_none(filled: Bench) -> None:
+    generation = filled.file("restore.sh").parent
+    copied = shutil.copytree(generation, filled.place / "w-drive" / generation.name)
+    done = script(filled, "list", path=copied / "restore.sh")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_nothing_is_left_behind_in_the_temporary_directory(filled: Bench) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -14,7 +16,7 @@ from pve_zfsbackup.app.archive_drill import drill
 from pve_zfsbackup.app.archive_publish import publish_removal
 from pve_zfsbackup.app.archive_read import Reader
 from pve_zfsbackup.app.archive_restore import choose
-from pve_zfsbackup.app.archive_upload import Stamina
+from pve_zfsbackup.app.archive_upload import LEAST, Stamina, Waning
 from pve_zfsbackup.app.archive_verify import Level, Look, look_at, verify_box
 from pve_zfsbackup.app.box import HEADS
 from pve_zfsbackup.app.catalog import Catalog
@@ -22,7 +24,7 @@ from pve_zfsbackup.app.catalog_memory import MANIFESTS
 from pve_zfsbackup.archive.names import NAMESPACE, writer_name
 from pve_zfsbackup.archive.outer import Outer
 from pve_zfsbackup.archive.text import LIMIT, SIGNATURE_LIMIT
-from pve_zfsbackup.errors import BackupError, SealError, VerificationError
+from pve_zfsbackup.errors import BackupError, SealError, StoreError, VerificationError
 from pve_zfsbackup.host.seal import Digested, Seal
 from pve_zfsbackup.model import Vmid
 from tests.archive.bench import Bench, noise, text
@@ -419,6 +421,83 @@ def test_neither_is_one_that_was_full_a_moment_ago(filled: Bench, monkeypatch: p
         verify_box(filled.vault, Level.OPENED, identity=filled.identity, note=print)
     assert "spool-dir" in caught.value.hint
     assert filled.vault.damaged() == {}
+
+
+def test_what_the_listing_misses_is_not_asked_for_again_and_again(filled: Bench) -> None:
+    """Each would be tried for `retry-hours`."""
+    filled.boxed(retry_hours=6)
+    victim = next(points(filled)[1].glob("seg-*"))
+    victim.unlink()
+    filled.store.gets.clear()
+    assert victim.name[:10] in problems(filled, Level.HASHED)
+    assert not [got for got in filled.store.gets if victim.name in got]
+
+
+def test_a_segment_that_a_box_does_not_give_is_named_and_the_others_are_looked_at(filled: Bench) -> None:
+    """A bad sector of a mounted disk, or `Failure` of a server: for ever, and of this file alone."""
+    filled.boxed(retry_hours=0)
+    victim = next(points(filled)[1].glob("seg-*")).name
+    newest = points(filled)[2].name
+
+    def before(verb: str, path: str) -> None:
+        if verb == "get" and path.endswith(victim):
+            raise StoreError("box1: Input/output error")
+
+    filled.store.before = before
+    assert "Input/output error" in problems(filled, Level.OPENED)
+    assert [got for got in filled.store.gets if newest in got]
+    assert list(filled.vault.damaged()), "nothing is built upon it"
+    assert not drill(filled.vault, filled.identity, note=print).problems
+
+
+def test_the_drill_names_what_a_box_does_not_give(filled: Bench) -> None:
+    filled.boxed(retry_hours=0)
+
+    def before(verb: str, path: str) -> None:
+        if verb == "get" and "/seg-" in path:
+            raise StoreError("box1: Input/output error")
+
+    filled.store.before = before
+    (point,) = drill(filled.vault, filled.identity, note=print).points
+    assert point.problems == ("box1: Input/output error",)
+
+
+def test_a_box_that_does_not_answer_any_more_is_no_damage(filled: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(verb: str, path: str) -> None:
+        def silent(directories: object) -> NoReturn:
+            raise StoreError("box1: no route to host")
+
+        if verb == "get":
+            monkeypatch.setattr(filled.store, "list", silent)
+            raise StoreError("box1: no route to host")
+
+    filled.boxed(retry_hours=0)
+    filled.store.before = gone
+    with pytest.raises(StoreError, match="no route"):
+        verify_box(filled.vault, Level.HASHED, note=print)
+    assert filled.vault.damaged() == {}
+
+
+def test_what_was_waited_for_one_file_in_vain_is_not_waited_for_the_next() -> None:
+    now = [0.0]
+
+    def pause(stop: threading.Event, seconds: float) -> bool:
+        now[0] += seconds
+        return False
+
+    def fail() -> None:
+        raise StoreError("no")
+
+    stamina = Waning(seconds=3600, clock=lambda: now[0], pause=pause)
+    spent = []
+    for _ in range(3):
+        started = now[0]
+        with pytest.raises(StoreError):
+            stamina.keep_trying(fail, threading.Event())
+        spent.append(now[0] - started)
+    assert 3000 < spent[0] <= 3600
+    assert spent[1] <= 3600 - spent[0] or spent[1] <= LEAST
+    assert 0 < spent[2] <= LEAST
 
 
 def test_segments_that_do_not_open_do_not_fill_the_spool(filled: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
