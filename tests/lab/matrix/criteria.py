@@ -303,7 +303,7 @@ def _not_silently(ctx: Context, before: dict[str, str], done: Done, say: Callabl
     parents = {name.rpartition("/")[0] for name in after.values()}
     known = {_vmid(name) for name in before.values()}
     new = [name for guid, name in after.items() if guid not in before and name not in parents and _vmid(name) in known]
-    if new and not _SAYS_ANEW.search(done.told):
+    if new and not any(_SAYS_ANEW.search(text) for text in (done.told, *ctx.outputs)):  # a run of the row's, perhaps
         say(f"sent in full without a word: {new}")
 
 
