@@ -183,7 +183,8 @@ def token_of_other_mode(ctx: Context) -> str:
     ctx.write(other, 4)
     ctx.run("snapshot", str(other.vmid))
     replica = ctx.replica(other)
-    ctx.by_hand.add(("receive", replica))
+    ctx.by_hand |= {("receive", replica), ("destroy", replica)}  # what lies there alone goes as a whole
+    ctx.apart = True
     ctx.pipe(f"zfs send -L -c {ctx.newest(other, ctx.pve1)} | head -c 3000000", f"zfs receive -s -u {replica}")
     ctx.expect(ctx.token(other), "no token was made")
     ctx.patch(replica)
