@@ -14,7 +14,7 @@ from pve_zfsbackup.host.health import pool_of, pool_properties, version
 from pve_zfsbackup.host.identity import owner_id
 from pve_zfsbackup.model import SOURCE, Guest, Guid, Listing
 from pve_zfsbackup.plan.features import PoolProps
-from pve_zfsbackup.plan.pairing import Sides, compare, first_time
+from pve_zfsbackup.plan.pairing import Sides, compare, full_due
 from pve_zfsbackup.plan.replication import ReplicationPolicy
 from pve_zfsbackup.plan.standing import Standing, standing
 
@@ -35,7 +35,7 @@ def comparison(
         for disk in guest.protected_disks
         if disk.dataset and disk.dataset in found.listing.volumes
     ]
-    new = {pool_of(volume.name) for volume in volumes if first_time(volume, sides)}
+    new = {pool_of(volume.name) for volume in volumes if full_due(volume, sides, policy.root)}
     return (replace(sides, pools=_pools(session, listing, sorted(new))) if new else sides), policy
 
 

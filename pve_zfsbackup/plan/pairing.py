@@ -94,10 +94,10 @@ def same_ivset(one: Guid, other: Guid) -> bool:
     return not one or not other or one == other
 
 
-def first_time(source: Volume, sides: Sides) -> bool:
-    """Whether a full stream is due: something is to be sent, and the target has nothing in common with it."""
+def full_due(source: Volume, sides: Sides, root: Dataset) -> bool:
+    """Whether a full stream is due: something is to be sent, and nothing below `root` that it could go on from."""
     wanted = any(snapshot.point in sides.complete for snapshot in source.snapshots)
-    return wanted and not any(base.guid in sides.holders for base in reversed(bases(source)))
+    return wanted and find_replica(source, sides, root, root) is None
 
 
 def find_replica(source: Volume, sides: Sides, root: Dataset, prefer: Dataset) -> Volume | None:

@@ -28,7 +28,7 @@ from pve_zfsbackup.model import (
 from pve_zfsbackup.plan.features import PoolProps, missing
 from pve_zfsbackup.plan.obstacles import UNMINDED, estimated
 from pve_zfsbackup.plan.ownership import foreign_root
-from pve_zfsbackup.plan.pairing import common_base, compare
+from pve_zfsbackup.plan.pairing import common_base, compare, full_due
 from pve_zfsbackup.plan.points import points
 from pve_zfsbackup.plan.project import project
 from pve_zfsbackup.plan.replication import phases, plan_replication
@@ -233,10 +233,12 @@ def test_a_replica_that_was_not_received_raw_is_no_base_and_a_new_generation_say
     plan = replicate(world)
     (send,) = [step for step in plan.steps if isinstance(step, Send)]
     assert (send.base, send.dataset) == (None, GENERATION)
+    assert full_due(world[SOURCE].volumes[ZVOL], compare(world[SOURCE], world[HOST]), ROOT), "so pools are asked"
     assert any("another IV set" in warning for warning in plan.warnings)
     after = project(world, plan.steps)
     assert after[HOST].volumes[REPLICA].snapshots[0].guid == guid(1), "the old one stays"
     assert after[HOST].volumes[GENERATION].snapshots[0].ivset == "52"
+    assert not full_due(after[SOURCE].volumes[ZVOL], compare(after[SOURCE], after[HOST]), ROOT)
     assert not [step for step in replicate(after).steps if isinstance(step, Send)], "and it goes on from there"
 
 
