@@ -101,6 +101,10 @@ def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
     if waiting:
         told = "the rest is left to the next run: a restore is at work, and what it reads must stay"
         yield Result(stage=STAGE, outcome=Outcome.SKIPPED, message=told)
+    if any(volume.resume for host in work.world.keys() - {SOURCE} for volume in work.world[host].volumes.values()):
+        from pve_zfsbackup.app.leftovers import sweep  # noqa: PLC0415 - only for this, and takes time to load
+
+        yield from sweep(session, work.world, STAGE)
     yield from work.silent
     if ahead := [pruning.item.guest.vmid for pruning in work.guests if pruning.plan.ahead]:
         yield _waiting(ahead)

@@ -120,6 +120,14 @@ def read_written(host: Host, dataset: Dataset) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def read_resume_token(host: Host, dataset: Dataset) -> str:
+    """The token of a dataset, read now; "-" for none. Raises `ZfsError` and what `Host.run` does."""
+    done = host.run(("zfs", "list", "-Hp", "-d", "0", "-o", "receive_resume_token", "--", dataset), check=False)
+    if done.returncode:
+        raise classified(done)
+    return done.stdout.strip()
+
+
 def tuned(host: Host, datasets: Iterable[Dataset]) -> dict[Dataset, dict[str, str]]:
     """What somebody set of `TUNING_PROPS` on each of these datasets itself, by hand or by `receive -p`; nothing for one
     that does not exist."""

@@ -8,9 +8,11 @@ trusts only our own known_hosts and our own key, and never asks (reliability S8)
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import shlex
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -221,6 +223,7 @@ def connected(host: Host) -> Iterator[Host]:
     if len(os.fsencode(control)) > SOCKET_LIMIT:
         raise CommandError(f"{control}: path too long for a socket", hint="shorten runtime-dir")
     control.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _sweep(control)
     try:
         yield host
     finally:
@@ -228,3 +231,20 @@ def connected(host: Host) -> Iterator[Host]:
             # What was done is done; a connection that does not close ends by itself after KEEP_SECONDS.
             with contextlib.suppress(CommandError):
                 host.runner.run(host.destination.exit_argv(), check=False, timeout=15)
+
+
+def _sweep(control: Path) -> None:
+    """Remove the sockets that killed clients of ours left for this target: those of a process that is no more, behind
+    which nobody listens. A connection that outlives its process by `KEEP_SECONDS` does."""
+    for path in control.parent.glob(f"{glob.escape(control.stem)}.*"):
+        pid = path.suffix.removeprefix(".")
+        if not pid.isdecimal() or Path("/proc", pid).exists() or not path.is_socket():
+            continue
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            asking.settimeout(1)
+            try:
+                asking.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            except OSError:
+                continue  # gone meanwhile, or too busy to answer: not dead

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -219,3 +222,34 @@ def test_a_path_too_long_for_a_socket_is_told_before_anything(tmp_path: Path) ->
         connected(Host(name="b", runner=Ssh(place.control), destination=place)),
     ):
         pytest.fail("connected")
+
+
+@pytest.mark.processes
+def test_what_killed_clients_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    place = destination(tmp_path)
+    folder = place.control.parent
+    folder.mkdir()
+    gone = ProcessRunner().run(("sh", "-c", "echo $$")).stdout.strip()
+    here = replace(place, control=folder / f"b.{os.getpid()}")
+    bound = {name: socket.socket(socket.AF_UNIX) for name in (f"b.{gone}", f"b.{os.getpid()}", f"c.{gone}", "b.agent")}
+    for name, made in bound.items():
+        made.bind(str(folder / name))
+        made.close()
+    (folder / f"b.1{gone}").touch()
+    with connected(Host(name="b", runner=Ssh(here.control), destination=here)):
+        left = {path.name for path in folder.iterdir()}
+    assert left == {f"b.{os.getpid()}", f"c.{gone}", "b.agent", f"b.1{gone}"}
+
+
+@pytest.mark.processes
+def test_a_connection_that_outlives_its_process_for_a_minute_stays(tmp_path: Path) -> None:
+    place = destination(tmp_path)
+    folder = place.control.parent
+    folder.mkdir()
+    gone = ProcessRunner().run(("sh", "-c", "echo $$")).stdout.strip()
+    here = replace(place, control=folder / f"b.{os.getpid()}")
+    with socket.socket(socket.AF_UNIX) as alive:
+        alive.bind(str(folder / f"b.{gone}"))
+        alive.listen()
+        with connected(Host(name="b", runner=Ssh(here.control), destination=here)):
+            assert (folder / f"b.{gone}").is_socket()

@@ -203,6 +203,18 @@ def larger_records(ctx: Context) -> str:
     return f"{done.short}, {done.sent >> 20} MiB with large records"
 
 
+_A_WEEK_LATER = r"""
+python3 - "$1" << 'EOF'
+import json, sys
+with open(sys.argv[1]) as file:
+    known = json.load(file)
+aged = {t: {d: [token, since - 8 * 86400] for d, (token, since) in found.items()} for t, found in known.items()}
+with open(sys.argv[1], "w") as file:
+    json.dump(aged, file)
+EOF
+"""
+
+
 @row("47", "guest deleted while its disk is sent", "the stream is given up, Proxmox's next try works; old point kept")
 def deleted_during_send(ctx: Context) -> str:
     ctx.guest()
@@ -219,7 +231,12 @@ def deleted_during_send(ctx: Context) -> str:
     ctx.patch(victim.disk)
     ctx.expect(tries, f"busy for all six tries; the run: {done.short}")
     ctx.expect(done.code == 0 and "given up" in done.told, f"does not say so: {done.short} {done.told[:300]}")
-    return f"destroyed at try {tries}; the run: {done.told[:200]}"
+    ctx.run("prune")
+    ctx.pve1.script(_A_WEEK_LATER, f"{ctx.directory}/state/partials.json")
+    swept = [result["message"] for result in ctx.run("prune").report.get("results", ()) if result["stage"] == "prune"]
+    thrown = [message for message in swept if "was thrown away" in message]
+    ctx.expect(len(thrown) == 1, f"its partial receive a week later: {swept}")
+    return f"destroyed at try {tries}; the run: {done.told[:200]}; a week later: {thrown}"
 
 
 def _own_key(ctx: Context, name: str) -> Guest:
