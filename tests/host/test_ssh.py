@@ -225,6 +225,7 @@ def test_a_path_too_long_for_a_socket_is_told_before_anything(tmp_path: Path) ->
 
 
 @pytest.mark.processes
+@pytest.mark.loopback
 def test_what_killed_clients_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     place = destination(tmp_path)
     folder = place.control.parent
@@ -242,6 +243,7 @@ def test_what_killed_clients_left_is_swept_and_nothing_else(tmp_path: Path) -> N
 
 
 @pytest.mark.processes
+@pytest.mark.loopback
 def test_a_connection_that_outlives_its_process_for_a_minute_stays(tmp_path: Path) -> None:
     place = destination(tmp_path)
     folder = place.control.parent
