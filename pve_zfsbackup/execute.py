@@ -132,16 +132,19 @@ class Executor:
         self.execute([Destroy(host=SOURCE, snapshot=snapshot) for snapshot in made])
 
     def chain(
-        self, steps: Sequence[Step], size: int, *, compress: bool = False, unwanted: Callable[[], str] = lambda: ""
-    ) -> Chain:
-        """The streams of one disk with what is to be done right before them. `size` is what is expected to move."""
+        self, steps: Sequence[Step], size: int, *, compress: bool = False, buffer: int = 0,
+        unwanted: Callable[[], str] = lambda: "",
+    ) -> Chain:  # fmt: skip
+        """The streams of one disk with what is to be done right before them. The rest as in `Chain`."""
         streams = tuple(step for step in steps if isinstance(step, Send | Resume))
         before = [step for step in steps if not isinstance(step, Send | Resume)]
 
         def prepare() -> None:
             self.execute(before)
 
-        return Chain(streams=streams, prepare=prepare, size=size, compress=compress, unwanted=unwanted)
+        return Chain(
+            streams=streams, prepare=prepare, size=size, compress=compress, buffer=buffer, unwanted=unwanted
+        )
 
     def carry(self, host: str, chains: Sequence[Chain]) -> None:
         """Send the chains to one host in one session; each says afterwards what became of it."""

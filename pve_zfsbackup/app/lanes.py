@@ -10,7 +10,7 @@ from functools import partial
 
 from pve_zfsbackup.app.finishing import finish
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.app.wire import Stopwatch, ratios_of, wire_to
+from pve_zfsbackup.app.wire import Stopwatch, buffer_to, ratios_of, wire_to
 from pve_zfsbackup.app.works import Work
 from pve_zfsbackup.errors import (
     BackupError,
@@ -91,6 +91,7 @@ class _Attempt:
         self._lanes = session.config.targets[self._course.target].parallel
         self._works = {work.guest.vmid: work for work in works}
         self._carriers, self._finishers = carriers, finishers
+        self._buffer = buffer_to(session, course[0].target)
         self.over = threading.Event()  # this attempt failed: what it sends is given up
         self._sealed: PoolReadOnlyError | None = None  # what one stream was told holds for all
         self._carried: dict[Future[None], list[tuple[Load, Chain]]] = {}
@@ -111,14 +112,15 @@ class _Attempt:
             if self._course.stop.is_set():
                 return
             sent = [future for future in self._carried if future in done]
-            watch.moved += sum(chain.moved for future in sent for _, chain in self._carried[future])
+            carried = [chain for future in sent for _, chain in self._carried[future]]
+            watch.moved += sum(chain.moved for chain in carried)
+            watch.lost += sum(chain.lost for chain in carried) / self._lanes
             self._collect(sent)
             for future in [future for future in self._finished if future in done]:
                 future.result()
                 yield from self._finished.pop(future)
         watch.mark(sending=False)
-        if not any(load.compress for load in loads):
-            watch.note()
+        watch.note(packed=any(load.compress for load in loads), buffered=self._buffer > 0)
 
     def _loads(self) -> list[Load]:
         found: list[Load] = []
@@ -147,6 +149,7 @@ class _Attempt:
                     [step for step in load.steps if not _is_made(step, made)],
                     load.size,
                     compress=load.compress,
+                    buffer=self._buffer,
                     unwanted=partial(self._unwanted, load.dataset),
                 )
                 for load in session

@@ -111,7 +111,7 @@ def open_session(config: Config, emit: Emit, runner: Runner | None = None) -> It
 def link(config: Config, target: Target) -> Link:
     """How streams travel to a target: its limits hold for all of them together."""
     pace = Pace(lambda: rate_now(config, target)) if target.rate or target.rate_schedule else None
-    return Link(stall=target.stall, pace=pace, mbuffer=target.mbuffer)
+    return Link(stall=target.stall, pace=pace, mbuffer=target.mbuffer or 0)
 
 
 def rate_now(config: Config, target: Target) -> int:

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from pve_zfsbackup.errors import BackupError, CommandError, GivenUpError, StreamBrokenError, VerificationError
 from pve_zfsbackup.host import listing, zfs
+from pve_zfsbackup.host.filters import filters
 from pve_zfsbackup.host.pump import Flow
 from pve_zfsbackup.host.runner import Completed, Piped
 from pve_zfsbackup.host.ssh import SSH_FAILED, Host, uncrowded
@@ -25,8 +26,6 @@ from pve_zfsbackup.host.zfs_errors import classified, resumed
 from pve_zfsbackup.model import Dataset, Guid, Resume, Send
 
 ALONE_BYTES = 64 << 20  # from here a connection of its own is worth its handshake
-LEVEL = "-3"  # zstd; faster than a network that is worth compressing for
-BLOCK = "128k"  # of mbuffer
 MOST = 200  # streams of one disk in one command line, which may have 128 KiB
 
 
@@ -42,7 +41,8 @@ class Fate(Enum):
 class Chain:
     """The streams of one disk, in order. `prepare` is called before the first is sent; its errors are the disk's.
 
-    `size` is what is expected of them, for choosing a connection, `compress` whether that pays on the wire.
+    `size` is what is expected of them, for choosing a connection, `compress` whether that pays on the wire, `buffer`
+    the bytes of one on this side, 0 for none. `lost`: the seconds of its session that one would have saved at most.
     `unwanted` tells why it is not to be sent after all, also while it is. `begun`: something of it was sent.
     """
 
@@ -51,7 +51,9 @@ class Chain:
     unwanted: Callable[[], str] = lambda: ""
     size: int = 0
     compress: bool = False
+    buffer: int = 0
     moved: int = field(default=0, init=False)
+    lost: float = field(default=0.0, init=False)
     begun: bool = field(default=False, init=False)
     fate: Fate = field(default=Fate.AGAIN, init=False)
     error: BackupError | None = field(default=None, init=False)
@@ -99,6 +101,7 @@ def carry(source: Host, target: Host, chains: Sequence[Chain], meter: Meter) -> 
         part = replace(whole, streams=streams, prepare=_nothing if start else whole.prepare)
         _session(source, target, [part], meter)
         whole.moved += part.moved
+        whole.lost += part.lost
         whole.begun = whole.begun or part.begun
         whole.fate, whole.error, whole.read = part.fate, part.error, part.read
         if part.fate is not Fate.ARRIVED:
@@ -130,6 +133,7 @@ def _session(source: Host, target: Host, chains: Sequence[Chain], meter: Meter) 
         turn.end()
     for (chain, _), moved in zip(turn.streams, done.moved, strict=False):
         chain.moved += moved
+    chains[0].lost += done.lost
     last = uncrowded(done.received[-1])
     done = replace(done, received=(*done.received[:-1], last))
     if target.destination and last.returncode == SSH_FAILED:
@@ -278,19 +282,15 @@ def _own_words(stderr: str) -> str:
 def _consumers(target: Host, chains: Sequence[Chain]) -> tuple[tuple[str, ...], ...]:
     """The local filters, then what takes the streams: the other side's command line, or `zfs receive` here."""
     receives = [zfs.receive_argv(stream) for chain in chains for stream in chain.streams]
-    link = target.link
     if target.destination is None:
         assert len(receives) == 1, "without a shell there is one receive"
         return (receives[0],)
-    compress = all(chain.compress for chain in chains)
-    size = f"{max(1, link.mbuffer >> 20)}M"
-    buffers: list[tuple[str, ...]] = [("mbuffer", "-q", "-s", BLOCK, "-m", size)] if link.mbuffer else []
-    there: list[tuple[str, ...]] = [*([("zstd", "-dqc")] if compress else []), *buffers]
-    here: list[tuple[str, ...]] = [*buffers, *([("zstd", "-qc", LEVEL)] if compress else [])]
+    alone = sum(chain.size for chain in chains) >= ALONE_BYTES
+    size = target.link.mbuffer or (max(chain.buffer for chain in chains) if alone else 0)
+    here, there = filters(size, target.link.mbuffer, compress=all(chain.compress for chain in chains))
     line = " && ".join(shlex.join(receive) for receive in receives)
     if there:
         line = " | ".join([*(shlex.join(words) for words in there), f"{{ {line}; }}"])
     else:
         line += f" && {shlex.join(listing.guids_argv(chain.dataset for chain in chains))}"
-    alone = sum(chain.size for chain in chains) >= ALONE_BYTES
     return (*here, target.destination.argv(line, alone=alone))

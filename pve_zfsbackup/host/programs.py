@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager
 from typing import IO, Protocol
 
 from pve_zfsbackup.errors import InterruptedRunError
-from pve_zfsbackup.host.runner import GRACE, STDERR_LIMIT, Completed, completed, failure, spawn, tail
+from pve_zfsbackup.host.runner import GRACE, Completed, completed, failure, spawn
+from pve_zfsbackup.host.said import STDERR_LIMIT, tail
 
 PIPE_SIZE = 1 << 20  # the most an unprivileged pipe may have; fewer wake-ups per MiB
 

@@ -17,6 +17,7 @@ from pve_zfsbackup.host.pace import LARGEST, Pace
 
 PIPE_SIZE = 1 << 20  # the most an unprivileged pipe may have; fewer wake-ups per MiB
 TICK = 1.0
+LONG = 0.1  # seconds: pipes bridge what is shorter
 
 Progress = Callable[[int, int], None]  # which stream (from 0), and its bytes so far
 
@@ -37,10 +38,12 @@ class Flow:
 
 
 class Pump:
-    """Pours one source after another into a sink. `moved` has the bytes of each."""
+    """Pours one source after another into a sink. `moved` has the bytes of each; `hungry` and `held` are the seconds it
+    waited for a source, and for the sink, in pieces of a tenth and more."""
 
     def __init__(self, sink: IO[bytes], flow: Flow) -> None:
         self.moved: list[int] = []
+        self.hungry = self.held = 0.0
         self.stalled = False
         self.unwanted = ""
         self.broken = False  # the sink takes no more
@@ -65,6 +68,10 @@ class Pump:
     def ended(self) -> bool:
         """Whether it was given up, or told to end: nothing more is to be poured."""
         return self._ended.is_set()
+
+    def rest(self, seconds: float) -> None:
+        """Do nothing for so long, or until it ends."""
+        self._ended.wait(seconds)
 
     @contextlib.contextmanager
     def killing(self, *processes: Killable) -> Iterator[None]:
@@ -95,16 +102,23 @@ class Pump:
         pace = self._flow.pace
         ready = select.poll()
         ready.register(source, select.POLLIN)
-        while self._has(ready) and (count := os.splice(source, sink, pace.piece() if pace else LARGEST)):
+        while self._has(ready):
+            before = time.monotonic()
+            count = os.splice(source, sink, pace.piece() if pace else LARGEST)
+            self.held += _long(time.monotonic() - before)
+            if not count:
+                return
             self.moved[-1] += count
             if pace and (seconds := pace.wait(count)):
-                self._ended.wait(seconds)
+                self.rest(seconds)
 
     def _has(self, ready: select.poll) -> bool:
         """Wait for bytes or the end of them; False when it was given up, whether or not the sender could be killed."""
+        before = time.monotonic()
         while not ready.poll(TICK * 1000):
             if self.ended:
                 return False
+        self.hungry += _long(time.monotonic() - before)
         return True
 
     def tell(self) -> None:
@@ -132,3 +146,27 @@ class Pump:
         with self._lock:
             for process in self._processes:
                 process.kill()
+
+
+def _long(seconds: float) -> float:
+    return seconds if seconds >= LONG else 0.0
+
+
+def throttle(source: IO[bytes], sink: IO[bytes], pace: Pace, pump: Pump) -> None:
+    """Move from now on what filters make of streams at this pace, in a thread that ends with either end. Closes both
+    here: the thread has descriptors of its own, which nobody closes under it."""
+    ends = os.dup(source.fileno()), os.dup(sink.fileno())
+    source.close()
+    sink.close()
+    threading.Thread(target=_throttle, args=(*ends, pace, pump), daemon=True).start()
+
+
+def _throttle(source: int, sink: int, pace: Pace, pump: Pump) -> None:
+    try:
+        with contextlib.suppress(BrokenPipeError):  # its exit status tells why
+            while count := os.splice(source, sink, pace.piece()):
+                if seconds := pace.wait(count):
+                    pump.rest(seconds)
+    finally:
+        os.close(source)
+        os.close(sink)

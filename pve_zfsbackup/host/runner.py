@@ -7,14 +7,13 @@ moved between processes by `splice(2)` (pump.py), so their bytes are counted wit
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Protocol
 
 from pve_zfsbackup.errors import (
@@ -24,11 +23,10 @@ from pve_zfsbackup.errors import (
     InterruptedRunError,
     NotInstalledError,
 )
-from pve_zfsbackup.host.pump import Flow, Pump
+from pve_zfsbackup.host.pump import Flow, Pump, throttle
+from pve_zfsbackup.host.said import STDERR_LIMIT, tail, whole
 
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-STDERR_LIMIT = 64 << 10
-OUTPUT_LIMIT = 16 << 20  # of what streams were poured into: it lists what arrived
 DEFAULT_TIMEOUT = 300.0
 GRACE = 5.0  # seconds for a program that was told to end
 LOOK = 1.0  # seconds between looks whether we were interrupted
@@ -47,11 +45,13 @@ class Completed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piped:
-    """How streams and what took them ended. `sent` has the producers that were started, `moved` the bytes of each."""
+    """How streams and what took them ended. `sent` has the producers that were started, `moved` the bytes of each;
+    `lost` are the seconds that a buffer between both ends would have saved at most."""
 
     sent: tuple[Completed, ...]
     moved: tuple[int, ...]
     received: tuple[Completed, ...]
+    lost: float = 0.0
 
 
 class Runner(Protocol):
@@ -140,10 +140,13 @@ class ProcessRunner:
             raise InterruptedRunError("interrupted before the stream began")
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(len(consumers) + 1)]
-            chain = _chain(stack, consumers, files)
+            paced = flow.pace if len(consumers) > 1 else None  # then what the filters make of it has that pace
+            chain, way = _chain(stack, consumers, files, apart=paced is not None)
             assert chain[0].stdin is not None
-            pump = Pump(chain[0].stdin, flow)
+            pump = Pump(chain[0].stdin, replace(flow, pace=None) if paced else flow)
             with self._running(pump), pump.killing(*chain), pump:
+                if paced and way:
+                    throttle(*way, paced, pump)
                 for argv in producers:
                     done = _poured(argv, pump)
                     sent.append(done)
@@ -153,13 +156,14 @@ class ProcessRunner:
                     chain[0].stdin.close()
                 for process in chain:
                     process.wait()
-            output, *errors = (_whole(files[0]), *(tail(file) for file in files[1:]))
+            output, *errors = (whole(files[0]), *(tail(file) for file in files[1:]))
             ends = [
                 completed(argv, process.returncode, output if process is chain[-1] else b"", text)
                 for argv, process, text in zip(consumers, chain, errors, strict=True)
             ]
         self._judge(pump, flow, (*sent, *ends))
-        return Piped(sent=tuple(sent), moved=tuple(pump.moved), received=tuple(ends))
+        lost = min(pump.hungry, pump.held)
+        return Piped(sent=tuple(sent), moved=tuple(pump.moved), received=tuple(ends), lost=lost)
 
     def _judge(self, pump: Pump, flow: Flow, ends: Sequence[Completed]) -> None:
         """Raise when it did not end by itself."""
@@ -188,9 +192,10 @@ class ProcessRunner:
 
 
 def _chain(
-    stack: contextlib.ExitStack, consumers: Sequence[Sequence[str]], files: Sequence[IO[bytes]]
-) -> list[_Process]:
-    """The consumers, started and joined; `files` take the output of the last and what each says."""
+    stack: contextlib.ExitStack, consumers: Sequence[Sequence[str]], files: Sequence[IO[bytes]], *, apart: bool
+) -> tuple[list[_Process], tuple[IO[bytes], IO[bytes]] | None]:
+    """The consumers, started and joined; `files` take the output of the last and what each says. `apart`: the last is
+    not joined, and the way to it returned."""
     chain: list[_Process] = []
     for number, argv in enumerate(consumers):
         before = chain[-1].stdout if chain else None
@@ -198,15 +203,18 @@ def _chain(
         process = stack.enter_context(
             spawn(
                 argv,
-                stdin=before or subprocess.PIPE,
+                stdin=subprocess.PIPE if last and apart else before or subprocess.PIPE,
                 stdout=files[0] if last else subprocess.PIPE,
                 stderr=files[number + 1],
             )
         )
+        chain.append(process)
+        if before is not None and last and apart:
+            assert process.stdin is not None
+            return chain, (before, process.stdin)
         if before is not None:
             before.close()  # the consumer alone has it now: one that is gone breaks the pipe
-        chain.append(process)
-    return chain
+    return chain, None
 
 
 def _poured(argv: Sequence[str], pump: Pump) -> Completed:
@@ -284,17 +292,3 @@ def completed(argv: Sequence[str], returncode: int, out: bytes, err: bytes) -> C
         stdout=out.decode("utf-8", "replace"),
         stderr=err[-STDERR_LIMIT:].decode("utf-8", "replace"),
     )
-
-
-def _whole(file: IO[bytes]) -> bytes:
-    """What a program wrote to a file; nothing where that is too much: the end of a list says what is not true."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    return file.read() if size <= OUTPUT_LIMIT else b""
-
-
-def tail(file: IO[bytes]) -> bytes:
-    """The end of what a program wrote to a file."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - STDERR_LIMIT))
-    return file.read()

@@ -1,4 +1,4 @@
-"""Whether plain streams to a target are compressed on their way, and why."""
+"""Whether plain streams to a target are compressed on their way, and whether they gain by a buffer, and why."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ SLOW: Final = 64 << 20  # bytes per second, half of what 1 Gbit/s carries: zstd 
 ENOUGH: Final = 64 << 20  # bytes that a run must have sent to say anything of the link
 LONG: Final = 10.0  # and seconds, where it would be called slow: ssh and ZFS take one or two to begin
 KEPT: Final = 30 * 86_400  # seconds for which a speed is believed: what is compressed says nothing of the link
+GAIN: Final = 0.1  # of the time: what a buffer has to save to be worth its memory
 COMPRESSED: Final = 1.05  # ZFS saved so much already: zstd would find little
 
 
@@ -75,4 +76,24 @@ def believed(memory: Mapping[str, object], now: float) -> int:
 
 def remembered(memory: Mapping[str, object], rate: int, now: float) -> Mapping[str, object]:
     """The best of a month: how much a slower run had to send, or what else was slow, says nothing of the link."""
-    return memory if believed(memory, now) > rate else {"rate": rate, "at": int(now)}
+    return memory if believed(memory, now) > rate else {**memory, "rate": rate, "at": int(now)}
+
+
+def gain(moved: int, seconds: float, lost: float) -> float | None:
+    """The part of the time that a buffer would save at most; None where so little says nothing. `lost` are the seconds
+    in which the slower of both ends waited for the other one, while at other times it was the other way round."""
+    return lost / seconds if moved >= ENOUGH and seconds >= LONG else None
+
+
+def gains(memory: Mapping[str, object], now: float) -> bool:
+    """Whether a buffer pays, by what `gained` made of a link: the newest of a month, as it is used from then on."""
+    match memory:
+        case {"gain": int(part) | float(part), "gain-at": int(at) | float(at)}:
+            return part >= GAIN and 0 <= now - at <= KEPT
+        case _:
+            return False
+
+
+def gained(memory: Mapping[str, object], part: float, now: float) -> Mapping[str, object]:
+    """The same memory with what was seen now."""
+    return {**memory, "gain": round(part, 3), "gain-at": int(now)}

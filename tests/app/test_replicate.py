@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 
@@ -20,11 +21,13 @@ from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.works import Work, works_to
 from pve_zfsbackup.errors import BackupError, CommandTimeoutError, ExitCode, ZfsError
 from pve_zfsbackup.events import Outcome
+from pve_zfsbackup.host.pump import Flow
+from pve_zfsbackup.host.runner import Piped
 from pve_zfsbackup.model import Vmid
 from pve_zfsbackup.plan import wire
 from tests.fakes.pools import Ds, Mark, Pools, Snap
 from tests.fakes.reading import Reading
-from tests.fakes.runner import HERE, Fault, Ran
+from tests.fakes.runner import HERE, FakeRunner, Fault, Ran
 from tests.fakes.tokens import Item, token
 from tests.fakes.world import CT, DB, REPLICAS, ROOT, TARGET, WEB, World, assert_replicated
 
@@ -271,6 +274,56 @@ def test_what_a_run_brought_there_is_remembered_where_it_matters(
     assert path.exists() is noted
     if noted:
         assert json.loads(path.read_text())[TARGET]["rate"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "gain", "installed", "used"),
+    [
+        ("", 0.3, True, True), ("", 0.05, True, False), ("", 0.3, False, False), ("mbuffer: 0", 0.3, True, False),
+        ("rate: 900M", 0.3, True, False),
+    ],
+)  # fmt: skip
+def test_large_streams_have_a_buffer_here_where_runs_saw_that_it_pays(
+    world: World, monkeypatch: pytest.MonkeyPatch, options: str, gain: float, installed: bool, used: bool
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path: "/usr/bin/mbuffer" if installed else None)
+    monkeypatch.setattr("pve_zfsbackup.host.pipeline.ALONE_BYTES", 1)
+    (world.place / "state").mkdir(exist_ok=True)
+    known = {TARGET: {"gain": gain, "gain-at": int(world.clock.now)}}
+    (world.place / "state/links.json").write_text(json.dumps(known))
+    if options:
+        option(world, options)
+    seen: list[tuple[str, ...]] = []
+    pipe = FakeRunner.pipe
+
+    def watched(
+        self: FakeRunner, producers: Iterable[Sequence[str]], consumers: Sequence[Sequence[str]], flow: Flow
+    ) -> Piped:
+        seen.append(tuple(words[0] for words in consumers))
+        return pipe(self, producers, consumers, flow)
+
+    monkeypatch.setattr(FakeRunner, "pipe", watched)
+    assert ok(world.run())
+    assert_replicated(world)
+    assert set(seen) == {("mbuffer", "ssh") if used else ("ssh",)}
+    assert not [line for line in carried(world) if "mbuffer" in line], "there it may not be installed"
+
+
+@pytest.mark.parametrize(("options", "noted"), [("", True), ("mbuffer: 16M", False), ("rate: 1M", False)])
+def test_what_a_buffer_would_save_is_remembered_where_it_matters(
+    world: World, monkeypatch: pytest.MonkeyPatch, options: str, noted: bool
+) -> None:
+    monkeypatch.setattr("pve_zfsbackup.plan.wire.ENOUGH", 1)
+    monkeypatch.setattr("pve_zfsbackup.plan.wire.LONG", 0.0)
+    if options:
+        option(world, options)
+    pipe = FakeRunner.pipe
+    monkeypatch.setattr(FakeRunner, "pipe", lambda *all: dataclasses.replace(pipe(*all), lost=5.0))
+    assert ok(world.run())
+    path = world.place / "state/links.json"
+    assert path.exists() is noted
+    if noted:
+        assert json.loads(path.read_text())[TARGET]["gain"] > 0
 
 
 def test_rates_of_the_configuration_reach_the_streams(world: World) -> None:

@@ -21,7 +21,8 @@ import pytest
 from pve_zfsbackup.archive.names import NAMESPACE
 from pve_zfsbackup.errors import BackupError
 from pve_zfsbackup.host.programs import Chain, ProcessPrograms
-from pve_zfsbackup.host.runner import STDERR_LIMIT, ProcessRunner
+from pve_zfsbackup.host.runner import ProcessRunner
+from pve_zfsbackup.host.said import STDERR_LIMIT
 from pve_zfsbackup.host.seal import Seal, _Following
 from pve_zfsbackup.host.sftp import Server, Sftp
 

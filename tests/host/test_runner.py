@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.errors import CommandError, CommandTimeoutError, GivenUpError, InterruptedRunError
-from pve_zfsbackup.host import runner
+from pve_zfsbackup.host import runner, said
 from pve_zfsbackup.host.pace import Pace
 from pve_zfsbackup.host.pump import Flow, Progress
 from pve_zfsbackup.host.runner import Completed, ProcessRunner, failure
@@ -157,7 +157,7 @@ def test_what_the_last_consumer_says_comes_back_whole_or_not_at_all(monkeypatch:
     talking = sh(f"cat >/dev/null; yes '{line.strip()}' | head -n 5000")
     _, received, _ = pipe(("true",), talking)
     assert received.stdout == line * 5000
-    monkeypatch.setattr(runner, "OUTPUT_LIMIT", 5000 * len(line) - 1)
+    monkeypatch.setattr(said, "OUTPUT_LIMIT", 5000 * len(line) - 1)
     _, received, _ = pipe(("true",), talking)
     assert (received.returncode, received.stdout) == (0, "")
 
@@ -211,7 +211,7 @@ def test_a_missing_consumer_leaves_no_producer() -> None:
 
 def test_much_on_stderr_does_not_block_a_stream() -> None:
     sent, _, moved = pipe(sh("head -c 3000000 /dev/zero | tr '\\0' e >&2; echo x"), ("cat",))
-    assert len(sent.stderr) == runner.STDERR_LIMIT
+    assert len(sent.stderr) == said.STDERR_LIMIT
     assert moved == 2
 
 
@@ -414,6 +414,45 @@ def test_a_pace_is_kept_by_all_streams_together_and_stalls_nothing() -> None:
     for thread in threads:
         thread.join()
     assert 0.7 < time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_pace_holds_for_what_filters_leave_of_a_stream(packed: bool) -> None:
+    """A stream that packs to a thousandth shall not take as long as one that does not."""
+    filters = [("gzip", "-c")] if packed else [("cat",)]
+    pace, started = Pace(lambda: 200_000), time.monotonic()
+    source = ("head", "-c", "400000", "/dev/zero")
+    done = ProcessRunner().pipe([source, source], [*filters, ("wc", "-c")], flow(pace=pace))
+    took = time.monotonic() - started
+    assert done.moved == (400_000, 400_000)
+    assert (took < 2.5) is packed
+    assert (int(done.received[1].stdout) < 5000) is packed
+    assert [end.returncode for end in (*done.sent, *done.received)] == [0, 0, 0, 0]
+
+
+def test_behind_a_pace_a_consumer_that_dies_ends_the_filters() -> None:
+    pace = Pace(lambda: 50 << 20)
+    done = ProcessRunner().pipe([("cat", "/dev/zero")], [("cat",), sh("head -c 5; exit 3")], flow(pace=pace))
+    assert [end.returncode for end in (*done.sent, *done.received)] == [-13, -13, 3]
+
+
+def test_cancel_does_not_wait_for_a_pace_behind_filters() -> None:
+    busy = ProcessRunner()
+    started = time.monotonic()
+    threading.Timer(0.3, busy.cancel).start()
+    with pytest.raises(InterruptedRunError):
+        busy.pipe([("cat", "/dev/zero")], [("cat",), sh("exec cat >/dev/null")], flow(pace=Pace(lambda: 100)))
+    assert time.monotonic() - started < 10
+    assert threading.active_count() < 4, "the thread that holds the pace ends with the streams"
+
+
+def test_what_a_buffer_would_save_is_told_where_both_sides_take_turns() -> None:
+    """A source that rests after much, and a sink that rests after little: either waits for the other one."""
+    turns = "for i in 1 2 3; do head -c 16777216 /dev/zero; sleep 0.8; done"
+    slow = "while [ \"$(head -c 4194304 | wc -c)\" -gt 0 ]; do sleep 0.2; done"
+    assert ProcessRunner().pipe([sh(turns)], [sh(slow)], flow()).lost > 0.3
+    assert ProcessRunner().pipe([sh(turns)], [sh("exec cat >/dev/null")], flow()).lost < 0.1
+    assert ProcessRunner().pipe([("head", "-c", "16777216", "/dev/zero")], [sh(slow)], flow()).lost < 0.1
 
 
 def test_a_slow_pace_is_no_stall() -> None:

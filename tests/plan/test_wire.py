@@ -5,7 +5,20 @@ from __future__ import annotations
 import pytest
 
 from pve_zfsbackup.model import Compress
-from pve_zfsbackup.plan.wire import KEPT, SLOW, believed, measured_rate, plan_wire, remembered
+from pve_zfsbackup.plan.wire import (
+    ENOUGH,
+    GAIN,
+    KEPT,
+    LONG,
+    SLOW,
+    believed,
+    gain,
+    gained,
+    gains,
+    measured_rate,
+    plan_wire,
+    remembered,
+)
 
 MIB = 1 << 20
 
@@ -68,3 +81,21 @@ def test_the_best_of_a_month_is_believed() -> None:
 @pytest.mark.parametrize("memory", [{}, {"rate": "5", "at": 1}, {"rate": 5}, {"rate": -5, "at": 1}, {"at": 1}])
 def test_what_is_not_understood_is_not_known(memory: dict[str, object]) -> None:
     assert believed(memory, 1.0) == 0
+
+
+def test_a_buffer_pays_where_a_tenth_of_the_time_would_be_saved() -> None:
+    assert gain(ENOUGH, 20.0, 5.0) == 0.25
+    assert gain(ENOUGH - 1, 20.0, 5.0) is None
+    assert gain(ENOUGH, LONG - 1, 5.0) is None
+    assert gains(gained({}, GAIN, 1000.0), 1000.0)
+    assert not gains(gained({}, GAIN - 0.01, 1000.0), 1000.0)
+
+
+def test_what_is_known_of_a_buffer_holds_for_a_month_beside_the_speed() -> None:
+    known = gained(remembered({}, 5, 1000.0), 0.5, 2000.0)
+    assert (believed(known, 2000.0), gains(known, 2000.0 + KEPT)) == (5, True)
+    assert not gains(known, 2001.0 + KEPT)
+    assert not gains(known, 1999.0), "of the future"
+    assert gains(remembered(known, 9, 3000.0), 3000.0), "another speed says nothing of it"
+    for odd in ({}, {"gain": "0.5", "gain-at": 1}, {"gain": 0.5}, {"gain": None, "gain-at": 1}):
+        assert not gains(odd, 2000.0)

@@ -184,7 +184,8 @@ def _processes(ctx: Context) -> list[str]:
     for i in $(seq 75); do [ -z "$(find "$1" -type s)" ] && break; sleep 1; done
     find "$1" -type s -exec echo 'socket left: {}' \;
     [ ! -d "$1/state" ] || find "$1/state" -type f ! -path '*/boxes/*' \
-      ! -name alerts.json ! -name .alerts.json.lock ! -name drills.json ! -name partials.json -exec echo 'left: {}' \;
+      ! -name alerts.json ! -name .alerts.json.lock ! -name drills.json ! -name partials.json \
+      ! -name links.json -exec echo 'left: {}' \;
     systemctl list-units --all --no-legend 'pve-zfsbackup-thaw-*' | sed 's/^/timer: /'
     find /tmp /var/tmp -mindepth 1 -maxdepth 1 -newer "$2" \( -name 'tmp*' -o -name '*pzb*' -o -name '*zfsbackup*' \) |
       sed 's/^/left: /'
