@@ -70,14 +70,16 @@ class Account:
     def right(self) -> str:
         return "receive:append" if self.append else "receive"
 
-    def ask(self, line: str, *, stream: str = "", check: bool = True) -> Result:
-        """Send a command line; `stream` is a shell command whose output is its stdin."""
+    def ask(self, line: str, *, stream: str = "", into: str = "", check: bool = True) -> Result:
+        """Send a command line; `stream` is a shell command whose output is its stdin, `into` one that takes what it
+        writes."""
         client = (
             "ssh -F none -T -o BatchMode=yes -o StrictHostKeyChecking=yes -o GlobalKnownHostsFile=none "
             f"-o UserKnownHostsFile={KEY}.known -o IdentitiesOnly=yes -i {KEY} -o LogLevel=ERROR "
             f"-o ControlMaster=auto -o ControlPath={KEY}.control -o ControlPersist=60 {ACCOUNT}@127.0.0.1"
         )
         script = f'{stream or "true"} | {client} "$1"' if stream else f'{client} "$1" < /dev/null'
+        script = f"set -o pipefail; {script} | {{ {into}; }}" if into else script
         return self.host.run(("bash", "-c", script, "bash", line), check=check)
 
     def beyond(self, *argv: str, stream: str = "") -> Result:
@@ -226,10 +228,33 @@ def test_an_interrupted_receive_goes_on_by_its_token(account: Account) -> None:
     assert cut.returncode != 0
     token = _token(account, ZVOL)
     assert token != "-"
+    foreign = account.ask(f"zfs send -t {token}", check=False)  # it names a snapshot of the source, outside the root
+    assert (foreign.returncode, foreign.stdout) == (126, "")
     account.ask(f"zfs receive -s -u -- {ZVOL}", stream=f"zfs send -t {token}")
     account.ask(f"zfs receive -s -u -- {SUBVOL}", stream=account.send("subvol-200-disk-0", 4, 3))
     account.ask(" && ".join(mark(disk, 4) for disk in DISKS))
     assert account.snapshots(ZVOL)[-1] == f"{ZVOL}@pzb:{STAMPS[4]}"
+
+
+@pytest.mark.parametrize("flags", ["-w", "-L -c"])
+@pytest.mark.parametrize("disk", DISKS)
+def test_what_a_source_sent_comes_back_to_it(account: Account, disk: str, flags: str) -> None:
+    """Every form of `zfs send` that the grammar has: in full, an increment, and on from where it was cut."""
+    points = [f"{ROOT}/local-zfs/{disk}@pzb:{STAMPS[number]}" for number in (0, 3, 4)]
+    copy = f"{SOURCE}/back"
+    receive = f"zfs receive -s -u {copy}"
+    account.ask(f"zfs send {flags} -- {points[0]}", into=receive)
+    account.ask(f"zfs send {flags} -i {points[0]} -- {points[1]}", into=receive)
+    line = f"zfs send {flags} -i {points[1]} -- {points[2]}"
+    cut = account.ask(line, into=f"head -c 200000 | {receive}", check=False)
+    assert cut.returncode != 0
+    token = _token(account, copy)
+    assert token != "-"
+    account.ask(f"zfs send -t {token}", into=receive)
+    names = [f"{name}@pzb:{STAMPS[number]}" for name in (copy, f"{SOURCE}/{disk}") for number in (0, 3, 4)]
+    guids = account.host.run(("zfs", "get", "-Hp", "-o", "value", "guid", *names)).lines
+    assert guids[:3] == guids[3:]
+    account.host.run(("zfs", "destroy", "-r", copy))
 
 
 def _token(account: Account, dataset: str) -> str:
