@@ -40,6 +40,10 @@ class Chain(Protocol):
         """Whether one of them is gone."""
         ...
 
+    def moved(self) -> int:
+        """Bytes that its programs have read and written so far: what does not change moves nothing."""
+        ...
+
     def said(self, start: int = 0) -> tuple[bytes, int]:
         """What the last one has written to standard error so far, from this byte on, at most the last `STDERR_LIMIT`
         bytes of it; and where that ends."""
@@ -62,6 +66,7 @@ class Programs(Protocol):
 
 
 class _Process(Protocol):
+    pid: int
     returncode: int
 
     def wait(self) -> int: ...
@@ -87,6 +92,9 @@ class _Chain:
 
     def ended(self) -> bool:
         return any(process.poll() is not None for process in self.processes)
+
+    def moved(self) -> int:
+        return sum(_moved(process.pid) for process in self.processes)
 
     def said(self, start: int = 0) -> tuple[bytes, int]:
         errors = self.waits[-1].fileno()
@@ -160,6 +168,15 @@ class ProcessPrograms:
     def _forget(self, process: _Process) -> None:
         with self._lock:
             self._alive.discard(process)
+
+
+def _moved(pid: int) -> int:
+    """`rchar` and `wchar` of proc_pid_io(5)."""
+    try:
+        with open(f"/proc/{pid}/io", encoding="ascii") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith(("rchar:", "wchar:")))
+    except OSError:
+        return 0  # it is gone
 
 
 def _end(processes: Sequence[_Process]) -> None:

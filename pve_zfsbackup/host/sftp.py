@@ -21,8 +21,9 @@ from pve_zfsbackup.host.sftp_connection import ECHO, Connection, Idle, Watch
 from pve_zfsbackup.host.ssh import FASTEST
 
 SFTP_FAILED = 255
-SLOWEST = 32 << 10  # bytes per second below which a transfer is given up
-PATIENCE = 300.0
+SLOWEST = 4 << 10  # bytes per second below which a transfer is given up: who trickles would keep us for ever
+PATIENCE = 300.0  # seconds without a byte after which it is
+WINDOW = 4 << 20  # bytes that sftp may have given away when it stops for its rate: 64 requests of 32 KiB, and buffers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,10 @@ class Sftp:
         time_out = PATIENCE + size / (min(SLOWEST, rate // 2) if rate else SLOWEST)
 
         def asked(connection: Connection) -> Session:
-            return self._asked(connection, lines, Watch(chain=connection.chain, seconds=time_out, most=size, into=into))
+            chain = connection.chain
+            still = PATIENCE + (WINDOW / rate if rate else 0)
+            watch = Watch(chain=chain, seconds=time_out, still=still, most=size, into=into)
+            return self._asked(connection, lines, watch)
 
         if used := self.idle.take(argv):
             with contextlib.suppress(HostUnreachableError):  # sftp does not see its line die while it waits

@@ -20,15 +20,17 @@ IDLE = 20.0  # seconds after which a connection is not used again: what lies bet
 PORTION = 32 << 10  # bytes of commands given at once: less than a pipe holds
 ANSWER = 64 << 20  # bytes of answers to one batch: a listing of some 400,000 files
 WATCH = 0.5  # seconds between two looks at what comes
+GLANCE = 5.0  # and where nothing is fetched
 
 
 @dataclass(slots=True, kw_only=True)
 class Watch:
-    """Ends a client that takes longer than `seconds`, or fetches more than `most` bytes `into` files, while a batch is
-    under way. `late` and `flooded` tell that it did."""
+    """Ends a client that takes longer than `seconds`, moves nothing for `still` of them, or fetches more than `most`
+    bytes `into` files, while a batch is under way. `late` and `flooded` tell that it did."""
 
     chain: Chain
     seconds: float
+    still: float
     most: int
     into: Sequence[Path]
     late: bool = False
@@ -46,9 +48,13 @@ class Watch:
             thread.join()
 
     def _look(self) -> None:
-        end = time.monotonic() + self.seconds
-        while not self.over.wait(min(WATCH, max(0.0, end - time.monotonic())) if self.into else self.seconds):
-            self.late = time.monotonic() >= end
+        now = since = time.monotonic()
+        end, seen = now + self.seconds, self.chain.moved()
+        while not self.over.wait(min(WATCH if self.into else GLANCE, self.still, max(0.0, end - now))):
+            now, moved = time.monotonic(), self.chain.moved()
+            if moved != seen:
+                since, seen = now, moved
+            self.late = now >= end or now - since >= self.still
             self.flooded = sum(map(_size, self.into)) > self.most
             if self.late or self.flooded:
                 self.chain.kill()

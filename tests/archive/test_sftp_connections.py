@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import IO
 import pytest
 
 from pve_zfsbackup.archive.outer import digest
-from pve_zfsbackup.errors import HostUnreachableError, StoreError
+from pve_zfsbackup.errors import CommandTimeoutError, HostUnreachableError, StoreError
 from pve_zfsbackup.host import sftp, sftp_connection
 from pve_zfsbackup.host.programs import Chain, ProcessPrograms
 from pve_zfsbackup.host.store import Upload
@@ -184,6 +187,53 @@ def test_an_answer_without_end_is_given_up(case: Case, monkeypatch: pytest.Monke
         with pytest.raises(StoreError, match="answers with more"):
             case.store.list(["d"] * 40)
         assert case.running == 0
+
+
+@dataclass
+class Moving:
+    """A chain that moves a byte whenever it is looked at, until `until`."""
+
+    until: float
+    killed: float = 0.0
+    bytes: int = 0
+
+    def moved(self) -> int:
+        self.bytes += time.monotonic() < self.until
+        return self.bytes
+
+    def kill(self) -> None:
+        self.killed = time.monotonic()
+
+
+@pytest.mark.parametrize("into", [(), (Path("/nonexistent"),)])
+def test_who_moves_is_given_time_and_who_stands_still_is_not(
+    into: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment needs hours on a slow line; a server that hangs does not answer for as long."""
+    for name in ("WATCH", "GLANCE"):
+        monkeypatch.setattr(sftp_connection, name, 0.1)
+    chain = Moving(until=time.monotonic() + 2.0)
+    watch = sftp_connection.Watch(chain=chain, seconds=60, still=0.5, most=9, into=into)  # type: ignore[arg-type]
+    with watch.watching():
+        time.sleep(4.0)
+    assert (watch.late, watch.flooded) == (True, False)
+    assert 0.3 < chain.killed - chain.until < 1.9
+
+
+def test_a_server_that_hangs_is_given_up(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.put("d/file")
+    monkeypatch.setattr(sftp, "PATIENCE", 2.0)
+    with case.store.kept():
+        assert list(case.store.list(["d"])["d"]) == ["file"]
+        sftp_pid = case.programs.chains[-1].processes[0].pid  # type: ignore[attr-defined]
+        (ssh_pid,) = map(int, Path(f"/proc/{sftp_pid}/task/{sftp_pid}/children").read_text().split())
+        os.kill(ssh_pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(CommandTimeoutError, match="did not come to an end"):
+                case.store.list(["d"])
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(ssh_pid, signal.SIGKILL)
 
 
 def test_scopes_within_scopes_end_with_the_outermost(case: Case) -> None:
