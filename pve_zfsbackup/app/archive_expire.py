@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pve_zfsbackup.app.archive_publish import give_up, given_up, publish_removal
 from pve_zfsbackup.app.archive_upload import Stamina
-from pve_zfsbackup.app.archive_write import unfinished
+from pve_zfsbackup.app.archive_write import forget_stale, unfinished
 from pve_zfsbackup.app.box import Vault
 from pve_zfsbackup.app.boxes import own_catalog
 from pve_zfsbackup.app.catalog import Catalog, Shelf
@@ -18,7 +18,17 @@ from pve_zfsbackup.app.catalog_memory import memory_of
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.archive.chain import Signed
-from pve_zfsbackup.archive.names import OUTER, README, SCRIPT, SEGMENT, TEMPORARY, segment_name
+from pve_zfsbackup.archive.names import (
+    INNER,
+    INNER_SIGNATURE,
+    OUTER,
+    OUTER_SIGNATURE,
+    README,
+    SCRIPT,
+    SEGMENT,
+    TEMPORARY,
+    segment_name,
+)
 from pve_zfsbackup.archive.outer import REMOVAL
 from pve_zfsbackup.errors import StoreForbiddenError
 from pve_zfsbackup.events import Outcome, Result
@@ -31,6 +41,8 @@ from pve_zfsbackup.plan.archive import plan_expiry, removals
 ORPHAN_SECONDS = 7 * 86_400
 ORPHANS = "orphans.json"
 PUT_OFF = "put-off.json"
+RCLONE_PARTIAL = ".partial"  # NAME.XXXXXXXX.partial, since its 1.63 (rclone.org/docs, --partial-suffix)
+MEMBERS = frozenset({OUTER, OUTER_SIGNATURE, INNER, INNER_SIGNATURE, README, SCRIPT})
 LONG = 7 * 86_400  # seconds; no restore takes that long
 
 
@@ -54,6 +66,7 @@ def expire(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
 
 
 def _expired(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
+    forget_stale(vault, session.now().timestamp() - ORPHAN_SECONDS)
     catalog = own_catalog(vault)
     for shelf in catalog.shelves:
         if being_read(session.config.runtime_dir, ARCHIVES):
@@ -228,9 +241,17 @@ def _loose(catalog: Catalog) -> Iterator[str]:
         for content in shelf.contents if not shelf.problems else ():
             own = {segment_name(segment.number, segment.sha256) for segment in content.signed.outer.segments}
             names = (name for name, entry in content.files.items() if not entry.directory and name not in own)
-            yield from (f"{content.path}/{name}" for name in names if SEGMENT.match(name) or TEMPORARY.match(name))
+            loose = (name for name in names if SEGMENT.match(name) or _is_cut(name))
+            yield from (f"{content.path}/{name}" for name in loose)
     for place, files in catalog.generations.items():
-        yield from (f"{place}/{name}" for name, entry in files.items() if TEMPORARY.match(name) and not entry.directory)
+        yield from (f"{place}/{name}" for name, entry in files.items() if _is_cut(name) and not entry.directory)
+
+
+def _is_cut(name: str) -> bool:
+    """Whether it is what an upload that was cut leaves: ours, or rclone's beside the name it was to have."""
+    stem, _, random = name.removesuffix(RCLONE_PARTIAL).rpartition(".")
+    theirs = name.endswith(RCLONE_PARTIAL) and random.isalnum() and (SEGMENT.match(stem) or stem in MEMBERS)
+    return bool(TEMPORARY.match(name) or theirs)
 
 
 def _since(path: Path) -> dict[str, float]:

@@ -282,6 +282,15 @@ def unfinished(vault: Vault) -> dict[str, str]:
     return found
 
 
+def forget_stale(vault: Vault, before: float) -> None:
+    """Points under way to which nothing was added since, in seconds of the epoch, are no longer: their guest went away,
+    or its job. What arrived of them ages as any other that no manifest speaks of."""
+    for path in (vault.state / "pending").glob("*.jsonl"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < before:
+                path.unlink()
+
+
 def send_of(stream: ArchiveStream) -> Send:
     """The stream as a step, for its command line."""
     return Send(host="", snapshot=stream.snapshot, base=stream.base, dataset=stream.dataset, raw=stream.raw)

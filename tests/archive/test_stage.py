@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import syslog
 import time
@@ -623,9 +624,12 @@ def test_what_a_killed_attempt_left_beside_a_point_goes_after_seven_days(boxed: 
     boxed.run()
     place = boxed.world.place / "mnt/root" / boxed.choose(WEB).content.path
     before = {path.name for path in place.iterdir()}
-    left = (place / f"seg-000001-{'0' * 64}", place / f"tmp-{'a' * 16}", place.parent / f"tmp-{'b' * 16}")
-    foreign = place / "notes"
-    for path in (*left, foreign):
+    left = (
+        place / f"seg-000001-{'0' * 64}", place / f"tmp-{'a' * 16}", place.parent / f"tmp-{'b' * 16}",
+        place / f"seg-000001-{'0' * 64}.1f2e3d4c.partial", place.parent / "restore.sh.1f2e3d4c.partial",
+    )  # fmt: skip
+    foreign = (place / "notes", place / "notes.1f2e3d4c.partial", place / f"seg-000001-{'0' * 64}.partial")
+    for path in (*left, *foreign):
         path.write_bytes(b"x")
     boxed.run(Stage.ARCHIVE)
     boxed.world.clock.now += 6 * 86_400
@@ -634,8 +638,40 @@ def test_what_a_killed_attempt_left_beside_a_point_goes_after_seven_days(boxed: 
     boxed.world.clock.now += 86_400
     boxed.run(Stage.ARCHIVE)
     assert not any(path.exists() for path in left)
-    assert {path.name for path in place.iterdir()} == {*before, "notes"}
+    assert {path.name for path in place.iterdir()} == {*before, *(path.name for path in foreign)}
     assert verify_box(boxed.vault, Level.HASHED, note=print).good
+
+
+def test_what_a_guest_that_went_away_had_under_way_goes_as_well(boxed: Boxed) -> None:
+    """Nobody goes on with it: after a week it is an orphan, and after another it goes. What is under way stays."""
+    boxed.run()
+    pending = boxed.vault.state / "pending"
+    places = {}
+    for vmid, generation in ((WEB, "ab" * 16), (9999, "cd" * 16)):
+        place = boxed.world.place / "mnt/root" / boxed.vault.writer / generation / ("ef" * 16)
+        place.mkdir(parents=True)
+        (place / f"seg-000001-{'0' * 64}").write_bytes(b"x")
+        line = {"place": {"generation": generation, "point": "ef" * 16, "series": "12" * 16}}
+        pending.mkdir(exist_ok=True)
+        (pending / f"{vmid}.jsonl").write_text(json.dumps(line) + "\n")
+        places[vmid] = place
+
+    def looked_at_after(days: int) -> None:
+        boxed.world.clock.now += days * 86_400
+        os.utime(pending / f"{WEB}.jsonl", (boxed.world.clock.now,) * 2)
+        with boxed.session() as session:
+            list(archive_expire.expire(session, boxed.vault, "archive"))
+
+    os.utime(pending / "9999.jsonl", (boxed.world.clock.now,) * 2)
+    looked_at_after(6)
+    assert (pending / "9999.jsonl").exists()
+    looked_at_after(2)
+    assert not (pending / "9999.jsonl").exists()
+    assert places[9999].exists()
+    looked_at_after(8)
+    assert not places[9999].exists()
+    assert places[WEB].exists()
+    assert (pending / f"{WEB}.jsonl").exists()
 
 
 def looked(boxed: Boxed, only: str = "") -> History:
