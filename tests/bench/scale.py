@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC
 from pathlib import Path
@@ -27,11 +28,13 @@ from pve_zfsbackup.model import (
     Guid,
     Keep,
     Listing,
+    Plan,
     PointDisk,
     Send,
     Vmid,
     encode_disks,
 )
+from pve_zfsbackup.plan.fitting import crowded_out
 from pve_zfsbackup.plan.pairing import compare
 from pve_zfsbackup.plan.prune import PrunePolicy, plan_prune, survey
 from pve_zfsbackup.plan.replication import ReplicationPolicy, plan_replication
@@ -100,14 +103,16 @@ def measure(datasets: int, snapshots: int) -> dict[str, float]:
     listed = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     began = time.process_time()
     sides = compare(world[SOURCE], world[HOST])
-    policy = ReplicationPolicy(host=HOST, root=ROOT, hold_tag="pve-zfsbackup")
-    sends, conflicts = 0, list[Conflict]()
+    policy = ReplicationPolicy(host=HOST, root=ROOT, hold_tag="pve-zfsbackup", limited=True)
+    sends, conflicts, plans = 0, list[Conflict](), defaultdict[Vmid, list[Plan]](list)
     for number in range(datasets):
         plan = plan_replication(disk(number), sides, policy)
         sends += sum(isinstance(step, Send) and step.base is not None for step in plan.steps)
         conflicts += plan.conflicts
+        plans[Vmid(100 + number // DISKS)].append(plan)
+    conflicts += crowded_out(plans, sides, policy).values()
     replicated = time.process_time()
-    del sides
+    del sides, plans
     seen = survey(world)
     keep = (Keep(last=10, daily=3),)
     rules = PrunePolicy(keep={SOURCE: keep, HOST: keep})

@@ -1,6 +1,7 @@
 """Archives on real ZFS, real age and a real SFTP account in a chroot: a guest comes back from the box alone.
 
-The tests go on from each other. The guest has a plain disk and an encrypted one; it is destroyed before the end.
+The tests go on from each other. The guest has a plain disk and an encrypted one. Before the restores it is destroyed,
+and all that this node knows of its archives is out of reach: what is left is the box, and what lies in the safe.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ class Archived:
     points: list[str] = field(default_factory=list)
     contents: dict[str, dict[str, str]] = field(default_factory=dict)  # point -> guid -> hash
     outputs: list[str] = field(default_factory=list)
+    safe: list[str] = field(default_factory=list)  # what `key escrow` told to put there, and the identity
+    lost: dict[str, Any] = field(default_factory=dict)  # what must come back
 
     def run(self, *arguments: str, check: bool = True) -> Result:
         done = self.product.run(*arguments, "--config", CONFIG, check=check)
@@ -136,7 +139,7 @@ def box_files(host: Host) -> list[str]:
 def archived(product: Product) -> Iterator[Archived]:
     pve1, backup1 = product.pve1, product.backup1
     since = {host.name: host.run(("date", "+%s")).stdout.strip() for host in (pve1, backup1)}
-    pve1.script('rm -rf "$1"; mkdir -m 700 "$1"; zfs list -o name', PLACE)
+    pve1.script('rm -rf "$1" "$1.lost"; mkdir -m 700 "$1"; zfs list -o name', PLACE)
     backup1.script('rm -rf "$1" "$2"', BOX, FRESH)
     guests.remove(pve1, VMID)
     guest = guests.make(pve1, VMID, storages=("local-zfs", "crypt"), mib=24)
@@ -144,7 +147,7 @@ def archived(product: Product) -> Iterator[Archived]:
     product.configure(_CONFIG.format(place=PLACE, host="backup1"), CONFIG)
     yield Archived(product=quick(product), guest=guest, since=since)
     guests.remove(pve1, VMID)
-    pve1.script('rm -rf "$1"', PLACE)
+    pve1.script('rm -rf "$1" "$1.lost"', PLACE)
     backup1.script(
         'rm -rf "$1" "$2"; zfs list -H -o name -r tank | grep "^tank/back" | sort -r | while read -r name; do\n'
         '  zfs unload-key "$name" 2> /dev/null || :; zfs destroy -r "$name"; done\n'
@@ -260,14 +263,26 @@ def test_killed_between_any_two_steps_only_what_is_missing_is_sent(archived: Arc
     assert archived.json("verify", "archive", "box1", "--level", "hashed")["good"]
 
 
+def test_the_source_is_lost_and_the_safe_has_what_key_escrow_told(archived: Archived) -> None:
+    """From here on nothing is taken from the node: its guest is destroyed, keys, state and configuration are away."""
+    product, guest = archived.product, archived.guest
+    archived.safe = [archived.identity, *archived.run("key", "escrow", "box1").lines]
+    archived.safe += product.run("key", "escrow", "rpool/crypt").lines
+    archived.lost["config"] = product.pve1.read(f"/etc/pve/qemu-server/{VMID}.conf")
+    archived.lost["properties"] = _properties(archived, guest.disks)
+    guests.remove(product.pve1, VMID)
+    product.pve1.run(("mv", PLACE, f"{PLACE}.lost"))
+
+
 def test_a_fresh_host_restores_it_with_nothing_but_the_script(archived: Archived) -> None:
-    """restore.sh from the box, the identity and the signers' file; before the package is on that host at all."""
+    """restore.sh from the box, and what lies in the safe; before the package is on that host at all."""
     product = archived.product
     host = product.backup1
     assert host.run(("sh", "-c", "command -v pve-zfsbackup"), check=False).returncode != 0
     host.script('mkdir -m 700 "$1"; zfs create -o mountpoint=none tank/back-script', FRESH)
-    host.write(f"{FRESH}/identity", archived.identity + "\n", mode=0o600)
-    host.write(f"{FRESH}/signers", product.pve1.read(f"{PLACE}/signers"))
+    host.write(f"{FRESH}/identity", archived.safe[0] + "\n", mode=0o600)
+    signers = [line.strip() for line in archived.safe if 'namespaces="pve-zfsbackup-archive"' in line]
+    host.write(f"{FRESH}/signers", "".join(f"{line}\n" for line in signers))
     (generation,) = host.script('echo "$1"/w-*/*/restore.sh', BOX).stdout.split()
     listed = host.run(("sh", generation, "list", f"{FRESH}/identity", f"{FRESH}/signers")).lines
     assert [point for line in listed if (point := line.split()[4]) in archived.contents] == archived.points
@@ -275,7 +290,7 @@ def test_a_fresh_host_restores_it_with_nothing_but_the_script(archived: Archived
     host.script('cd "$1"; sh "$2" restore identity signers "$3" tank/back-script', FRESH, generation, name, timeout=900)
     _equal(archived, ["tank/back-script/scsi0", "tank/back-script/scsi1"])
     config = json.loads(host.read(f"{FRESH}/guest-{name}.json"))
-    assert config["conf"].strip() == product.pve1.read(f"/etc/pve/qemu-server/{VMID}.conf").strip()
+    assert config["conf"].strip() == archived.lost["config"].strip()
 
 
 def test_a_fresh_host_restores_it_with_the_package(archived: Archived, debs: tuple[Path, ...]) -> None:
@@ -302,16 +317,16 @@ def test_a_fresh_host_restores_it_with_the_package(archived: Archived, debs: tup
     assert {disk["streams"] - disk["received"] for disk in back["disks"]} == {3}
     _equal(archived, [f"tank/back/local-zfs/vm-{VMID}-disk-0", f"tank/back/crypt/vm-{VMID}-disk-1"])
     text = host.read(f"{FRESH}/{VMID}.conf")
-    assert text.strip() == product.pve1.read(f"/etc/pve/qemu-server/{VMID}.conf").strip()
+    assert text.strip() == archived.lost["config"].strip()
     assert archived.found(product.backup1, archived.identity, "/var/log", f"{FRESH}/state") == []
 
 
 def test_the_guest_that_was_destroyed_is_made_again_on_the_node(archived: Archived) -> None:
     """Nothing of it is left on the node but what its box has: disks, encrypted or not, properties, configuration."""
-    pve1, guest = archived.product.pve1, archived.guest
+    pve1 = archived.product.pve1
     name = f"/etc/pve/qemu-server/{VMID}.conf"
-    config, before = _keys(pve1.read(name)), _properties(archived, guest.disks)
-    guests.remove(pve1, VMID)
+    config, before = _keys(archived.lost["config"]), archived.lost["properties"]
+    pve1.run(("mv", f"{PLACE}.lost", PLACE))
     pve1.write(f"{PLACE}/identity", archived.identity + "\n", mode=0o600)
     common = ("--from", "box1", "--identity", f"{PLACE}/identity", "--yes", "--at")
     for where, point in (((), archived.points[1]), (("--replace", str(VMID)), archived.points[-1])):
@@ -343,10 +358,12 @@ def _equal(archived: Archived, datasets: list[str]) -> None:
     host = archived.product.backup1
     told = dict(zfs(host, "get", "-H", "-o", "name,value", "keystatus", *datasets))  # zfs sorts them by name
     assert [told[name] for name in datasets] == ["-", "unavailable"]
-    location = archived.product.pve1.run(("zfs", "get", "-H", "-o", "value", "keylocation", "rpool/crypt"))
-    key = archived.product.pve1.run(("base64", "-w0", location.stdout.strip().removeprefix("file://"))).stdout
-    text = 'echo "$1" | base64 -d > /dev/shm/key; zfs load-key -L file:///dev/shm/key "$2"; rm /dev/shm/key'
-    host.script(text, key, datasets[1])
+    typed = "\n".join(line for line in archived.safe if re.fullmatch(r"  (?:[0-9A-F]{4} ){7}[0-9A-F]{4}", line))
+    text = (
+        'printf "%s" "$1" | tr -d " \\n" | basenc --base16 -d > /dev/shm/key\n'
+        'zfs load-key -L file:///dev/shm/key "$2"; rm /dev/shm/key'
+    )
+    host.script(text, typed, datasets[1])
     try:
         lines = host.run(("zfs", "list", "-Hp", "-d", "1", "-t", "snapshot", "-o", "guid,name", *datasets)).lines
         names = dict(line.split("\t") for line in lines)
