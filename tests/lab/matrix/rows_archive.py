@@ -7,6 +7,7 @@ import re
 from tests.lab.matrix import inject
 from tests.lab.matrix.boxes import NAME, Box
 from tests.lab.matrix.context import Context
+from tests.lab.matrix.guests import Guest
 from tests.lab.matrix.rows import row
 
 _OOM = """#!/bin/sh
@@ -168,13 +169,13 @@ def replayed(ctx: Context) -> str:
     return told[:300]
 
 
-@row("61", "the server refuses to rename; another file has the name", "archived all the same; nothing replaced")
+@row("61", "no rename, no fsync; another file has the name", "archived all the same; told, and nothing replaced")
 def no_rename(ctx: Context) -> str:
     guest = ctx.guest()
     box = Box(ctx)
     conf = "/etc/ssh/sshd_config.d/box.conf"
     text = ctx.backup1.read(conf)
-    ctx.backup1.write(conf, text.replace("internal-sftp", "internal-sftp -P rename,posix-rename"))
+    ctx.backup1.write(conf, text.replace("internal-sftp", "internal-sftp -P rename,posix-rename,fsync"))
     ctx.backup1.run(("systemctl", "reload", "ssh"))
     try:
         ctx.baseline()
@@ -185,7 +186,28 @@ def no_rename(ctx: Context) -> str:
         ctx.backup1.run(("systemctl", "reload", "ssh"))
     ctx.expect(done.code == 0, done.short)
     box.whole(2)
-    return box.said(done)
+    return f"{box.said(done)}; {_taken(ctx, box, guest)}"
+
+
+def _taken(ctx: Context, box: Box, guest: Guest) -> str:
+    """Somebody's file lies where the manifest is to go: it stays, and once it is away the point is finished."""
+    ctx.write(guest, 2)
+    with box.cut("manifest.age"):
+        ctx.run()
+    ctx.expect(box.reached(), "the point was not cut before its manifest")
+    text = """cd "$1"; for place in w-*/*/*/; do [ -e "$place/manifest.json" ] || printf '%s' "$1/$place"; done"""
+    place = ctx.backup1.script(text, box.place).stdout.strip()
+    ctx.backup1.script('echo foreign > "$1/manifest.age"; chown --reference="$1" "$1/manifest.age"', place)
+    refused = ctx.run()
+    said = box.said(refused)
+    ctx.expect(refused.code != 0 and "another file lies at" in said, f"not told: {refused.short} {said}")
+    ctx.expect(ctx.backup1.read(f"{place}/manifest.age") == "foreign\n", "the foreign file was replaced")
+    ctx.backup1.run(("rm", f"{place}/manifest.age"))
+    done = ctx.run()
+    ctx.expect(done.code == 0, done.short)
+    ctx.publish()
+    box.whole(3)
+    return said[:200]
 
 
 @row("62", "the server takes one connection at a time", "waited for; nothing is lost")
