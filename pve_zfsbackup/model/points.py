@@ -76,7 +76,10 @@ class Point:
     def proof(self) -> Proof | None:
         """How far it is proven on its host: as far as all its own snapshots say, and since the last of them. What it
         borrows tells of another point."""
-        proofs = [decode_proof(snapshot.verified) for snapshot in self.own.values()]
+        own = self.own.values()
+        if not any(snapshot.verified for snapshot in own):  # nearly all
+            return None
+        proofs = [decode_proof(snapshot.verified) for snapshot in own]
         known = [proof for proof in proofs if proof is not None]
         if not known or len(known) < len(proofs) or not self.complete:
             return None

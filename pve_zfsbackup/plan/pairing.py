@@ -9,12 +9,15 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Final
 
 from pve_zfsbackup.model import Bookmark, Dataset, Guid, Listing, PointId, Snapshot, Volume
 from pve_zfsbackup.plan.features import PoolProps
 from pve_zfsbackup.plan.points import GENERATION, complete_points
 
 Base = Snapshot | Bookmark
+_CREATETXG: Final = attrgetter("createtxg")
 GENERATIONS = 4  # of one dataset beside its first replica; whoever needs more has trouble that no copy mends
 
 
@@ -40,7 +43,7 @@ def compare(source: Listing, target: Listing) -> Sides:
     last: dict[str, Snapshot] = {}
     for name in sorted(target.volumes):
         volume = target.volumes[name]
-        if newest := max((s for s in volume.snapshots if s.point), key=lambda s: s.createtxg, default=None):
+        if newest := max((s for s in volume.snapshots if s.point), key=_CREATETXG, default=None):
             vmid = str(newest.point).partition("/")[0]
             if vmid not in last or last[vmid].creation < newest.creation:
                 last[vmid] = newest
@@ -72,7 +75,7 @@ def holders(target: Listing) -> Mapping[Guid, tuple[Dataset, ...]]:
 def owner(replica: Volume) -> Guid:
     """Guid of the source dataset the newest marked snapshot was taken of; empty when none is marked."""
     marked = (snapshot for snapshot in replica.snapshots if snapshot.volume)
-    newest = max(marked, key=lambda snapshot: snapshot.createtxg, default=None)
+    newest = max(marked, key=_CREATETXG, default=None)
     return newest.volume if newest else Guid("")
 
 
@@ -106,8 +109,8 @@ def find_replica(source: Volume, sides: Sides, root: Dataset, prefer: Dataset) -
     One that was received from another dataset which still exists is that one's, even when guids are shared
     (a disk copied with its snapshots): two sources must never feed one replica.
     """
-    guids = {base.guid for base in bases(source)}
-    names = {name for guid in guids for name in sides.holders.get(guid, ()) if name.startswith(f"{root}/")}
+    places = {sides.holders.get(base.guid, ()) for base in bases(source)}
+    names = {name for place in places for name in place if name.startswith(f"{root}/")}
     found = []
     for name in names:
         replica = sides.target.volumes[name]

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
 
@@ -62,8 +63,8 @@ class GuestPoints:
                 draft.add(volume, snapshot)
         places = self._all_places() if any(draft.rest for draft in drafts.values()) else frozenset()
         lenders = self._lenders(start) if any("@" in text for d in drafts.values() for text in d.texts) else {}
-        made = (draft.point(point, places, lenders, self._alive) for point, draft in drafts.items())
-        return tuple(sorted(made, key=_order))
+        made = (draft.point(point, vmid, places, lenders, self._alive) for point, draft in drafts.items())
+        return tuple(sorted(made, key=_BY_AGE))
 
     def _lenders(self, start: str) -> Mapping[tuple[Guid, Guid], Snapshot]:
         """The guest's snapshots by the guid of their source dataset and their own: what others of its points refer
@@ -111,6 +112,9 @@ def _vmids(volume: Volume) -> set[Vmid]:
     """Of all points this volume has a snapshot of; nearly always one guest's."""
     texts = {snapshot.point.partition("/")[0] for snapshot in volume.snapshots if snapshot.point is not None}
     return {Vmid(int(text)) for text in texts if text.isdecimal() and len(text) <= _VMID_DIGITS}
+
+
+_BY_AGE: Final = attrgetter("creation", "id")  # of one guest: its ids differ by their stamps alone
 
 
 def _order(point: Point) -> tuple[int, str, str]:
@@ -194,6 +198,7 @@ class _Draft:
     def point(
         self,
         name: PointId,
+        vmid: Vmid,
         places: Set[tuple[str, str]],
         lenders: Mapping[tuple[Guid, Guid], Snapshot],
         alive: Set[Guid] | None,
@@ -202,10 +207,11 @@ class _Draft:
         snapshots = {**self.matched, **self._by_name(places)} if self.rest else self.matched
         borrowed = self._borrowed(snapshots.keys(), lenders) if lenders else {}
         snapshots = {**snapshots, **borrowed} if borrowed else snapshots
-        everything = (*self.matched.values(), *self.rest)
+        everything = [*self.matched.values(), *self.rest]
         kind, creation = everything[0].consistency, everything[0].creation
-        for snapshot in everything:
-            kind = kind if snapshot.consistency == kind else Consistency.CRASH
+        for snapshot in everything[1:]:
+            if snapshot.consistency != kind:
+                kind = Consistency.CRASH
             creation = min(creation, snapshot.creation)
         volids = _volids(self.texts[0]) if len(self.texts) == 1 else {d.key: d.volid for d in self.disks.values()}
         gone = _NONE
@@ -213,7 +219,7 @@ class _Draft:
             gone = frozenset(key for key in missing if self.disks[key].guid not in alive)
         return Point(
             id=name,
-            vmid=Vmid(int(name.partition("/")[0])),
+            vmid=vmid,
             creation=creation,
             consistency=kind,
             disks=volids,

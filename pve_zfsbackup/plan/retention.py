@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
+from operator import attrgetter
 from typing import Final
 
 from pve_zfsbackup.model import SOURCE, Guid, Keep, Point, PointId, Verdict
 
+BY_AGE: Final = attrgetter("creation", "id")  # of one guest's points, whose ids differ by their stamps alone
 IN_THE_MAKING: Final = 3600  # seconds: a listing may have seen a point of now before it was whole
 
 
@@ -85,7 +87,7 @@ def decide_retention(
     no complete one is newer; on the source the newest of them is enough, for nothing arrives there any more. A point
     whose disk was since removed from the source counts as complete.
     """
-    ordered = sorted(points, key=lambda point: (point.creation, point.stamp, point.id))
+    ordered = sorted(points, key=BY_AGE)
     usable = [point for point in ordered if _usable(point)]
     reasons: dict[str, list[str]] = {point.id: [] for point in ordered}
     for rule in keep:
@@ -94,21 +96,25 @@ def decide_retention(
                 reasons[point.id].append(mark)
     complete = {point.id for point in usable}
     halves = [point for point in ordered if point.id not in complete]
+    newest = usable[-1] if usable else None
+    everything = any(rule.everything for rule in keep)
+    ahead = bool(ordered) and ordered[-1].creation > now
     for point in ordered:
         own = reasons[point.id]
         if not keep:
             own.append("no policy for this host")
-        if any(rule.everything for rule in keep) and not own:
+        if everything and not own:
             own.append("no keep rule: all are kept")
-        if usable and point is usable[-1]:
+        if point is newest:
             own.append("newest complete point")
-        newer = not usable or point.creation >= usable[-1].creation
-        spare = host == SOURCE and usable and point.creation <= now - IN_THE_MAKING and point not in halves[-1:]
-        if point.id not in complete and newer and not spare:
-            own.append("incomplete, but newer than the newest complete point")
-        found = (protections.get(snapshot.guid) for _, snapshot in sorted(point.own.items()))
-        own.extend(dict.fromkeys(reason for reason in found if reason))
-        if ordered[-1].creation > now:
+        if point.id not in complete and (newest is None or point.creation >= newest.creation):
+            spare = host == SOURCE and newest and point.creation <= now - IN_THE_MAKING and point not in halves[-1:]
+            if not spare:
+                own.append("incomplete, but newer than the newest complete point")
+        if any(snapshot.guid in protections for snapshot in point.own.values()):
+            found = (protections.get(snapshot.guid) for _, snapshot in sorted(point.own.items()))
+            own.extend(dict.fromkeys(reason for reason in found if reason))
+        if ahead:
             own.append("clock: the newest point is in the future, nothing is removed")
     _keep_lenders(ordered, reasons)
     return tuple(_verdict(point, host, reasons[point.id], usable=point.id in complete) for point in ordered)
@@ -116,6 +122,8 @@ def decide_retention(
 
 def _keep_lenders(points: Sequence[Point], reasons: Mapping[str, list[str]]) -> None:
     """What a point that stays refers to stays as well, and what that one refers to."""
+    if not any(point.borrowed for point in points):
+        return
     owners = {snapshot.full_name: point for point in points for snapshot in point.own.values()}
     waiting = [point for point in points if reasons[point.id]]
     borrowers: dict[PointId, list[Point]] = {}
@@ -133,7 +141,7 @@ def _keep_lenders(points: Sequence[Point], reasons: Mapping[str, list[str]]) -> 
 
 
 def _usable(point: Point) -> bool:
-    return bool(point.disks) and point.disks.keys() <= point.snapshots.keys() | point.gone
+    return point.complete or (bool(point.disks) and point.disks.keys() <= point.snapshots.keys() | point.gone)
 
 
 def _verdict(point: Point, host: str, reasons: list[str], *, usable: bool) -> Verdict:
