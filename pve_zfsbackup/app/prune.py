@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -101,13 +101,18 @@ def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
     if waiting:
         told = "the rest is left to the next run: a restore is at work, and what it reads must stay"
         yield Result(stage=STAGE, outcome=Outcome.SKIPPED, message=told)
-    if any(volume.resume for host in work.world.keys() - {SOURCE} for volume in work.world[host].volumes.values()):
-        from pve_zfsbackup.app.leftovers import sweep  # noqa: PLC0415 - only for this, and takes time to load
-
-        yield from sweep(session, work.world, STAGE)
+    yield from swept(session, work)
     yield from work.silent
     if ahead := [pruning.item.guest.vmid for pruning in work.guests if pruning.plan.ahead]:
         yield _waiting(ahead)
+
+
+def swept(session: Session, work: PruneWork, *, dry: bool = False) -> Iterator[Result]:
+    """Interrupted receives with which nobody will go on; `dry`: as it would be told, and nothing is remembered."""
+    if any(volume.resume for host in work.world.keys() - {SOURCE} for volume in work.world[host].volumes.values()):
+        from pve_zfsbackup.app.leftovers import sweep  # noqa: PLC0415 - only for this, and takes time to load
+
+        yield from sweep(session, work.world, STAGE, dry=dry)
 
 
 def _unless_read(session: Session, pruning: Pruning) -> list[Result] | None:

@@ -55,7 +55,7 @@ def prune(
             (Stage.PRUNE,), guests=guests, jobs=jobs, dry_run=False, config_path=config_path, as_json=as_json,
             verbose=verbose,
         )  # fmt: skip
-    from pve_zfsbackup.app.prune import freed, plan_all  # noqa: PLC0415 - only for this, and takes time to load
+    from pve_zfsbackup.app.prune import freed, plan_all, swept  # noqa: PLC0415 - only for this, and takes time to load
 
     with session_of(config_path) as session:
         found = inventory(session)
@@ -63,13 +63,14 @@ def prune(
         work = plan_all(session, found, items)
         total = freed(session, work)
         zone = session.timezone
+        told = [*swept(session, work, dry=True), *work.silent]
     if as_json:
         terminal.print_json(verdicts_json(work, total))
     else:
         terminal.print_table(verdicts_table(work, zone))
         for host, count in sorted(total.items()):
             terminal.say(f"{host}: {cost(count)} would be freed")
-        for result in work.silent:
+        for result in told:
             terminal.note(terminal.result_line(result))
     return ExitCode.PARTIAL if work.silent else ExitCode.OK
 

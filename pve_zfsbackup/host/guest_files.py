@@ -32,6 +32,17 @@ _HINTS: Final = {  # what pmxcfs means by an error (pve-facts §h)
 _FOLDERS: Final = {GuestKind.VM: "qemu-server", GuestKind.CT: "lxc"}
 
 
+def defined(vmid: Vmid, root: Path) -> bool:
+    """Whether any node of the cluster has a configuration of this guest; also where that cannot be told."""
+    try:
+        if not os.path.islink(root / "local"):
+            return True  # pmxcfs is not mounted (pve-facts §h)
+        patterns = [f"{start}{folder}/{vmid}.conf" for folder in _FOLDERS.values() for start in ("", "nodes/*/")]
+        return any(next(root.glob(pattern), None) for pattern in patterns)
+    except OSError:
+        return True
+
+
 def read_owners(api: Api) -> dict[Vmid, str]:
     """Every guest of the cluster with its node. Raises `PveError`."""
     found = api.get("/cluster/resources", type="vm") or []

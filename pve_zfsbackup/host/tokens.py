@@ -43,6 +43,7 @@ def read_token(token: str) -> ResumeToken:
         from_guid=Guid(str(start)) if start else Guid(""),
         raw="rawok" in found,
         received=int(found["bytes"]),
+        snapshot=str(found["toname"]),
     )
 
 

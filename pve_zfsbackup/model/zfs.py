@@ -79,6 +79,7 @@ class ResumeToken:
     from_guid: Guid = UNKNOWN
     raw: bool = False
     received: int = 0  # bytes that are there
+    snapshot: str = ""  # what is sent, as its host calls it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

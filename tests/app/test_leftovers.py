@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from pve_zfsbackup.app.gather import Scope, assign, inventory
+from pve_zfsbackup.app.prune import plan_all, swept
 from pve_zfsbackup.app.run import Report, Stage
 from pve_zfsbackup.events import Outcome, Result
 from tests.fakes.runner import Fault
-from tests.fakes.world import CT, REPLICAS, TARGET, World
+from tests.fakes.world import CT, REPLICAS, ROOT, TARGET, World
 
 DAY = 86_400
 DISK = "rpool/data/subvol-200-disk-0"
@@ -32,9 +34,12 @@ def left(world: World) -> World:
     return world
 
 
-def after(world: World, days: float) -> Report:
-    world.clock.now += int(days * DAY)
-    return world.run(Stage.PRUNE)
+def after(world: World, days: int) -> Report:
+    """A run of `prune` on each of these days; the last."""
+    for _ in range(days):
+        world.clock.now += DAY - 3600
+        report = world.run(Stage.PRUNE)
+    return report
 
 
 def about(results: Sequence[Result]) -> list[Result]:
@@ -55,26 +60,69 @@ def test_it_is_told_after_two_days_and_thrown_away_after_a_week(left: World) -> 
     assert about(after(left, 1).results) == []
 
 
-def test_one_with_which_somebody_went_on_meanwhile_stays(left: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    after(left, 1)
-    monkeypatch.setattr("pve_zfsbackup.app.leftovers.read_resume_token", lambda host, dataset: "1-other")
-    (told,) = about(after(left, 7).results)
-    assert (told.outcome, "went on" in told.message) == (Outcome.SKIPPED, True)
+def test_days_on_which_the_target_was_away_do_not_count(left: World) -> None:
+    left.runner.down[TARGET] = "ssh: connect to host backup1.example port 22: No route to host"
+    after(left, 8)
+    del left.runner.down[TARGET]
+    assert about(after(left, 1).results) == []
     assert left.target.datasets[REPLICA].partial
 
 
-def test_a_target_that_refuses_is_told_and_tried_again(left: World) -> None:
-    after(left, 1)
-    left.runner.faults.append(Fault(words=("receive", "-A"), answer=(1, f"cannot receive: {REPLICA}: dataset is busy")))
-    (told,) = about(after(left, 7).results)
+def test_a_dry_run_tells_and_does_nothing(left: World) -> None:
+    after(left, 6)
+    before = (left.place / "state" / "partials.json").read_text()
+    left.clock.now += 2 * DAY
+    with left.session() as session:
+        found = inventory(session)
+        items, _ = assign(session, found, Scope())
+        (told,) = swept(session, plan_all(session, found, items), dry=True)
+    assert "is thrown away after 7" in told.message
+    assert left.target.datasets[REPLICA].partial
+    assert (left.place / "state" / "partials.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("token", "told"), [("1-other", "went on with it"), ("-", "somebody else has thrown it away")]
+)
+def test_one_that_is_another_meanwhile_stays(
+    left: World, monkeypatch: pytest.MonkeyPatch, token: str, told: str
+) -> None:
+    after(left, 6)
+    monkeypatch.setattr("pve_zfsbackup.app.leftovers.read_resume_token", lambda host, dataset: token)
+    (result,) = about(after(left, 1).results)
+    assert (result.outcome, told in result.message) == (Outcome.SKIPPED, True)
+    assert left.target.datasets[REPLICA].partial
+
+
+def test_one_that_is_busy_is_tried_again_and_one_that_cannot_be_told(left: World) -> None:
+    after(left, 6)
+    words = ("receive", "-A")
+    left.runner.faults.append(Fault(words=words, answer=(1, f"cannot destroy '{REPLICA}': dataset is busy")))
+    (told,) = about(after(left, 1).results)
+    assert (told.outcome, "busy" in told.message) == (Outcome.SKIPPED, True)
+    left.runner.faults.append(Fault(words=words, answer=(1, "cannot abort: permission denied")))
+    (told,) = about(after(left, 1).results)
     assert told.outcome is Outcome.FAILED
-    assert "was thrown away" in about(after(left, 0).results)[0].message
+    assert "was thrown away" in about(after(left, 1).results)[0].message
+
+
+def test_a_guest_that_another_node_has_is_not_gone(left: World) -> None:
+    folder = left.node.etc / "nodes" / "pve9" / "lxc"
+    folder.mkdir(parents=True)
+    (folder / f"{CT}.conf").write_text("arch: amd64\n")
+    assert about(after(left, 9).results) == []
+    assert left.target.datasets[REPLICA].partial
+
+
+def test_a_root_that_is_nobodys_is_let_alone(left: World) -> None:
+    del left.target.datasets[ROOT].props["pve-zfsbackup:owner"]
+    assert about(after(left, 9).results) == []
+    assert left.target.datasets[REPLICA].partial
 
 
 def test_an_append_only_target_does_it_itself(left: World) -> None:
     text = left.config.read_text()
     left.config.write_text(text.replace("retries: 0, keep: {keep-last: 3}", "retries: 0, append-only: true"))
-    after(left, 1)
-    assert about(after(left, 8).results) == []
+    assert about(after(left, 9).results) == []
     assert left.target.datasets[REPLICA].partial
     assert json.loads((left.place / "state" / "partials.json").read_text()) == {}

@@ -34,16 +34,16 @@ INCREMENT = (
 
 
 @pytest.mark.parametrize(
-    ("text", "to", "start", "raw", "received"),
+    ("text", "to", "start", "raw", "received", "snapshot"),
     [
-        (FULL, 0x94A20A5F25877859, 0, False, 3025016),
-        (RAW, 0x94A20A5F25877859, 0, True, 3026500),
-        (INCREMENT, 0xCFAE0AE671723C16, 0x52F9C212C71E60CD, False, 0x4E3EF0),
+        (FULL, 0x94A20A5F25877859, 0, False, 3025016, "zreplplatformtest/src@a"),
+        (RAW, 0x94A20A5F25877859, 0, True, 3026500, "zreplplatformtest/src@a"),
+        (INCREMENT, 0xCFAE0AE671723C16, 0x52F9C212C71E60CD, False, 0x4E3EF0, "zroot/test/a@2"),
     ],
 )
-def test_tokens_of_real_zfs(text: str, to: int, start: int, raw: bool, received: int) -> None:
+def test_tokens_of_real_zfs(text: str, to: int, start: int, raw: bool, received: int, snapshot: str) -> None:
     guids = {"to_guid": Guid(str(to)), "from_guid": Guid(str(start) if start else "")}
-    assert read_token(text) == ResumeToken(token=text, **guids, raw=raw, received=received)
+    assert read_token(text) == ResumeToken(token=text, **guids, raw=raw, received=received, snapshot=snapshot)
 
 
 def test_the_tokens_of_our_fake_are_like_them() -> None:

@@ -1,39 +1,102 @@
-"""Interrupted receives age by their tokens."""
+"""Interrupted receives of guests that are no more age by their tokens, on days on which they were looked at."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pytest
 
-from pve_zfsbackup.model import Dataset, Guid, Listing, ResumeToken, Volume
-from pve_zfsbackup.plan.leftovers import leftovers, remembered
+from pve_zfsbackup.model import SOURCE, Dataset, Guid, Listing, ResumeToken, Snapshot, Volume
+from pve_zfsbackup.plan.leftovers import GAP, Leftover, leftovers, remembered
 
 NOW = 1_700_000_000.0
-A, B = Dataset("tank/r/s/vm-1-disk-0"), Dataset("tank/r/s/vm-2-disk-0")
+ROOT = Dataset("tank/r")
+A, B = Dataset("tank/r/s/vm-1-disk-0"), Dataset("tank/r/s/subvol-2-disk-0-g00aa11bb")
+SENT = "rpool/data/vm-1-disk-0@pzb:20261101T000000Z-0001"
 
 
-def listing(**tokens: str) -> Listing:
-    volumes = {}
-    for name, dataset in (("a", A), ("b", B)):
-        token = ResumeToken(token=tokens[name]) if name in tokens else None
-        volumes[dataset] = Volume(name=dataset, guid=Guid(name), type="volume", resume=token)
+def token(text: str, to: str = "77", snapshot: str = SENT) -> ResumeToken:
+    return ResumeToken(token=text, to_guid=Guid(to), snapshot=snapshot)
+
+
+def target(tokens: Mapping[Dataset, ResumeToken | None], failover: str = "") -> Listing:
+    volumes = {
+        name: Volume(name=name, guid=Guid(name), type="volume", resume=found, failover=failover)
+        for name, found in tokens.items()
+    }
     return Listing(host="t", volumes=volumes)
 
 
+def found(
+    tokens: Mapping[Dataset, ResumeToken | None],
+    memory: Mapping[str, object] = {},
+    now: float = NOW,
+    *,
+    defined: frozenset[int] = frozenset(),
+    source: Listing | None = None,
+) -> tuple[Leftover, ...]:
+    here = source or Listing(host=SOURCE)
+    return leftovers(here, target(tokens), ROOT, memory, now=now, defined=lambda vmid: vmid in defined)
+
+
 def test_one_that_was_never_seen_is_young_and_what_has_none_is_not_named() -> None:
-    (found,) = leftovers(listing(a="1-x"), {}, NOW)
-    assert (found.dataset, found.token, found.stood(NOW)) == (A, "1-x", 0)
+    (one,) = found({A: token("1-x"), B: None})
+    assert (one.dataset, one.token, one.stood(NOW)) == (A, "1-x", 0)
 
 
 def test_the_same_token_ages_through_what_is_remembered_and_another_is_young() -> None:
-    memory = json.loads(json.dumps(remembered(leftovers(listing(a="1-x", b="1-y"), {}, NOW))))
-    later = leftovers(listing(a="1-x", b="1-z"), memory, NOW + 900)
-    assert [(one.dataset, one.stood(NOW + 900)) for one in later] == [(A, 900), (B, 0)]
-    assert remembered(later) == {A: ["1-x", NOW], B: ["1-z", NOW + 900]}
+    memory = json.loads(json.dumps(remembered(found({A: token("1-x"), B: token("1-y")}), NOW)))
+    later = found({A: token("1-x"), B: token("1-z")}, memory, NOW + 900)
+    assert [(one.dataset, one.stood(NOW + 900)) for one in later] == [(B, 0), (A, 900)]
+    assert remembered(later, NOW + 900) == {A: ["1-x", NOW, NOW + 900], B: ["1-z", NOW + 900, NOW + 900]}
 
 
-@pytest.mark.parametrize("known", ["1-x", ["1-x"], ["1-x", "1"], [1, 2], None, ["1-x", NOW + 5], {"1-x": 0}])
+def test_while_nobody_could_look_it_does_not_age() -> None:
+    memory: dict[str, object] = {A: ["1-x", NOW - 99, NOW]}
+    assert found({A: token("1-x")}, memory, NOW + GAP)[0].since == NOW - 99
+    assert found({A: token("1-x")}, memory, NOW + GAP + 1)[0].since == NOW + GAP + 1
+
+
+@pytest.mark.parametrize(
+    "known",
+    ["1-x", ["1-x"], ["1-x", 5], ["1-x", "1", 5], [1, 2, 3], None, ["1-x", NOW, NOW + 5], ["1-x", NOW, NOW - 5], {}],
+)
 def test_what_is_not_understood_or_of_the_future_is_forgotten(known: object) -> None:
-    (found,) = leftovers(listing(a="1-x"), {A: known}, NOW)
-    assert found.since == NOW
+    assert found({A: token("1-x")}, {A: known})[0].since == NOW
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        ("tank/r/laptop", token("1-x")),  # of another tool
+        ("tank/r", token("1-x")),
+        ("tank/r/s/vm-1-disk-0/deeper", token("1-x")),
+        ("tank/r/s/pzb-restore/vm-1-disk-0", token("1-x")),
+        ("tank/other/s/vm-1-disk-0", token("1-x")),
+        ("tank/rr/s/vm-1-disk-0", token("1-x")),
+        ("tank/r/s/vm-0-disk-0", token("1-x")),
+        (A, token("1-x", snapshot="rpool/data/vm-1-disk-0@syncoid_2026")),
+        (A, token("1-x", snapshot="")),
+        (A, ResumeToken(token="1-x")),  # not understood
+    ],
+)
+def test_what_is_no_stream_of_ours_into_a_replica_is_let_alone(name: str, state: ResumeToken) -> None:
+    assert found({Dataset(name): state}) == ()
+
+
+def test_with_one_of_a_guest_that_there_is_somebody_may_go_on() -> None:
+    assert found({A: token("1-x")}, defined=frozenset({1})) == ()
+    assert found({A: token("1-x")}, defined=frozenset({2})) != ()
+    disk = Dataset("rpool/data/vm-1-disk-0")
+    snapshot = Snapshot(dataset=disk, name="pzb:x", guid=Guid("77"), createtxg=1, creation=1)
+    kept = Volume(name=disk, guid=Guid("5"), type="volume", snapshots=(snapshot,))
+    assert found({A: token("1-x")}, source=Listing(host=SOURCE, volumes={disk: kept})) == ()
+
+
+@pytest.mark.parametrize("failover", ["", "20261126T113000Z backup1 100/20261101T000000Z-0001 a fire"])
+def test_one_of_a_guest_that_failed_over_stays(failover: str) -> None:
+    name = Dataset("tank/r/s/vm-100-disk-0")
+    there = target({name: token("1-x")}, failover)
+    left = leftovers(Listing(host=SOURCE), there, ROOT, {}, now=NOW, defined=lambda vmid: False)
+    assert bool(left) is not bool(failover)
