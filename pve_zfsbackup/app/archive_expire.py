@@ -3,6 +3,7 @@ its manifest before its segments. Cut anywhere, what is alive is whole, and the 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from datetime import UTC
@@ -36,12 +37,12 @@ from pve_zfsbackup.host.lock import ARCHIVES, being_read
 from pve_zfsbackup.host.notebook import read_json, write_json
 from pve_zfsbackup.host.store import SAFE_PATH, Entry
 from pve_zfsbackup.model.archive import ArchiveVerdict
-from pve_zfsbackup.plan.archive import plan_expiry, removals
+from pve_zfsbackup.plan.archive import BEGUN_DAYS, plan_expiry, removals
 
 ORPHAN_SECONDS = 7 * 86_400
 ORPHANS = "orphans.json"
 PUT_OFF = "put-off.json"
-RCLONE_PARTIAL = ".partial"  # NAME.XXXXXXXX.partial, since its 1.63 (rclone.org/docs, --partial-suffix)
+RCLONE_PARTIAL = re.compile(r"(.+)\.[0-9A-Za-z]{1,16}\.partial")  # since its 1.63 (rclone.org/docs, --partial-suffix)
 MEMBERS = frozenset({OUTER, OUTER_SIGNATURE, INNER, INNER_SIGNATURE, README, SCRIPT})
 LONG = 7 * 86_400  # seconds; no restore takes that long
 
@@ -66,7 +67,7 @@ def expire(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
 
 
 def _expired(session: Session, vault: Vault, stage: str) -> Iterator[Result]:
-    forget_stale(vault, session.now().timestamp() - ORPHAN_SECONDS)
+    forget_stale(vault, session.now().timestamp() - BEGUN_DAYS * 86_400)
     catalog = own_catalog(vault)
     for shelf in catalog.shelves:
         if being_read(session.config.runtime_dir, ARCHIVES):
@@ -249,9 +250,8 @@ def _loose(catalog: Catalog) -> Iterator[str]:
 
 def _is_cut(name: str) -> bool:
     """Whether it is what an upload that was cut leaves: ours, or rclone's beside the name it was to have."""
-    stem, _, random = name.removesuffix(RCLONE_PARTIAL).rpartition(".")
-    theirs = name.endswith(RCLONE_PARTIAL) and random.isalnum() and (SEGMENT.match(stem) or stem in MEMBERS)
-    return bool(TEMPORARY.match(name) or theirs)
+    theirs = RCLONE_PARTIAL.fullmatch(name)
+    return bool(TEMPORARY.match(name) or (theirs and (SEGMENT.match(theirs[1]) or theirs[1] in MEMBERS)))
 
 
 def _since(path: Path) -> dict[str, float]:

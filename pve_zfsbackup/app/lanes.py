@@ -114,7 +114,8 @@ class _Attempt:
             sent = [future for future in self._carried if future in done]
             carried = [chain for future in sent for _, chain in self._carried[future]]
             watch.moved += sum(chain.moved for chain in carried)
-            watch.lost += sum(chain.lost for chain in carried) / self._lanes
+            watch.lost += sum(chain.lost for chain in carried)
+            watch.streaming += sum(chain.seconds for chain in carried)
             self._collect(sent)
             for future in [future for future in self._finished if future in done]:
                 future.result()

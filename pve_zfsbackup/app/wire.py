@@ -56,7 +56,8 @@ class Stopwatch:
     target: str
     moved: int = 0  # bytes
     seconds: float = 0.0
-    lost: float = 0.0  # of them, for want of a buffer, at most
+    streaming: float = 0.0  # the same of all streams added up
+    lost: float = 0.0  # of these, for want of a buffer, at most
     free: bool = field(init=False)  # no limit was in force
     _since: float | None = None
 
@@ -80,7 +81,7 @@ class Stopwatch:
         if not self.free or self._limit:
             return
         rate = measured_rate(self.moved, self.seconds) if settings.compress is Compress.AUTO and not packed else 0
-        part = gain(self.moved, self.seconds, self.lost) if settings.mbuffer is None and not buffered else None
+        part = gain(self.moved, self.streaming, self.lost) if settings.mbuffer is None and not buffered else None
         path = self.session.config.state_dir / FILE
         with contextlib.suppress(BackupError), _WRITING:  # a full disk the journal tells
             links = recall(path)

@@ -42,7 +42,7 @@ class Chain:
     """The streams of one disk, in order. `prepare` is called before the first is sent; its errors are the disk's.
 
     `size` is what is expected of them, for choosing a connection, `compress` whether that pays on the wire, `buffer`
-    the bytes of one on this side, 0 for none. `lost`: the seconds of its session that one would have saved at most.
+    the bytes of one on this side, 0 for none. `lost`: the `seconds` of its session that one would have saved at most.
     `unwanted` tells why it is not to be sent after all, also while it is. `begun`: something of it was sent.
     """
 
@@ -54,6 +54,7 @@ class Chain:
     buffer: int = 0
     moved: int = field(default=0, init=False)
     lost: float = field(default=0.0, init=False)
+    seconds: float = field(default=0.0, init=False)
     begun: bool = field(default=False, init=False)
     fate: Fate = field(default=Fate.AGAIN, init=False)
     error: BackupError | None = field(default=None, init=False)
@@ -101,7 +102,7 @@ def carry(source: Host, target: Host, chains: Sequence[Chain], meter: Meter) -> 
         part = replace(whole, streams=streams, prepare=_nothing if start else whole.prepare)
         _session(source, target, [part], meter)
         whole.moved += part.moved
-        whole.lost += part.lost
+        whole.lost, whole.seconds = whole.lost + part.lost, whole.seconds + part.seconds
         whole.begun = whole.begun or part.begun
         whole.fate, whole.error, whole.read = part.fate, part.error, part.read
         if part.fate is not Fate.ARRIVED:
@@ -133,7 +134,7 @@ def _session(source: Host, target: Host, chains: Sequence[Chain], meter: Meter) 
         turn.end()
     for (chain, _), moved in zip(turn.streams, done.moved, strict=False):
         chain.moved += moved
-    chains[0].lost += done.lost
+    chains[0].lost, chains[0].seconds = chains[0].lost + done.lost, chains[0].seconds + done.seconds
     last = uncrowded(done.received[-1])
     done = replace(done, received=(*done.received[:-1], last))
     if target.destination and last.returncode == SSH_FAILED:

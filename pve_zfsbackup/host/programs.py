@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from typing import IO, Protocol
 
 from pve_zfsbackup.errors import InterruptedRunError
+from pve_zfsbackup.host.process_io import moved
 from pve_zfsbackup.host.runner import GRACE, Completed, completed, failure, spawn
 from pve_zfsbackup.host.said import STDERR_LIMIT, tail
 
@@ -40,8 +41,8 @@ class Chain(Protocol):
         """Whether one of them is gone."""
         ...
 
-    def moved(self) -> int:
-        """Bytes that its programs have read and written so far: what does not change moves nothing."""
+    def moved(self) -> int | None:
+        """Bytes that its programs have read and written so far: what does not change moves nothing. None: not known."""
         ...
 
     def said(self, start: int = 0) -> tuple[bytes, int]:
@@ -93,8 +94,9 @@ class _Chain:
     def ended(self) -> bool:
         return any(process.poll() is not None for process in self.processes)
 
-    def moved(self) -> int:
-        return sum(_moved(process.pid) for process in self.processes)
+    def moved(self) -> int | None:
+        counts = [moved(process.pid) for process in self.processes]
+        return None if None in counts else sum(sum(pair) for pair in counts if pair)
 
     def said(self, start: int = 0) -> tuple[bytes, int]:
         errors = self.waits[-1].fileno()
@@ -168,15 +170,6 @@ class ProcessPrograms:
     def _forget(self, process: _Process) -> None:
         with self._lock:
             self._alive.discard(process)
-
-
-def _moved(pid: int) -> int:
-    """`rchar` and `wchar` of proc_pid_io(5)."""
-    try:
-        with open(f"/proc/{pid}/io", encoding="ascii") as file:
-            return sum(int(line.split()[1]) for line in file if line.startswith(("rchar:", "wchar:")))
-    except OSError:
-        return 0  # it is gone
 
 
 def _end(processes: Sequence[_Process]) -> None:

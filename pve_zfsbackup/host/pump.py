@@ -39,11 +39,13 @@ class Flow:
 
 class Pump:
     """Pours one source after another into a sink. `moved` has the bytes of each; `hungry` and `held` are the seconds it
-    waited for a source, and for the sink, in pieces of a tenth and more."""
+    waited for a source that had begun, and for the sink, in pieces of a tenth and more, `seconds` all since streams
+    began. `onwards` counts what goes on behind the sink: a buffer that empties is no stall."""
 
-    def __init__(self, sink: IO[bytes], flow: Flow) -> None:
+    def __init__(self, sink: IO[bytes], flow: Flow, onwards: Callable[[], int] = lambda: 0) -> None:
         self.moved: list[int] = []
-        self.hungry = self.held = 0.0
+        self.hungry = self.held = self.seconds = 0.0
+        self._onwards = onwards
         self.stalled = False
         self.unwanted = ""
         self.broken = False  # the sink takes no more
@@ -102,11 +104,14 @@ class Pump:
         pace = self._flow.pace
         ready = select.poll()
         ready.register(source, select.POLLIN)
+        started = 0.0
         while self._has(ready):
+            started = started or time.monotonic()
             before = time.monotonic()
             count = os.splice(source, sink, pace.piece() if pace else LARGEST)
             self.held += _long(time.monotonic() - before)
             if not count:
+                self.seconds += time.monotonic() - started
                 return
             self.moved[-1] += count
             if pace and (seconds := pace.wait(count)):
@@ -118,7 +123,7 @@ class Pump:
         while not ready.poll(TICK * 1000):
             if self.ended:
                 return False
-        self.hungry += _long(time.monotonic() - before)
+        self.hungry += _long(time.monotonic() - before) if self.moved[-1] else 0.0
         return True
 
     def tell(self) -> None:
@@ -127,10 +132,10 @@ class Pump:
             self._flow.progress(len(self.moved) - 1, self.moved[-1])
 
     def _watch(self) -> None:
-        seen, since = (-1, -1), time.monotonic()
+        seen, since = (-1, -1, -1), time.monotonic()
         while not self._over.wait(TICK):
             self.tell()
-            now = (len(self.moved), sum(self.moved))
+            now = (len(self.moved), sum(self.moved), self._onwards())
             if now != seen:
                 seen, since = now, time.monotonic()
             elif time.monotonic() - since > self._flow.stall:

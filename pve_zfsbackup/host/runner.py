@@ -23,6 +23,7 @@ from pve_zfsbackup.errors import (
     InterruptedRunError,
     NotInstalledError,
 )
+from pve_zfsbackup.host.process_io import written
 from pve_zfsbackup.host.pump import Flow, Pump, throttle
 from pve_zfsbackup.host.said import STDERR_LIMIT, tail, whole
 
@@ -46,12 +47,13 @@ class Completed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piped:
     """How streams and what took them ended. `sent` has the producers that were started, `moved` the bytes of each;
-    `lost` are the seconds that a buffer between both ends would have saved at most."""
+    `lost` are the seconds, of those they took, that a buffer between both ends would have saved at most."""
 
     sent: tuple[Completed, ...]
     moved: tuple[int, ...]
     received: tuple[Completed, ...]
     lost: float = 0.0
+    seconds: float = 0.0
 
 
 class Runner(Protocol):
@@ -143,7 +145,7 @@ class ProcessRunner:
             paced = flow.pace if len(consumers) > 1 else None  # then what the filters make of it has that pace
             chain, way = _chain(stack, consumers, files, apart=paced is not None)
             assert chain[0].stdin is not None
-            pump = Pump(chain[0].stdin, replace(flow, pace=None) if paced else flow)
+            pump = Pump(chain[0].stdin, replace(flow, pace=None) if paced else flow, lambda: written(chain[:-1]))
             with self._running(pump), pump.killing(*chain), pump:
                 if paced and way:
                     throttle(*way, paced, pump)
@@ -162,8 +164,8 @@ class ProcessRunner:
                 for argv, process, text in zip(consumers, chain, errors, strict=True)
             ]
         self._judge(pump, flow, (*sent, *ends))
-        lost = min(pump.hungry, pump.held)
-        return Piped(sent=tuple(sent), moved=tuple(pump.moved), received=tuple(ends), lost=lost)
+        moved, lost = tuple(pump.moved), min(pump.hungry, pump.held)
+        return Piped(sent=tuple(sent), moved=moved, received=tuple(ends), lost=lost, seconds=pump.seconds)
 
     def _judge(self, pump: Pump, flow: Flow, ends: Sequence[Completed]) -> None:
         """Raise when it did not end by itself."""

@@ -23,6 +23,7 @@ from pve_zfsbackup.host.ssh import FASTEST
 SFTP_FAILED = 255
 SLOWEST = 4 << 10  # bytes per second below which a transfer is given up: who trickles would keep us for ever
 PATIENCE = 300.0  # seconds without a byte after which it is
+SYNCING = 256 << 10  # bytes per second that a server takes to its disk when it is told to: it is silent meanwhile
 WINDOW = 4 << 20  # bytes that sftp may have given away when it stops for its rate: 64 requests of 32 KiB, and buffers
 
 
@@ -119,7 +120,7 @@ class Sftp:
 
         def asked(connection: Connection) -> Session:
             chain = connection.chain
-            still = PATIENCE + (WINDOW / rate if rate else 0)
+            still = PATIENCE + size / SYNCING + (WINDOW / rate if rate else 0)
             watch = Watch(chain=chain, seconds=time_out, still=still, most=size, into=into)
             return self._asked(connection, lines, watch)
 

@@ -52,7 +52,7 @@ class Watch:
         end, seen = now + self.seconds, self.chain.moved()
         while not self.over.wait(min(WATCH if self.into else GLANCE, self.still, max(0.0, end - now))):
             now, moved = time.monotonic(), self.chain.moved()
-            if moved != seen:
+            if moved is None or moved != seen:
                 since, seen = now, moved
             self.late = now >= end or now - since >= self.still
             self.flooded = sum(map(_size, self.into)) > self.most

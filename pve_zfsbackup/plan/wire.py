@@ -82,7 +82,7 @@ def remembered(memory: Mapping[str, object], rate: int, now: float) -> Mapping[s
 def gain(moved: int, seconds: float, lost: float) -> float | None:
     """The part of the time that a buffer would save at most; None where so little says nothing. `lost` are the seconds
     in which the slower of both ends waited for the other one, while at other times it was the other way round."""
-    return lost / seconds if moved >= ENOUGH and seconds >= LONG else None
+    return lost / seconds if moved >= ENOUGH and seconds >= LONG and seconds else None
 
 
 def gains(memory: Mapping[str, object], now: float) -> bool:

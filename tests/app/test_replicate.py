@@ -318,12 +318,12 @@ def test_what_a_buffer_would_save_is_remembered_where_it_matters(
     if options:
         option(world, options)
     pipe = FakeRunner.pipe
-    monkeypatch.setattr(FakeRunner, "pipe", lambda *all: dataclasses.replace(pipe(*all), lost=5.0))
+    monkeypatch.setattr(FakeRunner, "pipe", lambda *all: dataclasses.replace(pipe(*all), lost=5.0, seconds=20.0))
     assert ok(world.run())
     path = world.place / "state/links.json"
     assert path.exists() is noted
     if noted:
-        assert json.loads(path.read_text())[TARGET]["gain"] > 0
+        assert json.loads(path.read_text())[TARGET]["gain"] == 0.25
 
 
 def test_rates_of_the_configuration_reach_the_streams(world: World) -> None:

@@ -220,6 +220,18 @@ def test_who_moves_is_given_time_and_who_stands_still_is_not(
     assert 0.3 < chain.killed - chain.until < 1.9
 
 
+def test_where_nobody_tells_what_moves_only_the_whole_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sftp_connection, "GLANCE", 0.1)
+    chain = Moving(until=0)
+    monkeypatch.setattr(chain, "moved", lambda: None)
+    watch = sftp_connection.Watch(chain=chain, seconds=2.0, still=0.3, most=9, into=())  # type: ignore[arg-type]
+    started = time.monotonic()
+    with watch.watching():
+        time.sleep(3.0)
+    assert watch.late
+    assert 1.8 < chain.killed - started < 2.9
+
+
 def test_a_server_that_hangs_is_given_up(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     case.put("d/file")
     monkeypatch.setattr(sftp, "PATIENCE", 2.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -444,6 +445,37 @@ def test_cancel_does_not_wait_for_a_pace_behind_filters() -> None:
         busy.pipe([("cat", "/dev/zero")], [("cat",), sh("exec cat >/dev/null")], flow(pace=Pace(lambda: 100)))
     assert time.monotonic() - started < 10
     assert threading.active_count() < 4, "the thread that holds the pace ends with the streams"
+
+
+BUFFERING = """
+import os, sys
+data = sys.stdin.buffer.read()
+for at in range(0, len(data), 65536):
+    os.write(1, data[at : at + 65536])
+"""
+
+
+@pytest.mark.parametrize("pace", [Pace(lambda: 1 << 20), None])
+def test_a_buffer_that_empties_is_no_stall(pace: Pace | None) -> None:
+    """All was read long ago, and what lies in filters goes on at the pace of the link, or of who takes it."""
+    buffering = (sys.executable, "-c", BUFFERING)
+    taking = sh("exec cat >/dev/null" if pace else "while [ $(head -c 262144 | wc -c) -gt 0 ]; do sleep 0.3; done")
+    source = ("head", "-c", str(5 << 20), "/dev/zero")
+    done = ProcessRunner().pipe([source], [buffering, taking], flow(stall=2.0, pace=pace))
+    assert done.moved == (5 << 20,)
+
+
+def test_a_sink_that_hangs_behind_filters_is_a_stall() -> None:
+    with pytest.raises(CommandTimeoutError, match="no byte moved"):
+        ProcessRunner().pipe([("cat", "/dev/zero")], [("cat",), ("sleep", "60")], flow(stall=1.0))
+
+
+def test_what_comes_before_the_first_byte_no_buffer_saves() -> None:
+    late = sh("sleep 1; exec head -c 16777216 /dev/zero")
+    slow = "while [ \"$(head -c 4194304 | wc -c)\" -gt 0 ]; do sleep 0.3; done"
+    done = ProcessRunner().pipe([late], [sh(slow)], flow())
+    assert done.lost < 0.1
+    assert 0.5 < done.seconds < 5
 
 
 def test_what_a_buffer_would_save_is_told_where_both_sides_take_turns() -> None:
