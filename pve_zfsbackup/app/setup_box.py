@@ -130,7 +130,13 @@ def try_out(vault: Vault) -> Action:
     free = vault.store.free()
     room = f"{free >> 20} MiB free" if free is not None else "it does not say how much is free"
     takes = "takes files and gives them back" + (f", lets nothing be removed ({path} stays)" if kept else "")
-    return Action(object=f"box {vault.box.name}", state="right", detail=f"{takes}; {room}")
+    here = "; it lies on this node's own system disk: is it mounted?" if _on_system_disk(vault.box.directory) else ""
+    return Action(object=f"box {vault.box.name}", state="right", detail=f"{takes}; {room}{here}")
+
+
+def _on_system_disk(directory: Path | None) -> bool:
+    """Whether a box that is a directory would fill this node's root: most likely a share that is not mounted."""
+    return directory is not None and directory.stat().st_dev == Path("/").stat().st_dev
 
 
 def escrow(vault: Vault) -> Iterator[str]:

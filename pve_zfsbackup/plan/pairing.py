@@ -14,7 +14,7 @@ from typing import Final
 
 from pve_zfsbackup.model import Bookmark, Dataset, Guid, Listing, PointId, Snapshot, Volume
 from pve_zfsbackup.plan.features import PoolProps
-from pve_zfsbackup.plan.points import GENERATION, complete_points
+from pve_zfsbackup.plan.points import GENERATION, complete_points, stamp_of
 
 Base = Snapshot | Bookmark
 _CREATETXG: Final = attrgetter("createtxg")
@@ -98,9 +98,27 @@ def same_ivset(one: Guid, other: Guid) -> bool:
 
 
 def full_due(source: Volume, sides: Sides, root: Dataset) -> bool:
-    """Whether a full stream is due: something is to be sent, and nothing below `root` that it could go on from."""
-    wanted = any(snapshot.point in sides.complete for snapshot in source.snapshots)
-    return wanted and find_replica(source, sides, root, root) is None
+    """Whether a full stream is due: something is to be sent, and nothing below `root` that it may go on from."""
+    if not any(snapshot.point in sides.complete for snapshot in source.snapshots):
+        return False
+    replica = find_replica(source, sides, root, root)
+    return replica is None or turned_back(source, replica)
+
+
+def turned_back(source: Volume, replica: Volume) -> bool:
+    """Whether the source was put back by us to an older state than the replica's: what is newer there is history to be
+    kept, and no conflict. It goes on in a new generation."""
+    base = common_base(source, replica) if source.restored else None
+    if base is None:
+        return False
+    since = newer_than(replica, base)
+    return bool(since) and all(stamp_of(snapshot) for snapshot in since)
+
+
+def newer_than(replica: Volume, base: Base) -> list[Snapshot]:
+    """What the replica has since a base that it has, oldest first."""
+    start = next(snapshot for snapshot in replica.snapshots if snapshot.guid == base.guid)
+    return sorted((s for s in replica.snapshots if s.createtxg > start.createtxg), key=_CREATETXG)
 
 
 def find_replica(source: Volume, sides: Sides, root: Dataset, prefer: Dataset) -> Volume | None:

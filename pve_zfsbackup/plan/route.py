@@ -28,7 +28,9 @@ from pve_zfsbackup.plan.pairing import (
     find_replica,
     foreign_owner,
     generation_paths,
+    newer_than,
     same_ivset,
+    turned_back,
 )
 from pve_zfsbackup.plan.points import bookmark_target, stamp_of
 
@@ -80,7 +82,7 @@ def route(disk: Disk, source: Volume, sides: Sides, policy: ReplicationPolicy) -
     replica = find_replica(source, sides, policy.root, usual)
     if replica is None:
         return _told_of_move(_settle(usual, source, sides, policy), disk, source, sides, policy)
-    if _turned_back(source, replica):
+    if turned_back(source, replica):
         why = "has points newer than the one {} was restored or rolled back to"
         return _settle(usual, source, sides, policy, why)
     return _follow(replica, source, sides, policy)
@@ -124,21 +126,6 @@ def _follow(replica: Volume, source: Volume, sides: Sides, policy: ReplicationPo
     if fault := _unusable(replica.resume, source, replica):
         return _abort(way, replica, policy, fault)
     return _resume(way, replica.resume, source, policy)
-
-
-def _turned_back(source: Volume, replica: Volume) -> bool:
-    """Whether the source was put back by us to an older state than the replica's: what is newer there is history to be
-    kept, and no conflict. It goes on in a new generation."""
-    base = common_base(source, replica)
-    if base is None or not source.restored:
-        return False
-    newer = _newer(replica, base)
-    return bool(newer) and all(stamp_of(snapshot) for snapshot in newer)
-
-
-def _newer(replica: Volume, base: Base) -> list[Snapshot]:
-    start = next(snapshot for snapshot in replica.snapshots if snapshot.guid == base.guid)
-    return sorted((s for s in replica.snapshots if s.createtxg > start.createtxg), key=lambda s: s.createtxg)
 
 
 def _settle(
@@ -233,7 +220,7 @@ def _abort(way: Route, replica: Volume, policy: ReplicationPolicy, fault: str) -
 def _divergence(replica: Volume, base: Base, policy: ReplicationPolicy) -> Conflict | None:
     """A receive needs the base to be the newest snapshot there; what is newer is never rolled back from here."""
     start = next(snapshot for snapshot in replica.snapshots if snapshot.guid == base.guid)
-    newer = _newer(replica, base)
+    newer = newer_than(replica, base)
     if not newer:
         return None
     foreign = [snapshot for snapshot in newer if stamp_of(snapshot) is None]

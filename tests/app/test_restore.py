@@ -175,9 +175,13 @@ def test_an_older_point_goes_on_in_a_new_generation_and_nothing_is_lost(old: Wor
     restore(old, WEB, at=points[0])
     for name in WEB_DISKS:
         old.source.write(name)
+    asked = []
     for _ in range(2):
+        old.runner.ran.clear()
         report = old.run(Stage.SNAPSHOT, Stage.REPLICATE)
         assert old.results(report, Outcome.FAILED) == []
+        asked.append(any(ran.argv[:2] == ("zpool", "get") for ran in old.runner.ran))
+    assert asked == [True, False], "pools are asked for their features before the full streams"
     assert set(points) <= set(old.complete(TARGET, WEB)), "what is newer than the restored point stays there"
     assert old.complete(TARGET, WEB)[-1] == old.complete(HERE, WEB)[-1]
     assert len([name for name in old.target.datasets if "vm-100" in name and "-g" in name]) == 2

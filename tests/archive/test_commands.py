@@ -17,6 +17,7 @@ import pytest
 from pve_zfsbackup.app.archive_verify import Verification
 from pve_zfsbackup.app.box import Vault
 from pve_zfsbackup.app.catalog import Catalog, read_catalog
+from pve_zfsbackup.app.setup_box import _on_system_disk
 from pve_zfsbackup.app.target_hostkey import host_keys
 from pve_zfsbackup.cli import archive as commands
 from pve_zfsbackup.cli import cli, restore
@@ -256,3 +257,9 @@ def test_a_directory_that_is_not_mounted_is_no_empty_box(place: Path, call: Call
     shutil.rmtree(place / "mnt")
     with pytest.raises(BackupError, match="is not there"):
         call("verify", "archive", "box1")
+
+
+def test_a_box_on_the_system_disk_is_told_for_a_share_may_not_be_mounted() -> None:
+    assert _on_system_disk(Path("/"))
+    assert not _on_system_disk(Path("/proc"))
+    assert not _on_system_disk(None), "a server's"
