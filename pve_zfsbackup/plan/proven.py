@@ -35,7 +35,8 @@ def newest_proven(points: Sequence[Point]) -> Point | None:
 def proven_guids(points: Sequence[Point]) -> Mapping[Guid, str]:
     """Why the snapshots of that one must stay; and those of the point the last drill failed on: that it did is known by
     them alone, and would be forgotten with them before a drill passes."""
-    last, passed = _last_drilled(points), newest_proven(points)
+    known = [point for point in points if point.proof]  # nearly always none, of many
+    last, passed = _last_drilled(known), newest_proven(known)
     failed = last if last and last.proof and last.proof.level is Level.FAILED else None
     reasons = ((failed, EVIDENCE), (passed, REASON))
     return {snapshot.guid: reason for point, reason in reasons if point for snapshot in point.own.values()}

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
+from operator import attrgetter
 from typing import Final
 
 from pve_zfsbackup.model import (
@@ -127,9 +128,9 @@ def plan_prune(vmid: Vmid, seen: Survey, policy: PrunePolicy, *, tz: tzinfo, now
 
 def _of_guest(own: Sequence[Point], volumes: Sequence[Volume], known: Mapping[Guid, str]) -> dict[Guid, str]:
     """The part of the known protections that this guest's points and bookmarks may have."""
-    snapshots = {snapshot.guid for point in own for snapshot in point.own.values()}
-    guids = snapshots.union(bookmark.guid for volume in volumes for bookmark in volume.bookmarks)
-    return {guid: known[guid] for guid in guids if guid in known}
+    snapshots = [snapshot.guid for point in own for snapshot in point.own.values() if snapshot.guid in known]
+    marks = [bookmark.guid for volume in volumes for bookmark in volume.bookmarks if bookmark.guid in known]
+    return {guid: known[guid] for guid in (*snapshots, *marks)}
 
 
 def _own(listing: Listing) -> dict[Guid, str]:
@@ -228,7 +229,7 @@ def _volumes(own: Sequence[Point], source: Listing) -> list[Volume]:
 
 
 def _sorted(point: Point) -> list[Snapshot]:
-    return sorted(point.own.values(), key=lambda snapshot: snapshot.dataset)
+    return sorted(point.own.values(), key=attrgetter("dataset"))
 
 
 def _explain(verdicts: Sequence[Verdict]) -> Iterator[str]:
