@@ -1,4 +1,4 @@
-"""Interrupted receives on plain targets of guests that are no more: told, and after a week thrown away.
+"""Interrupted receives on plain targets of disks that are no more: told, and after a week thrown away.
 
 An append-only target does this itself, in its `maintain`.
 """
@@ -19,10 +19,9 @@ from pve_zfsbackup.host.identity import owner_id
 from pve_zfsbackup.host.listing import read_resume_token
 from pve_zfsbackup.host.memory import recall, remember
 from pve_zfsbackup.model import SOURCE, World
-from pve_zfsbackup.plan.leftovers import KEPT, TOLD_AFTER, Leftover, leftovers, remembered
+from pve_zfsbackup.plan.leftovers import DAY, KEPT, TOLD_AFTER, Leftover, leftovers, remembered
 
-FILE: Final = "partials.json"  # target -> dataset -> its token, since when it is that, and when that was seen last
-DAY: Final = 86_400
+FILE: Final = "partials.json"  # target -> dataset -> its token, how long it stood, and when it was seen last
 
 
 def sweep(session: Session, world: World, stage: str, *, dry: bool = False) -> Iterator[Result]:
@@ -40,10 +39,10 @@ def sweep(session: Session, world: World, stage: str, *, dry: bool = False) -> I
             continue
         found = leftovers(
             world[SOURCE], world[host], root, memory if isinstance(memory, dict) else {},
-            now=now, defined=lambda vmid: defined(vmid, session.pve_root),
+            now=now, defined=lambda disk: defined(disk, session.pve_root),
         )  # fmt: skip
         for one in found:
-            if one.stood(now) >= TOLD_AFTER:
+            if one.stood >= TOLD_AFTER:
                 yield _one(session, host, one, stage, dry=dry)
         seen[host] = remembered(found, now)
     seen = {host: value for host, value in seen.items() if value}
@@ -53,9 +52,9 @@ def sweep(session: Session, world: World, stage: str, *, dry: bool = False) -> I
 
 
 def _one(session: Session, host: str, one: Leftover, stage: str, *, dry: bool) -> Result:
-    days = int(one.stood(session.now().timestamp()) / DAY)
-    what = f"the interrupted receive into {one.dataset}, whose guest is no more and which stood still for {days} days,"
-    if dry or days * DAY < KEPT:
+    days = int(one.stood / DAY)
+    what = f"the interrupted receive into {one.dataset}, whose disk is no more and which stood still for {days} days,"
+    if dry or one.stood < KEPT:
         return Result(
             stage=stage,
             outcome=Outcome.WARNING,

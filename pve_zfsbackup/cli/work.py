@@ -65,7 +65,7 @@ def prune(
         zone = session.timezone
         told = [*swept(session, work, dry=True), *work.silent]
     if as_json:
-        terminal.print_json(verdicts_json(work, total))
+        terminal.print_json(verdicts_json(work, total, told))
     else:
         terminal.print_table(verdicts_table(work, zone))
         for host, count in sorted(total.items()):

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -32,15 +33,25 @@ _HINTS: Final = {  # what pmxcfs means by an error (pve-facts §h)
 _FOLDERS: Final = {GuestKind.VM: "qemu-server", GuestKind.CT: "lxc"}
 
 
-def defined(vmid: Vmid, root: Path) -> bool:
-    """Whether any node of the cluster has a configuration of this guest; also where that cannot be told."""
+def defined(disk: str, root: Path) -> bool:
+    """Whether a configuration of any guest on any node names this volume, snapshots and pending changes included; also
+    where that cannot be told."""
     try:
         if not os.path.islink(root / "local"):
             return True  # pmxcfs is not mounted (pve-facts §h)
-        patterns = [f"{start}{folder}/{vmid}.conf" for folder in _FOLDERS.values() for start in ("", "nodes/*/")]
-        return any(next(root.glob(pattern), None) for pattern in patterns)
+        nodes = [root, *(root / "nodes" / name for name in os.listdir(root / "nodes"))]
+        return any(_names(node / folder, disk) for node in nodes for folder in _FOLDERS.values())
     except OSError:
         return True
+
+
+def _names(folder: Path, disk: str) -> bool:
+    found = re.compile(rf"(?<![A-Za-z0-9-]){re.escape(disk)}(?![A-Za-z0-9-])")
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # it went meanwhile, perhaps to a node that was looked at before
+            if name.endswith(".conf") and found.search((folder / name).read_text("utf-8", errors="replace")):
+                return True
+    return False
 
 
 def read_owners(api: Api) -> dict[Vmid, str]:

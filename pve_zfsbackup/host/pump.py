@@ -104,18 +104,23 @@ class Pump:
         pace = self._flow.pace
         ready = select.poll()
         ready.register(source, select.POLLIN)
-        started = 0.0
-        while self._has(ready):
-            started = started or time.monotonic()
-            before = time.monotonic()
-            count = os.splice(source, sink, pace.piece() if pace else LARGEST)
-            self.held += _long(time.monotonic() - before)
-            if not count:
-                self.seconds += time.monotonic() - started
-                return
-            self.moved[-1] += count
-            if pace and (seconds := pace.wait(count)):
-                self.rest(seconds)
+        if not self._has(ready):
+            return
+        started = time.monotonic()
+        try:
+            while True:
+                before = time.monotonic()
+                count = os.splice(source, sink, pace.piece() if pace else LARGEST)
+                self.held += _long(time.monotonic() - before)
+                if not count:
+                    return
+                self.moved[-1] += count
+                if pace and (seconds := pace.wait(count)):
+                    self.rest(seconds)
+                if not self._has(ready):
+                    return
+        finally:
+            self.seconds += time.monotonic() - started
 
     def _has(self, ready: select.poll) -> bool:
         """Wait for bytes or the end of them; False when it was given up, whether or not the sender could be killed."""

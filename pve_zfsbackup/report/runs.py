@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import tzinfo
 from typing import TYPE_CHECKING, Any
 
-from pve_zfsbackup.events import Result
+from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.model import Verdict
 from pve_zfsbackup.report.format import FORMAT, Table, clean, moment, size
 
@@ -67,7 +67,11 @@ def verdicts_table(work: PruneWork, tz: tzinfo) -> Table:
     return Table(columns=columns, rows=clean(rows), right=frozenset({"vmid"}))
 
 
-def verdicts_json(work: PruneWork, freed: Mapping[str, int | None]) -> dict[str, Any]:
+def verdicts_json(
+    work: PruneWork, freed: Mapping[str, int | None], told: Sequence[Result] | None = None
+) -> dict[str, Any]:
+    """`told`, where all are looked at, has the interrupted receives that are to go, and what could not be asked."""
+    warned = [result.message for result in told or () if result.outcome is Outcome.WARNING]
     return {
         "format": FORMAT,
         "verdicts": [
@@ -82,6 +86,7 @@ def verdicts_json(work: PruneWork, freed: Mapping[str, int | None]) -> dict[str,
             for verdict in _verdicts(work)
         ],
         "freed": dict(freed),
+        **({"partials": warned} if told is not None else {}),
         "unreachable": [result.host for result in work.silent if result.host],
     }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,8 @@ from pve_zfsbackup.app.gather import Scope, assign, inventory
 from pve_zfsbackup.app.prune import plan_all, swept
 from pve_zfsbackup.app.run import Report, Stage
 from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host import guest_files
+from pve_zfsbackup.host.guest_files import defined
 from tests.fakes.runner import Fault
 from tests.fakes.world import CT, REPLICAS, ROOT, TARGET, World
 
@@ -27,6 +31,7 @@ def left(world: World) -> World:
     world.source.write(DISK, 4 << 20)
     world.runner.faults.append(Fault(words=("receive", REPLICA), cut=20_000))
     world.run()
+    (world.node.etc / "nodes" / "pve1").mkdir(parents=True)
     world.node.remove(CT)
     del world.source.datasets[DISK]
     world.run()
@@ -66,6 +71,7 @@ def test_days_on_which_the_target_was_away_do_not_count(left: World) -> None:
     del left.runner.down[TARGET]
     assert about(after(left, 1).results) == []
     assert left.target.datasets[REPLICA].partial
+    assert "2 days" in about(after(left, 1).results)[0].message
 
 
 def test_a_dry_run_tells_and_does_nothing(left: World) -> None:
@@ -106,11 +112,34 @@ def test_one_that_is_busy_is_tried_again_and_one_that_cannot_be_told(left: World
     assert "was thrown away" in about(after(left, 1).results)[0].message
 
 
-def test_a_guest_that_another_node_has_is_not_gone(left: World) -> None:
-    folder = left.node.etc / "nodes" / "pve9" / "lxc"
-    folder.mkdir(parents=True)
-    (folder / f"{CT}.conf").write_text("arch: amd64\n")
-    assert about(after(left, 9).results) == []
+@pytest.mark.parametrize(
+    ("place", "text", "stays"),
+    [
+        (f"nodes/pve9/lxc/{CT}.conf", "rootfs: local-zfs:subvol-200-disk-0,size=1G\n", True),
+        ("nodes/pve9/qemu-server/999.conf", "[snap]\nscsi3: other:subvol-200-disk-0\n", True),
+        (f"nodes/pve9/lxc/{CT}.conf", "rootfs: local-zfs:subvol-200-disk-07,size=1G\n", False),  # its vmid anew
+        (f"nodes/pve9/lxc/{CT}.conf.bak", "rootfs: local-zfs:subvol-200-disk-0,size=1G\n", False),
+    ],
+)
+def test_a_disk_that_a_guest_of_any_node_has_is_not_gone(left: World, place: str, text: str, stays: bool) -> None:
+    path = left.node.etc / place
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    after(left, 9)
+    assert bool(left.target.datasets[REPLICA].partial) is stays
+
+
+def test_where_nobody_can_tell_which_guests_there_are_nothing_goes(
+    left: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> list[str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(guest_files.os, "listdir", refused)
+        assert about(after(left, 9).results) == []
+    (left.node.etc / "local").unlink()
+    assert defined("subvol-200-disk-0", left.node.etc)
     assert left.target.datasets[REPLICA].partial
 
 

@@ -470,6 +470,11 @@ def test_a_sink_that_hangs_behind_filters_is_a_stall() -> None:
         ProcessRunner().pipe([("cat", "/dev/zero")], [("cat",), ("sleep", "60")], flow(stall=1.0))
 
 
+def test_a_stream_that_fails_has_its_time_as_well() -> None:
+    slow = "for i in 1 2 3; do head -c 4194304 > /dev/null; sleep 0.3; done; exit 1"
+    assert ProcessRunner().pipe([("cat", "/dev/zero")], [sh(slow)], flow()).seconds > 0.5
+
+
 def test_what_comes_before_the_first_byte_no_buffer_saves() -> None:
     late = sh("sleep 1; exec head -c 16777216 /dev/zero")
     slow = "while [ \"$(head -c 4194304 | wc -c)\" -gt 0 ]; do sleep 0.3; done"

@@ -208,7 +208,7 @@ python3 - "$1" << 'EOF'
 import json, sys
 with open(sys.argv[1]) as file:
     known = json.load(file)
-aged = {t: {d: [token, since - 8 * 86400, seen] for d, (token, since, seen) in own.items()} for t, own in known.items()}
+aged = {t: {d: [token, stood + 8 * 86400, seen] for d, (token, stood, seen) in own.items()} for t, own in known.items()}
 with open(sys.argv[1], "w") as file:
     json.dump(aged, file)
 EOF
