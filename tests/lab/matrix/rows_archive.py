@@ -17,6 +17,31 @@ kill -9 $$
 """
 
 
+# Puts another file under the name before sftp is told to give it to the manifest; `@`: nothing of it is echoed.
+_TAKEN = """#!/usr/bin/python3
+import re, subprocess, sys, threading
+sftp = subprocess.Popen(["/usr/bin/sftp", *sys.argv[1:]], stdin=subprocess.PIPE)
+
+def give():
+    for line in sys.stdin.buffer:
+        if found := re.match(r"rename -l \\S+ (\\S+/manifest\\.age)$", line.decode().rstrip("\\n")):
+            sftp.stdin.write(b"-@put /run/matrix/foreign " + found[1].encode() + b"\\n")
+        try:
+            sftp.stdin.write(line)
+            sftp.stdin.flush()
+        except BrokenPipeError:
+            return
+    sftp.stdin.close()
+
+giving = threading.Thread(target=give, daemon=True)
+giving.start()
+status = sftp.wait()
+if sftp.stdin.closed:
+    giving.join()
+sys.exit(status if status >= 0 else 255)
+"""
+
+
 @row("7", "age is killed for want of memory", "the point fails, nothing of it is published")
 def out_of_memory(ctx: Context) -> str:
     guest = ctx.guest()
@@ -190,20 +215,18 @@ def no_rename(ctx: Context) -> str:
 
 
 def _taken(ctx: Context, box: Box, guest: Guest) -> str:
-    """Somebody's file lies where the manifest is to go: it stays, and once it is away the point is finished."""
+    """Somebody's file takes the name of the manifest right before it gets it. It stays, and nothing is published; when
+    it is away the point is finished. (What lies there before a point goes on was left by an attempt of our own.)"""
     ctx.write(guest, 2)
-    with box.cut("manifest.age"):
-        ctx.run()
-    ctx.expect(box.reached(), "the point was not cut before its manifest")
-    text = """cd "$1"; for place in w-*/*/*/; do [ -e "$place/manifest.json" ] || printf '%s' "$1/$place"; done"""
-    place = ctx.backup1.script(text, box.place).stdout.strip()
-    ctx.backup1.script('echo foreign > "$1/manifest.age"; chown --reference="$1" "$1/manifest.age"', place)
-    refused = ctx.run()
+    ctx.pve1.write("/run/matrix/foreign", "foreign\n")
+    with box.before("sftp", _TAKEN):
+        refused = ctx.run()
     said = box.said(refused)
-    lies = ctx.backup1.script('head -c 200 "$1/manifest.age" | base64 -w0; ls -la "$1"', place).stdout
-    ctx.expect(lies.startswith("Zm9yZWlnbgo="), f"the foreign file was replaced: {refused.short} {said} {place} {lies}")
+    text = 'find "$1" -name manifest.age -size -2 | while read -r name; do echo "$name $(cat "$name")"; done'
     ctx.expect(refused.code != 0 and "another file lies at" in said, f"not told: {refused.short} {said}")
-    ctx.backup1.run(("rm", f"{place}/manifest.age"))
+    (place,) = ctx.backup1.script(text, box.place).lines
+    ctx.expect(place.endswith("/manifest.age foreign"), f"the foreign file was replaced: {place}")
+    ctx.backup1.run(("rm", place.split()[0]))
     done = ctx.run()
     ctx.expect(done.code == 0, done.short)
     ctx.publish()
