@@ -19,7 +19,7 @@ kill -9 $$
 
 # Puts another file under the name before sftp is told to give it to the manifest; `@`: nothing of it is echoed.
 _TAKEN = """#!/usr/bin/python3
-import re, subprocess, sys, threading
+import os, re, subprocess, sys, threading
 sftp = subprocess.Popen(["/usr/bin/sftp", *sys.argv[1:]], stdin=subprocess.PIPE)
 
 def give():
@@ -38,7 +38,7 @@ giving.start()
 status = sftp.wait()
 if sftp.stdin.closed:
     giving.join()
-sys.exit(status if status >= 0 else 255)
+os._exit(status if status >= 0 else 255)  # the thread may be reading
 """
 
 
