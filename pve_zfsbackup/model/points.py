@@ -77,8 +77,11 @@ class Point:
         """How far it is proven on its host: as far as all its own snapshots say, and since the last of them. What it
         borrows tells of another point."""
         own = self.own.values()
-        if not any(snapshot.verified for snapshot in own):  # nearly all
-            return None
+        for snapshot in own:
+            if snapshot.verified:
+                break
+        else:
+            return None  # nearly all
         proofs = [decode_proof(snapshot.verified) for snapshot in own]
         known = [proof for proof in proofs if proof is not None]
         if not known or len(known) < len(proofs) or not self.complete:

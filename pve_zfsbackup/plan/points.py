@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
@@ -48,6 +48,19 @@ class GuestPoints:
 
     def of(self, vmid: Vmid) -> tuple[Point, ...]:
         """The points of one guest, oldest first."""
+        return tuple(sorted(self._made(vmid, self._drafts(vmid)), key=_BY_AGE))
+
+    def complete(self, vmid: Vmid) -> Iterator[PointId]:
+        """The ids of those that have a snapshot of every disk. Nearly all are told by their drafts: a listing may have
+        half a million."""
+        drafts = self._drafts(vmid)
+        plain = {name: draft for name, draft in drafts.items() if draft.plain}
+        yield from (name for name, draft in plain.items() if draft.whole)
+        if len(plain) < len(drafts):
+            made = self._made(vmid, drafts)
+            yield from (point.id for point in made if point.id not in plain and point.complete)
+
+    def _drafts(self, vmid: Vmid) -> dict[PointId, _Draft]:
         drafts: dict[PointId, _Draft] = {}
         start = f"{vmid}/"
         for volume in self._volumes.get(vmid, ()):
@@ -61,10 +74,13 @@ class GuestPoints:
                         continue
                     draft = drafts[point] = _Draft()
                 draft.add(volume, snapshot)
+        return drafts
+
+    def _made(self, vmid: Vmid, drafts: Mapping[PointId, _Draft]) -> Iterator[Point]:
         places = self._all_places() if any(draft.rest for draft in drafts.values()) else frozenset()
-        lenders = self._lenders(start) if any("@" in text for d in drafts.values() for text in d.texts) else {}
-        made = (draft.point(point, vmid, places, lenders, self._alive) for point, draft in drafts.items())
-        return tuple(sorted(made, key=_BY_AGE))
+        borrowing = any("@" in text for draft in drafts.values() for text in draft.texts)
+        lenders = self._lenders(f"{vmid}/") if borrowing else {}
+        return (draft.point(name, vmid, places, lenders, self._alive) for name, draft in drafts.items())
 
     def _lenders(self, start: str) -> Mapping[tuple[Guid, Guid], Snapshot]:
         """The guest's snapshots by the guid of their source dataset and their own: what others of its points refer
@@ -105,7 +121,7 @@ def points_of(listing: Listing, vmid: Vmid) -> tuple[Point, ...]:
 def complete_points(listing: Listing) -> frozenset[PointId]:
     """Ids of the points that have a snapshot of every disk here."""
     found = guest_points(listing)
-    return frozenset(point.id for vmid in found.vmids for point in found.of(vmid) if point.complete)
+    return frozenset(name for vmid in found.vmids for name in found.complete(vmid))
 
 
 def _vmids(volume: Volume) -> set[Vmid]:
@@ -185,6 +201,17 @@ class _Draft:
     matched: dict[str, Snapshot] = field(default_factory=dict)
     rest: tuple[Snapshot, ...] = ()
 
+    @property
+    def plain(self) -> bool:
+        """Whether guids tell all of it, and it borrows nothing."""
+        return not self.rest and len(self.texts) == 1 and "@" not in self.texts[0]
+
+    @property
+    def whole(self) -> bool:
+        """Of a plain one: whether every disk is there."""
+        disks = _volids(self.texts[0])
+        return bool(disks) and disks.keys() <= self.matched.keys()
+
     def add(self, volume: Volume, snapshot: Snapshot) -> None:
         origin = snapshot.volume or volume.guid
         if snapshot.disks not in self.texts:
@@ -207,7 +234,7 @@ class _Draft:
         snapshots = {**self.matched, **self._by_name(places)} if self.rest else self.matched
         borrowed = self._borrowed(snapshots.keys(), lenders) if lenders else {}
         snapshots = {**snapshots, **borrowed} if borrowed else snapshots
-        everything = [*self.matched.values(), *self.rest]
+        everything = [*self.matched.values(), *self.rest] if self.rest else list(self.matched.values())
         kind, creation = everything[0].consistency, everything[0].creation
         for snapshot in everything[1:]:
             if snapshot.consistency != kind:
