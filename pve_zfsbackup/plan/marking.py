@@ -30,10 +30,11 @@ def stand_ins(snapshot: Snapshot, spared: References) -> Mapping[Guid, Guid]:
 
 def unmarked(source: Volume, way: Route) -> Iterator[Snapshot]:
     """Received, but a kill came before the mark: known by guid. A renamed one is no longer ours."""
-    ours = {snapshot.guid: snapshot for snapshot in source.snapshots if snapshot.point}
-    for snapshot in sorted(way.snapshots, key=lambda snapshot: (snapshot.createtxg == 0, snapshot.createtxg)):
+    bare = [snapshot for snapshot in way.snapshots if snapshot.point is None]  # nearly always none
+    ours = {snapshot.guid: snapshot for snapshot in source.snapshots if snapshot.point} if bare else {}
+    for snapshot in sorted(bare, key=lambda snapshot: (snapshot.createtxg == 0, snapshot.createtxg)):
         origin = ours.get(snapshot.guid)
-        if snapshot.point is not None or origin is None or origin.name != snapshot.name:
+        if origin is None or origin.name != snapshot.name:
             continue
         if same_ivset(origin.ivset, snapshot.ivset):
             yield origin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
+from operator import attrgetter
 
 from pve_zfsbackup.model import (
     AbortReceive,
@@ -63,7 +64,7 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy, spared
     if source is None:
         message = f"{disk.dataset or disk.volid} does not exist on the source"
         return _blocked(Conflict(kind="missing-dataset", object=disk.volid, message=message))
-    ordered = sorted(source.snapshots, key=lambda snapshot: snapshot.createtxg)
+    ordered = sorted(source.snapshots, key=attrgetter("createtxg"))
     wanted = [snapshot for snapshot in ordered if snapshot.point in sides.complete]
     if not wanted:
         return Plan(reasons=(f"{source.name} has no snapshot of a complete recovery point",))
@@ -71,7 +72,9 @@ def plan_replication(disk: Disk, sides: Sides, policy: ReplicationPolicy, spared
     if isinstance(way, Conflict):
         return _blocked(way)
     since = (way.common or wanted[0]).creation
-    wanted, forged = _namesakes([s for s in wanted if source.guid not in stand_ins(s, spared)], way)
+    if spared:
+        wanted = [snapshot for snapshot in wanted if source.guid not in stand_ins(snapshot, spared)]
+    wanted, forged = _namesakes(wanted, way)
     sends = _sends(source, ordered, wanted, way, policy)
     if blocked := _spoilt(source, sends, way, sides, policy) or obstacle(source, sends, sides, policy):
         return _blocked(blocked)
@@ -125,8 +128,10 @@ def _namesakes(wanted: list[Snapshot], way: Route) -> tuple[list[Snapshot], tupl
     Somebody destroyed a snapshot of ours and made one like it. The replica keeps the old one, as it must.
     """
     held = {snapshot.name: snapshot.guid for snapshot in way.snapshots}
-    good = [snapshot for snapshot in wanted if held.get(snapshot.name, snapshot.guid) == snapshot.guid]
     bad = [snapshot for snapshot in wanted if held.get(snapshot.name, snapshot.guid) != snapshot.guid]
+    if not bad:
+        return wanted, ()
+    good = [snapshot for snapshot in wanted if held.get(snapshot.name, snapshot.guid) == snapshot.guid]
     told = (f"{snapshot.full_name} was made anew by somebody; the replica keeps the one it has" for snapshot in bad)
     return good, tuple(told)
 

@@ -111,9 +111,11 @@ def decide_retention(
             spare = host == SOURCE and newest and point.creation <= now - IN_THE_MAKING and point not in halves[-1:]
             if not spare:
                 own.append("incomplete, but newer than the newest complete point")
-        if any(snapshot.guid in protections for snapshot in point.own.values()):
-            found = (protections.get(snapshot.guid) for _, snapshot in sorted(point.own.items()))
-            own.extend(dict.fromkeys(reason for reason in found if reason))
+        for snapshot in point.own.values():
+            if snapshot.guid in protections:
+                found = (protections.get(snapshot.guid) for _, snapshot in sorted(point.own.items()))
+                own.extend(dict.fromkeys(reason for reason in found if reason))
+                break
         if ahead:
             own.append("clock: the newest point is in the future, nothing is removed")
     _keep_lenders(ordered, reasons)
