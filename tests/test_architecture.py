@@ -116,10 +116,10 @@ BROAD_ALLOWED = {  # "file.py:function" -> why nothing narrower will do and noth
 
 # What cron calls most loads only what it needs: modules, and how many of ours there may be. Room for one or two.
 LOADS = {
-    "snapshot": (("cli.work", "app.snapshot"), 84),
-    "replicate": (("cli.work", "app.replicate"), 104),
-    "prune": (("cli.work", "app.prune"), 92),
-    "run": (("cli.work", "app.alerts", "app.snapshot", "app.replicate", "app.prune"), 119),
+    "snapshot": (("cli.work", "app.snapshot"), 85),
+    "replicate": (("cli.work", "app.replicate"), 105),
+    "prune": (("cli.work", "app.prune"), 93),
+    "run": (("cli.work", "app.alerts", "app.snapshot", "app.replicate", "app.prune"), 120),
 }
 NEVER = re.compile(  # by any of them, whatever leads there
     r"(proxmoxer|prometheus_client|rich)(\..*)?|pve_zfsbackup\.(drawn|receiver|archive\..*|report\.page.*|config\.example|"

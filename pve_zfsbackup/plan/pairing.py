@@ -13,8 +13,9 @@ from operator import attrgetter
 from typing import Final
 
 from pve_zfsbackup.model import Bookmark, Dataset, Guid, Listing, PointId, Snapshot, Volume
+from pve_zfsbackup.plan.drafts import GENERATION
 from pve_zfsbackup.plan.features import PoolProps
-from pve_zfsbackup.plan.points import GENERATION, complete_points, stamp_of
+from pve_zfsbackup.plan.points import complete_points, stamp_of
 
 Base = Snapshot | Bookmark
 _CREATETXG: Final = attrgetter("createtxg")

@@ -5,32 +5,27 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Final
 
 from pve_zfsbackup.model import (
     SNAPSHOT_NAME,
     SOURCE,
     Bookmark,
-    Consistency,
     Guid,
     Listing,
     Point,
-    PointDisk,
     PointId,
     Snapshot,
     Vmid,
     Volume,
-    decode_disks,
 )
+from pve_zfsbackup.plan.drafts import Draft, proven_places
 
 BOOKMARK_NAME: Final = re.compile(r"pzb:(\d{8}T\d{6}Z-[0-9a-f]{4}):(.+)\Z")
 _VMID_DIGITS: Final = 9
 _POINT_ID: Final = re.compile(r"([0-9]{1,9})/(\d{8}T\d{6}Z-[0-9a-f]{4})\Z")
-GENERATION: Final = re.compile(r"-g[0-9a-f]{8}\Z")
 
 
 @dataclass(slots=True)
@@ -60,8 +55,8 @@ class GuestPoints:
             made = self._made(vmid, drafts)
             yield from (point.id for point in made if point.id not in plain and point.complete)
 
-    def _drafts(self, vmid: Vmid) -> dict[PointId, _Draft]:
-        drafts: dict[PointId, _Draft] = {}
+    def _drafts(self, vmid: Vmid) -> dict[PointId, Draft]:
+        drafts: dict[PointId, Draft] = {}
         start = f"{vmid}/"
         for volume in self._volumes.get(vmid, ()):
             for snapshot in volume.snapshots:
@@ -72,11 +67,11 @@ class GuestPoints:
                 if draft is None:
                     if not _POINT_ID.match(point):
                         continue
-                    draft = drafts[point] = _Draft()
+                    draft = drafts[point] = Draft()
                 draft.add(volume, snapshot)
         return drafts
 
-    def _made(self, vmid: Vmid, drafts: Mapping[PointId, _Draft]) -> Iterator[Point]:
+    def _made(self, vmid: Vmid, drafts: Mapping[PointId, Draft]) -> Iterator[Point]:
         places = self._all_places() if any(draft.rest for draft in drafts.values()) else frozenset()
         borrowing = any("@" in text for draft in drafts.values() for text in draft.texts)
         lenders = self._lenders(f"{vmid}/") if borrowing else {}
@@ -93,7 +88,7 @@ class GuestPoints:
         """Storages and the dataset their volumes lie in here, as far as guids prove it anywhere."""
         if self._places is None:
             volumes = {volume.name: volume for own in self._volumes.values() for volume in own}
-            self._places = frozenset(place for volume in volumes.values() for place in _proven(volume))
+            self._places = frozenset(place for volume in volumes.values() for place in proven_places(volume))
         return self._places
 
 
@@ -137,12 +132,6 @@ def _order(point: Point) -> tuple[int, str, str]:
     return point.creation, point.stamp, point.id
 
 
-def _proven(volume: Volume) -> set[tuple[str, str]]:
-    found = {(snapshot.disks, snapshot.volume or volume.guid) for snapshot in volume.snapshots if snapshot.point}
-    parent = volume.name.rpartition("/")[0]
-    return {(_storage(disk), parent) for text, origin in found for disk in _decoded(text) if disk.guid == origin}
-
-
 def by_guest(found: Iterable[Point]) -> Mapping[Vmid, tuple[Point, ...]]:
     """The points of each guest, in the order given."""
     guests: dict[Vmid, list[Point]] = defaultdict(list)
@@ -166,145 +155,3 @@ def stamp_of(snapshot: Snapshot) -> str | None:
     """`20261123T180000Z-ab12` of a snapshot that has a name of ours, marked or not."""
     match = SNAPSHOT_NAME.match(snapshot.name)
     return match[1] if match else None
-
-
-@lru_cache(maxsize=4096)
-def _decoded(text: str) -> tuple[PointDisk, ...]:
-    """All points of a guest say the same until its disks change."""
-    return decode_disks(text)
-
-
-@lru_cache(maxsize=4096)
-def _keys(text: str) -> Mapping[Guid, str]:
-    """Key by guid; of several with one guid the first counts."""
-    return {disk.guid: disk.key for disk in reversed(_decoded(text))}
-
-
-@lru_cache(maxsize=4096)
-def _volids(text: str) -> Mapping[str, str]:
-    return MappingProxyType({disk.key: disk.volid for disk in _decoded(text)})
-
-
-_NONE: Final = frozenset[str]()
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A point being put together: which snapshot is which disk.
-
-    The source dataset's guid tells. It cannot after `zfs send -R` (offline migration, pvesr): snapshots and
-    properties then lie in datasets with new guids. For those the volume's name decides, and where disks on
-    several storages have the same name, the parent dataset in which other points have that storage.
-    """
-
-    texts: tuple[str, ...] = ()  # nearly always one: all snapshots of a point carry the same
-    matched: dict[str, Snapshot] = field(default_factory=dict)
-    rest: tuple[Snapshot, ...] = ()
-
-    @property
-    def plain(self) -> bool:
-        """Whether guids tell all of it, and it borrows nothing."""
-        return not self.rest and len(self.texts) == 1 and "@" not in self.texts[0]
-
-    @property
-    def whole(self) -> bool:
-        """Of a plain one: whether every disk is there."""
-        disks = _volids(self.texts[0])
-        return bool(disks) and disks.keys() <= self.matched.keys()
-
-    def add(self, volume: Volume, snapshot: Snapshot) -> None:
-        origin = snapshot.volume or volume.guid
-        if snapshot.disks not in self.texts:
-            self.texts = (*self.texts, snapshot.disks)
-        own = _keys(snapshot.disks).get(origin)
-        if own is not None and own not in self.matched:
-            self.matched[own] = snapshot
-        else:
-            self.rest = (*self.rest, snapshot)
-
-    def point(
-        self,
-        name: PointId,
-        vmid: Vmid,
-        places: Set[tuple[str, str]],
-        lenders: Mapping[tuple[Guid, Guid], Snapshot],
-        alive: Set[Guid] | None,
-    ) -> Point:
-        """The finished point."""
-        snapshots = {**self.matched, **self._by_name(places)} if self.rest else self.matched
-        borrowed = self._borrowed(snapshots.keys(), lenders) if lenders else {}
-        snapshots = {**snapshots, **borrowed} if borrowed else snapshots
-        everything = [*self.matched.values(), *self.rest] if self.rest else list(self.matched.values())
-        kind, creation = everything[0].consistency, everything[0].creation
-        for snapshot in everything[1:]:
-            if snapshot.consistency != kind:
-                kind = Consistency.CRASH
-            creation = min(creation, snapshot.creation)
-        volids = _volids(self.texts[0]) if len(self.texts) == 1 else {d.key: d.volid for d in self.disks.values()}
-        gone = _NONE
-        if alive is not None and (missing := volids.keys() - snapshots.keys()):
-            gone = frozenset(key for key in missing if self.disks[key].guid not in alive)
-        return Point(
-            id=name,
-            vmid=vmid,
-            creation=creation,
-            consistency=kind,
-            disks=volids,
-            snapshots=snapshots,
-            gone=gone,
-            borrowed=frozenset(borrowed) if borrowed else _NONE,
-        )
-
-    @property
-    def disks(self) -> dict[str, PointDisk]:
-        return {disk.key: disk for text in self.texts for disk in _decoded(text)}
-
-    def _borrowed(
-        self, own: Set[str], lenders: Mapping[tuple[Guid, Guid], Snapshot]
-    ) -> Mapping[str, Snapshot]:
-        """What stands for the disks that were not sent again, as far as it is there."""
-        found: dict[str, Snapshot] = {}
-        for disk in (disk for text in self.texts for disk in _decoded(text) if disk.same and disk.key not in own):
-            lender = lenders.get((disk.guid, disk.same))
-            if lender is not None:
-                found.setdefault(disk.key, lender)
-        return found
-
-    def _by_name(self, places: Set[tuple[str, str]]) -> dict[str, Snapshot]:
-        """What the guid did not tell; what fits no disk stands under its dataset's name, so that it is seen."""
-        found: dict[str, Snapshot] = {}
-        left: list[Snapshot] = []
-        disks = self.disks
-        for snapshots, certain in ((self.rest, True), (left, False)):  # by elimination: the certain ones first
-            for snapshot in snapshots:
-                free = [disk for key, disk in disks.items() if key not in self.matched and key not in found]
-                fitting = [disk for disk in free if _fits(snapshot, disk)]
-                if certain:
-                    fitting = [disk for disk in fitting if _lies_with(snapshot, disk, places)]
-                if len(fitting) == 1:
-                    found[fitting[0].key] = snapshot
-                elif certain:
-                    left.append(snapshot)
-                else:
-                    found[snapshot.dataset] = snapshot
-        return found
-
-
-def _fits(snapshot: Snapshot, disk: PointDisk) -> bool:
-    name = snapshot.dataset.rpartition("/")[2]
-    volume = re.split("[:/]", disk.volid)[-1]
-    return volume in (name, GENERATION.sub("", name))
-
-
-def _lies_with(snapshot: Snapshot, disk: PointDisk, places: Set[tuple[str, str]]) -> bool:
-    """Whether the parent dataset is the storage's: proven, or a replica's `<root>/<storage>`."""
-    storage, parent = _storage(disk), _parent(snapshot)
-    return (storage, parent) in places or storage == parent.rpartition("/")[2]
-
-
-def _storage(disk: PointDisk) -> str:
-    return disk.volid.partition(":")[0]
-
-
-def _parent(snapshot: Snapshot) -> str:
-    return snapshot.dataset.rpartition("/")[0]
