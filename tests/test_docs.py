@@ -220,7 +220,7 @@ def test_code_is_fenced_so_that_no_command_line_is_missed(page: Path) -> None:
         ("tests/lab/test_restore.py::test_one_disk_is_laid_beside", "restore --disk --from", True),
         ("tests/lab/test_restore.py::test_one_disk_is_laid_beside", "restore --disk --no-such-option", False),
         ("tests/lab/test_restore.py::test_one_disk_is_laid_beside", "verify drill", False),
-        ("tests/lab/test_archive.py::test_a_fresh_host_restores_it_with_nothing_but_the_script", "key escrow", False),
+        ("tests/lab/test_archive.py::test_a_fresh_host_restores_it_with_nothing_but_the_script", "key change", False),
         ("Makefile", "make demo", True),
         ("Makefile", "make coffee", False),
     ],
