@@ -94,7 +94,6 @@ def prepare(lab: Lab) -> Product:
 def node(lab: Lab) -> None:
     """The simulated Proxmox VE node with one storage and no guests yet."""
     host = lab.pve1
-    host.wait_for(("zpool", "list", SOURCE.partition("/")[0]))  # made at the first boot, while ssh answers already
     host.run(("mkdir", "-p", provision.TARGET))
     host.put(provision.HERE, str(Path(provision.TARGET).parent))
     unit = provision._SERVER.format(name=host.name, address=host.address)
