@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from tests.lab.host import Host
 
+# Seen once: "cannot create 'fast': no such pool or dataset", right after the boot of a lab on a quiet machine.
 _POOL = r"""
-udevadm settle
-zpool create -f -o ashift=12 -o autotrim=on -O compression=on -O atime=off -O xattr=sa -O acltype=posix \
-  "$1" "/dev/disk/by-id/virtio-$1"
+for try in 1 2 3 4 5; do
+  udevadm settle
+  zpool create -f -o ashift=12 -o autotrim=on -O compression=on -O atime=off -O xattr=sa -O acltype=posix \
+    "$1" "/dev/disk/by-id/virtio-$1" && break
+  sleep 2
+done
+zpool list "$1" > /dev/null
 """
 
 _BOX = r"""
