@@ -6,6 +6,7 @@ An append-only target does this itself, in its `maintain`.
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -60,7 +61,7 @@ def _one(session: Session, host: str, one: Leftover, stage: str, *, dry: bool) -
             outcome=Outcome.WARNING,
             host=host,
             message=f"{what} is thrown away after {KEPT // DAY}",
-            hint=f"`zfs receive -A {one.dataset}` on {host} throws it away now",
+            hint=f"`zfs receive -A {shlex.quote(one.dataset)}` on {host} throws it away now",
         )
     try:
         token = read_resume_token(session.hosts[host], one.dataset)

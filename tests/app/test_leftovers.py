@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from pve_zfsbackup.app.gather import Scope, assign, inventory
+from pve_zfsbackup.app.leftovers import _one
 from pve_zfsbackup.app.prune import plan_all, swept
 from pve_zfsbackup.app.run import Report, Stage
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.host import guest_files
 from pve_zfsbackup.host.guest_files import defined
+from pve_zfsbackup.model import Dataset
+from pve_zfsbackup.plan.leftovers import Leftover
 from tests.fakes.runner import Fault
 from tests.fakes.world import CT, REPLICAS, ROOT, TARGET, World
 
@@ -85,6 +88,13 @@ def test_a_dry_run_tells_and_does_nothing(left: World) -> None:
     assert "is thrown away after 7" in told.message
     assert left.target.datasets[REPLICA].partial
     assert (left.place / "state" / "partials.json").read_text() == before
+
+
+def test_a_name_that_a_target_made_up_is_no_command_in_the_hint(world: World) -> None:
+    left = Leftover(dataset=Dataset("tank/r/$(reboot)/vm-101-disk-0"), token="1-x", stood=3.0 * DAY)
+    with world.session() as session:
+        told = _one(session, TARGET, left, "prune", dry=False)
+    assert "zfs receive -A 'tank/r/$(reboot)/vm-101-disk-0'" in told.hint
 
 
 @pytest.mark.parametrize(
