@@ -25,7 +25,6 @@ from pve_zfsbackup.plan.ownership import foreign_root
 from pve_zfsbackup.plan.selection import select
 
 _STRICTEST = (Quiesce.REQUIRE, Quiesce.PREFER, Quiesce.OFF)
-DISK_DEPTH = 2  # <pool of the storage>/<volume>, and the volume's snapshots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +113,7 @@ def inventory_of(api: Api, node: str, host: Host, kstat: Path = KSTAT, *, only: 
             raise
     guests = discover(raw, storages, listing, node)
     if any(disk.lost for guest in guests for disk in guest.disks):  # or made since it was listed
-        listing = list_source(host, roots, depth=DISK_DEPTH, kstat=kstat)
+        listing = list_source(host, roots, kstat=kstat)
         guests = discover(raw, storages, listing, node)
     notes += doubts
     asked = (root for root in roots if listing.health.get(pool_of(root)) != SUSPENDED)
@@ -126,7 +125,7 @@ def inventory_of(api: Api, node: str, host: Host, kstat: Path = KSTAT, *, only: 
 def _listed(api: Api, node: str, host: Host, kstat: Path) -> tuple[Mapping[str, Storage], list[Dataset], Listing]:
     storages = pve_guests.read_storages(api)
     roots = _roots(storages, node)
-    return storages, roots, list_source(host, roots, depth=DISK_DEPTH, kstat=kstat)
+    return storages, roots, list_source(host, roots, kstat=kstat)
 
 
 def _roots(storages: Mapping[str, Storage], node: str) -> list[Dataset]:

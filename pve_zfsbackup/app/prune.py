@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
 
 from pve_zfsbackup.app.cost import costs
 from pve_zfsbackup.app.gather import Assignment, Inventory, first_listing, target_listings
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
+from pve_zfsbackup.errors import HostUnreachableError
 from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.execute import undestroyed
+from pve_zfsbackup.host.destroying import AT_ONCE
 from pve_zfsbackup.host.lock import being_read
 from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Plan, Snapshot, Vmid, World
 from pve_zfsbackup.plan.prune import PrunePlan, PrunePolicy, plan_prune, survey
@@ -21,7 +23,7 @@ from pve_zfsbackup.plan.takeover import takeovers
 
 STAGE = "prune"
 SHOWN = 2  # guests named where all have the same trouble
-AT_ONCE = 4  # guests: each destroy waits for the pool, and they can wait for the same transaction group
+SIDE_BY_SIDE = 4  # groups of guests: each waits for the pool, and they can wait for the same transaction group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,11 @@ class Pruning:
     item: Assignment
     plan: PrunePlan
     fault: Exception | None = None  # nothing could be decided
+
+    @property
+    def going(self) -> list[Destroy]:
+        """The snapshots that are not kept, on any host."""
+        return [step for step in self.plan.plan.steps if isinstance(step, Destroy)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +97,10 @@ def decide(
 def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
     """Carry it out, some guests at a time; who ends it early waits for those under way. While a restore is at work
     nothing goes: the point that it reads for hours may be the next."""
-    threads, waiting = ThreadPoolExecutor(AT_ONCE), False
+    threads, waiting = ThreadPoolExecutor(SIDE_BY_SIDE), False
     try:
         able = (pruning for pruning in work.guests if pruning.fault is None)
-        for results in threads.map(lambda pruning: _unless_read(session, pruning), able):
+        for results in threads.map(lambda some: _unless_read(session, some), _groups(able)):
             waiting = waiting or results is None
             yield from results or ()
     finally:
@@ -107,6 +114,22 @@ def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
         yield _waiting(ahead)
 
 
+def _groups(able: Iterable[Pruning]) -> Iterator[list[Pruning]]:
+    """Guests of which as many snapshots go as go together: every command waits for a transaction group of the pool, or
+    for the way to a target."""
+    some: list[Pruning] = []
+    count = 0
+    for pruning in able:
+        own = len(pruning.going)
+        if some and count + own > AT_ONCE:
+            yield some
+            some, count = [], 0
+        some.append(pruning)
+        count += own
+    if some:
+        yield some
+
+
 def swept(session: Session, work: PruneWork, *, dry: bool = False) -> Iterator[Result]:
     """Interrupted receives with which nobody will go on; `dry`: as it would be told, and nothing is remembered."""
     if any(volume.resume for host in work.world.keys() - {SOURCE} for volume in work.world[host].volumes.values()):
@@ -115,8 +138,8 @@ def swept(session: Session, work: PruneWork, *, dry: bool = False) -> Iterator[R
         yield from sweep(session, work.world, STAGE, dry=dry)
 
 
-def _unless_read(session: Session, pruning: Pruning) -> list[Result] | None:
-    return None if being_read(session.config.runtime_dir) else list(_one(session, pruning))
+def _unless_read(session: Session, some: Sequence[Pruning]) -> list[Result] | None:
+    return None if being_read(session.config.runtime_dir) else list(_together(session, some))
 
 
 def _waiting(ahead: Sequence[Vmid]) -> Result:
@@ -132,31 +155,61 @@ def _waiting(ahead: Sequence[Vmid]) -> Result:
     )
 
 
-def _one(session: Session, pruning: Pruning) -> Generator[Result, None, None]:
-    """Each host for itself: what one refuses the others do not wait for."""
-    guest = pruning.item.guest
+def _together(session: Session, some: Sequence[Pruning]) -> Iterator[Result]:
+    """Each host for itself: what one refuses the others do not wait for. Nor does one guest for another."""
     started = time.monotonic()
-    steps = [step for step in pruning.plan.plan.steps if isinstance(step, Destroy | DestroyBookmark)]
-    destroyed = [step for step in steps if isinstance(step, Destroy)]
-    trouble = []
-    for host, own in groupby(steps, key=lambda step: step.host if isinstance(step, Destroy) else SOURCE):
-        try:
-            session.executor.execute(list(own))
-        except Exception as error:  # also a bug of ours is this guest's alone
-            trouble.append(failed(STAGE, error, guest=guest, host="" if host == SOURCE else host))
-    if trouble:
-        yield from trouble
-        return
-    kept = Counter(verdict.host for verdict in pruning.plan.verdicts if verdict.keep)
+    trouble: dict[Vmid, list[Result]] = defaultdict(list)
+    for host in dict.fromkeys([SOURCE, *(step.host for pruning in some for step in pruning.going)]):
+        stay = _destroyed(session, host, some)
+        for pruning in some:
+            error = stay.get(pruning.item.guest.vmid) or (_forgotten(session, pruning) if host == SOURCE else None)
+            if error:
+                told = failed(STAGE, error, guest=pruning.item.guest, host="" if host == SOURCE else host)
+                trouble[pruning.item.guest.vmid].append(told)
+    seconds = (time.monotonic() - started) / len(some)
+    for pruning in some:
+        yield from trouble.get(pruning.item.guest.vmid) or [_told(pruning, seconds)]
+
+
+def _destroyed(session: Session, host: str, some: Sequence[Pruning]) -> dict[Vmid, Exception]:
+    """Why snapshots of which guests stay on this host. What goes wrong with all at once is tried for each alone."""
+    going = {one.item.guest.vmid: [step.snapshot for step in one.going if step.host == host] for one in some}
+    owners = {snapshot.full_name: vmid for vmid, own in going.items() for snapshot in own}
+    if not owners:
+        return {}
+    try:
+        stay = session.executor.destroy(host, [snapshot for own in going.values() for snapshot in own])
+    except Exception as error:  # also a bug of ours is the one guest's alone whose snapshots it is about
+        if len(some) == 1 or isinstance(error, HostUnreachableError):
+            return dict.fromkeys(owners.values(), error)
+        return {vmid: told for one in some for vmid, told in _destroyed(session, host, [one]).items()}
+    trouble: dict[Vmid, list[tuple[Snapshot, Exception]]] = defaultdict(list)
+    for snapshot, why in stay:
+        trouble[owners[snapshot.full_name]].append((snapshot, why))
+    return {vmid: undestroyed(own) for vmid, own in trouble.items()}
+
+
+def _forgotten(session: Session, pruning: Pruning) -> Exception | None:
+    """Destroy the bookmarks nothing needs any more; returns why they stay."""
+    try:
+        session.executor.execute([step for step in pruning.plan.plan.steps if isinstance(step, DestroyBookmark)])
+    except Exception as error:  # the same
+        return error
+    return None
+
+
+def _told(pruning: Pruning, seconds: float) -> Result:
+    guest, plan = pruning.item.guest, pruning.plan
+    kept = Counter(verdict.host for verdict in plan.verdicts if verdict.keep)
     told = ", ".join(f"{count} on {host}" for host, count in kept.items()) or "none"
-    yield Result(
+    return Result(
         stage=STAGE,
-        outcome=Outcome.OK if steps else Outcome.SKIPPED,
+        outcome=Outcome.OK if plan.plan.steps else Outcome.SKIPPED,
         vmid=guest.vmid,
         guest=guest.name,
-        message=f"{len(destroyed)} snapshots destroyed, points kept: {told}",
-        seconds=time.monotonic() - started,
-        details=pruning.plan.plan.warnings,
+        message=f"{len(pruning.going)} snapshots destroyed, points kept: {told}",
+        seconds=seconds,
+        details=plan.plan.warnings,
     )
 
 

@@ -14,7 +14,7 @@ from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import Dataset, Snapshot
 
 TOGETHER = 10  # datasets that are pruned at the same time
-AT_ONCE: Final = 100  # snapshots in one channel program, which has ten million instructions
+AT_ONCE: Final = 150  # snapshots in one channel program, and so in one transaction group: the pool waits for it
 # Look and deed in one transaction group: no time lies between them. What it answers are the names that are left.
 # Lua's numbers are signed, unlike a guid, and a word that begins with a minus would be an option (zfs-program(8)).
 DESTROY: Final = b"""\

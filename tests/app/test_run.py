@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -15,10 +15,12 @@ from pve_zfsbackup.app.gather import Scope
 from pve_zfsbackup.app.run import Stage, exit_code, run
 from pve_zfsbackup.errors import CommandTimeoutError, ConfigError, ExitCode, LockedError, PveError
 from pve_zfsbackup.events import Outcome, Result
+from pve_zfsbackup.host import destroying
 from pve_zfsbackup.host import journal as host_journal
 from pve_zfsbackup.host.guests import unpack_config
 from pve_zfsbackup.host.lock import reading, run_lock
-from pve_zfsbackup.model import Vmid
+from pve_zfsbackup.host.ssh import Host
+from pve_zfsbackup.model import Snapshot, Vmid
 from tests.fakes.pools import Pools, Snap
 from tests.fakes.runner import HERE, Fault, Ran
 from tests.fakes.world import CONFIG, CT, DB, REPLICAS, TARGET, WEB, World, assert_replicated, assert_safe
@@ -93,6 +95,56 @@ def test_history_goes_on_incrementally_and_is_pruned_on_both_sides(world: World)
         assert len(world.complete(HERE, vmid)) == len(world.complete(TARGET, vmid)) == 3
     marks = [mark for dataset in world.source.datasets.values() for mark in dataset.marks]
     assert len(marks) == 4, "one bookmark per disk and target"
+
+
+def test_what_goes_of_many_guests_goes_together(world: World) -> None:
+    """Each command waits for the pool or for the way to the target: one guest after another would wait for each."""
+    for _ in range(4):
+        world.write()
+        world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    world.runner.ran.clear()
+    assert world.run(Stage.PRUNE).exit_code is ExitCode.OK
+    for vmid in (WEB, DB, CT):
+        assert len(world.complete(HERE, vmid)) == len(world.complete(TARGET, vmid)) == 3
+    here = [argv[1] for argv in world.runner.zfs(HERE)]
+    assert here == ["list", "program", "program"], "one for each of the two pools"
+    there = [argv[1] for argv in world.runner.zfs(TARGET)]
+    assert there == ["list", "get", *["destroy"] * 4]
+
+
+def test_what_cannot_go_of_one_guest_is_no_other_guests_trouble(world: World) -> None:
+    for _ in range(4):
+        world.write()
+        world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    oldest = next(iter(world.source.datasets[ENCRYPTED].snaps.values()))
+    world.runner.faults.append(Fault(words=("program",), answer=(1, "no"), again=True))
+    world.runner.faults.append(Fault(words=("destroy", f"{ENCRYPTED}@{oldest.name}"), answer=(1, "busy"), again=True))
+    report = world.run(Stage.PRUNE)
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert (failed.vmid, failed.host) == (DB, "")
+    assert f"1 snapshots could not be destroyed: {ENCRYPTED}@{oldest.name}: " in failed.message
+    assert len(world.results(report, Outcome.OK)) == 2
+    assert [len(world.complete(HERE, vmid)) for vmid in (WEB, DB, CT)] == [3, 4, 3]
+    assert [len(world.complete(TARGET, vmid)) for vmid in (WEB, DB, CT)] == [3, 3, 3]
+
+
+def test_a_bug_met_with_many_guests_is_looked_for_with_each(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(4):
+        world.write()
+        world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    real = destroying.destroy
+
+    def broken(host: Host, snapshots: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
+        if host.name != TARGET and any(snapshot.dataset == ENCRYPTED for snapshot in snapshots):
+            raise ZeroDivisionError("a bug")
+        return real(host, snapshots)
+
+    monkeypatch.setattr(destroying, "destroy", broken)
+    report = world.run(Stage.PRUNE)
+    (failed,) = world.results(report, Outcome.FAILED)
+    assert (failed.vmid, "a bug" in failed.message) == (DB, True)
+    assert [len(world.complete(HERE, vmid)) for vmid in (WEB, DB, CT)] == [3, 4, 3]
+    assert [len(world.complete(TARGET, vmid)) for vmid in (WEB, DB, CT)] == [3, 3, 3]
 
 
 def test_snapshots_made_while_the_target_was_away_follow_in_one_stream(world: World) -> None:

@@ -96,7 +96,7 @@ def test_states_of_this_node(tmp_path: Path, runner: FakeRunner) -> None:
         (tmp_path / pool / "state").write_text(f"{state}\n")
     roots = [Dataset("rpool/data"), Dataset("fast/data"), Dataset("gone/data")]
     assert local_states(roots, tmp_path) == {"rpool": "ONLINE", "fast": "SUSPENDED"}
-    found = list_source(Host(name="source", runner=runner), roots, depth=2, kstat=tmp_path)
+    found = list_source(Host(name="source", runner=runner), roots, kstat=tmp_path)
     assert found.roots == {"rpool/data"}
     assert "fast/data" not in runner.ran[-1].argv
     assert found.volumes[Dataset("rpool/data")].props["compression"] == "lz4"

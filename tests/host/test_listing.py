@@ -152,6 +152,55 @@ def test_depth_stops_below_the_disks(host: Host, pools: Pools) -> None:
     assert not list_host(host, [ROOT], depth=1).volumes[SRC].snapshots
 
 
+@pytest.fixture
+def kstat(tmp_path: Path) -> Path:
+    """Of a pool with many disks that are in use here."""
+    for number in range(listing.MANY):
+        (tmp_path / "kstat/rpool").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"kstat/rpool/objset-{number:x}").write_text("")
+    return tmp_path / "kstat"
+
+
+def test_many_disks_are_listed_by_processes_beside_each_other_and_nothing_else_is_different(
+    host: Host, pools: Pools, runner: FakeRunner, kstat: Path
+) -> None:
+    for number in range(45):
+        pools.snap(f"{pools.add(f'rpool/data/vm-{number + 500}-disk-0', zvol=True).name}@a")
+    pools.add("rpool/data/a")
+    pools.add("rpool/data/a/b")
+    for name in (ROOT, "rpool", SRC, "rpool/data/a/b"):
+        pools.snap(f"{name}@a")
+        pools.snap(f"{name}@pzb:{STAMP}").props |= OURS
+        runner.run(("zfs", "bookmark", f"{name}@a", f"{name}#m"))
+    for roots in ([ROOT], ["rpool", ROOT, "rpool/gone"], [ROOT, "rpool/data/a"], ["rpool/gone", "nopool/x"]):
+        names = [Dataset(name) for name in roots]
+        one = listing.list_source(host, names, kstat=kstat / "none")
+        before = len(runner.ran)
+        assert listing.list_source(host, names, kstat=kstat) == one
+        assert len(runner.ran) - before == (2 + 5 if ROOT in roots else 2)
+    assert one.volumes == {}
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 6])
+def test_one_of_many_processes_that_fails_fails_the_listing(
+    host: Host, pools: Pools, runner: FakeRunner, kstat: Path, nth: int
+) -> None:
+    for number in range(45):
+        pools.add(f"rpool/data/vm-{number + 500}-disk-0", zvol=True)
+    runner.faults.append(Fault(words=("list",), nth=nth, answer=(1, "cannot iterate filesystems: I/O error")))
+    with pytest.raises(ZfsError, match="I/O error"):
+        listing.list_source(host, [ROOT], kstat=kstat)
+
+
+def test_a_disk_that_goes_while_it_is_listed_is_not_there_without_its_snapshots(
+    host: Host, pools: Pools, runner: FakeRunner, kstat: Path
+) -> None:
+    pools.snap(f"{SRC}@a")
+    text = f"cannot open '{SRC}': dataset does not exist"
+    runner.faults.append(Fault(words=("list", SRC), answer=(1, text)))
+    assert listing.list_source(host, [ROOT], kstat=kstat).volumes.keys() == {ROOT}
+
+
 def test_missing_roots_are_left_out_and_the_others_are_there(host: Host) -> None:
     found = list_host(host, [ROOT, Dataset("rpool/gone"), Dataset("nopool/x")])
     assert found.roots == {ROOT}
