@@ -8,12 +8,13 @@ from typing import assert_never
 
 from pve_zfsbackup.app.archive import archive_plans
 from pve_zfsbackup.app.gather import Assignment, Inventory, Scope, assign, inventory, target_listings
-from pve_zfsbackup.app.prune import decide
+from pve_zfsbackup.app.prune import decide, swept
 from pve_zfsbackup.app.replicate import plan_target
 from pve_zfsbackup.app.run import Stage, needed
 from pve_zfsbackup.app.session import Session
 from pve_zfsbackup.app.snapshot import plan_one
 from pve_zfsbackup.errors import BackupError
+from pve_zfsbackup.events import Result
 from pve_zfsbackup.model import SOURCE, Guest, Plan, Step, World
 from pve_zfsbackup.plan.project import project
 
@@ -33,6 +34,8 @@ class Preview:
 class DryRun:
     previews: tuple[Preview, ...]
     errors: dict[str, BackupError]
+    partials: tuple[Result, ...] = ()
+    """Interrupted receives on a target with which nobody will go on."""
 
 
 def preview(session: Session, scope: Scope, stages: Sequence[Stage]) -> DryRun:
@@ -42,6 +45,7 @@ def preview(session: Session, scope: Scope, stages: Sequence[Stage]) -> DryRun:
     names = [name for name in session.config.targets if any(name in item.targets for item in items)]
     listings, errors = target_listings(session, names) if set(stages) - {Stage.SNAPSHOT} else ({}, {})
     world: World = {SOURCE: found.listing, **listings}
+    partials = tuple(swept(session, world, dry=True)) if Stage.PRUNE in stages else ()
     previews: list[Preview] = []
     for stage in needed(session.config, stages):
         planned = list(_plans(session, stage, found, items, world, frozenset(errors)))
@@ -49,7 +53,7 @@ def preview(session: Session, scope: Scope, stages: Sequence[Stage]) -> DryRun:
         steps: list[Step] = list(dict.fromkeys(step for shown in planned for step in shown.plan.steps))
         world = project(world, steps)
         found = replace(found, listing=world[SOURCE])
-    return DryRun(previews=tuple(previews), errors=errors)
+    return DryRun(previews=tuple(previews), errors=errors, partials=partials)
 
 
 def _plans(

@@ -108,7 +108,7 @@ def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
     if waiting:
         told = "the rest is left to the next run: a restore is at work, and what it reads must stay"
         yield Result(stage=STAGE, outcome=Outcome.SKIPPED, message=told)
-    yield from swept(session, work)
+    yield from swept(session, work.world)
     yield from work.silent
     if ahead := [pruning.item.guest.vmid for pruning in work.guests if pruning.plan.ahead]:
         yield _waiting(ahead)
@@ -130,12 +130,12 @@ def _groups(able: Iterable[Pruning]) -> Iterator[list[Pruning]]:
         yield some
 
 
-def swept(session: Session, work: PruneWork, *, dry: bool = False) -> Iterator[Result]:
+def swept(session: Session, world: World, *, dry: bool = False) -> Iterator[Result]:
     """Interrupted receives with which nobody will go on; `dry`: as it would be told, and nothing is remembered."""
-    if any(volume.resume for host in work.world.keys() - {SOURCE} for volume in work.world[host].volumes.values()):
+    if any(volume.resume for host in world.keys() - {SOURCE} for volume in world[host].volumes.values()):
         from pve_zfsbackup.app.leftovers import sweep  # noqa: PLC0415 - only for this, and takes time to load
 
-        yield from sweep(session, work.world, STAGE, dry=dry)
+        yield from sweep(session, world, STAGE, dry=dry)
 
 
 def _unless_read(session: Session, some: Sequence[Pruning]) -> list[Result] | None:

@@ -63,7 +63,7 @@ def prune(
         work = plan_all(session, found, items)
         total = freed(session, work)
         zone = session.timezone
-        told = [*swept(session, work, dry=True), *work.silent]
+        told = [*swept(session, work.world, dry=True), *work.silent]
     if as_json:
         terminal.print_json(verdicts_json(work, total, told))
     else:
@@ -131,4 +131,6 @@ def _show_preview(session: Session, scope: Scope, stages: Sequence[Stage], *, as
         terminal.print_json(preview_json(shown))
     else:
         terminal.print_table(preview_table(shown))
+        for result in shown.partials:
+            terminal.note(terminal.result_line(result))
     return ExitCode.PARTIAL if shown.errors else ExitCode.OK

@@ -11,6 +11,7 @@ import pytest
 
 from pve_zfsbackup.app.gather import Scope, assign, inventory
 from pve_zfsbackup.app.leftovers import _one
+from pve_zfsbackup.app.preview import preview
 from pve_zfsbackup.app.prune import plan_all, swept
 from pve_zfsbackup.app.run import Report, Stage
 from pve_zfsbackup.events import Outcome, Result
@@ -84,7 +85,9 @@ def test_a_dry_run_tells_and_does_nothing(left: World) -> None:
     with left.session() as session:
         found = inventory(session)
         items, _ = assign(session, found, Scope())
-        (told,) = swept(session, plan_all(session, found, items), dry=True)
+        (told,) = swept(session, plan_all(session, found, items).world, dry=True)
+        assert preview(session, Scope(), [Stage.SNAPSHOT, Stage.PRUNE]).partials == (told,)
+        assert preview(session, Scope(), [Stage.SNAPSHOT, Stage.REPLICATE]).partials == ()
     assert "is thrown away after 7" in told.message
     assert left.target.datasets[REPLICA].partial
     assert (left.place / "state" / "partials.json").read_text() == before
