@@ -341,6 +341,32 @@ def test_the_guest_that_was_destroyed_is_made_again_on_the_node(archived: Archiv
     assert report["outcome"] == "ok"
 
 
+def test_a_disk_made_anew_comes_in_full_amid_a_chain_and_is_read_back_as_well(archived: Archived) -> None:
+    """Removed and made again under its name: the chain goes on, and that disk in it begins anew."""
+    pve1 = archived.product.pve1
+    found = re.search(r"^scsi0: local-zfs:([^,]+)", pve1.read(f"/etc/pve/qemu-server/{VMID}.conf"), re.M)
+    assert found
+    disk = f"rpool/data/{found[1]}"
+    size = pve1.run(("zfs", "get", "-Hp", "-o", "value", "volsize", disk)).stdout.strip()
+    pve1.script('zfs destroy -r "$2"; zfs create -s -V "$1" "$2"; udevadm settle', size, disk)
+    archived.points.clear()
+    for _ in range(2):
+        guests.write(pve1, disk, 2)
+        report = archived.archive()
+        assert report["message"].startswith("increment"), report
+        archived.note()
+    command = ("verify", "archive", "box1", "--level", "received", "--identity", f"{PLACE}/identity")
+    received = archived.json(*command, "--scratch", "fast")
+    assert received["good"], received
+    assert [point["point"] for point in received["points"]][-2:] == archived.points
+    done = archived.json(
+        "restore", str(VMID), "--replace", str(VMID), "--yes", "--from", "box1", "--identity", f"{PLACE}/identity",
+        "--at", archived.points[-1],
+    )  # fmt: skip
+    disks = tuple(str(one["dataset"]) for one in done["disks"])
+    assert set(guests.contents(pve1, disks).values()) == set(archived.contents[archived.points[-1]].values())
+
+
 def _keys(config: str) -> dict[str, str]:
     """Without the numbers of its volumes: a restored disk gets the next free one of its storage, as Proxmox counts."""
     lines = re.sub(r"-disk-\d+", "-disk-N", config).splitlines()
