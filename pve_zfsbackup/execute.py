@@ -25,6 +25,7 @@ from pve_zfsbackup.model import (
     SOURCE,
     AbortReceive,
     Adopt,
+    Bookmark,
     CreateBookmark,
     CreateParent,
     Dataset,
@@ -168,15 +169,25 @@ class Executor:
         """Make many at once. Returns the full names of those that were made; `execute` tells why others are not."""
         return zfs.create_bookmarks(self.hosts[SOURCE], [(step.snapshot, step.name) for step in steps])
 
+    def forget(self, bookmarks: Sequence[Bookmark]) -> list[tuple[Bookmark, BackupError]]:
+        """Destroy bookmarks of this node; returns those that could not be, and why. Some at a time: each waits for a
+        transaction group, and they can wait for the same one."""
+        host, failed = self.hosts[SOURCE], []
+        with ThreadPoolExecutor(min(AT_ONCE, len(bookmarks)) or 1) as threads:
+            ends = [threads.submit(zfs.destroy_bookmark, host, bookmark) for bookmark in bookmarks]
+            for bookmark, end in zip(bookmarks, ends, strict=True):
+                try:
+                    end.result()
+                except BackupError as error:
+                    failed.append((bookmark, error))
+        return failed
+
     def _forget(self, steps: Sequence[DestroyBookmark]) -> None:
-        """Some at a time: each waits for a transaction group, and they can wait for the same one."""
-        host = self.hosts[SOURCE]
-        if len(steps) == 1:
-            zfs.destroy_bookmark(host, steps[0].bookmark)
+        if len(steps) == 1:  # without a thread
+            zfs.destroy_bookmark(self.hosts[SOURCE], steps[0].bookmark)
             return
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            for done in [threads.submit(zfs.destroy_bookmark, host, step.bookmark) for step in steps]:
-                done.result()
+        for _, error in self.forget([step.bookmark for step in steps]):
+            raise error
 
     def destroy(self, host: str, snapshots: Sequence[Snapshot]) -> list[tuple[Snapshot, Exception]]:
         """Destroy what lies on one host, of whichever guests: in few commands. The rest as in `destroying.destroy`."""

@@ -172,6 +172,22 @@ def test_destroys_are_one_channel_program_and_one_failure_stops_no_other(
     assert verbs(runner, HERE).count("destroy") == 2, "only of the held one commands tell why"
 
 
+def test_a_bookmark_that_stays_keeps_no_other(executor: Executor, runner: FakeRunner) -> None:
+    snaps = point(executor, 1, A, B)
+    for dataset in (A, B):
+        executor.execute([CreateBookmark(snapshot=snaps[dataset], name=f"m{number}") for number in range(2)])
+    volumes = list_host(executor.hosts["source"], [A, B]).volumes
+    marks = [mark for name in (A, B) for mark in volumes[name].bookmarks]
+    assert len(marks) == 4
+    runner.faults.append(Fault(words=("destroy", marks[1].full_name), answer=(1, "dataset is busy"), again=True))
+    ((left, error),) = executor.forget(marks)
+    assert (left, "busy" in str(error)) == (marks[1], True)
+    assert [len(runner.pools[HERE].datasets[name].marks) for name in (A, B)] == [1, 0]
+    with pytest.raises(BackupError, match="busy"):
+        executor.execute([DestroyBookmark(bookmark=mark) for mark in (marks[1], marks[1])])
+    assert executor.forget([]) == []
+
+
 def test_nothing_after_the_first_failure(executor: Executor, runner: FakeRunner) -> None:
     snaps = point(executor, 1, A, B)
     bad = Send(host="t", snapshot=snaps[A], base=None, dataset=Dataset("tank/none/a"), raw=False)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from pve_zfsbackup.app.cost import costs
 from pve_zfsbackup.app.gather import Assignment, Inventory, first_listing, target_listings
 from pve_zfsbackup.app.outcome import failed
 from pve_zfsbackup.app.session import Session
-from pve_zfsbackup.errors import HostUnreachableError
+from pve_zfsbackup.errors import HostUnreachableError, InterruptedRunError
 from pve_zfsbackup.events import Outcome, Result
 from pve_zfsbackup.execute import undestroyed
 from pve_zfsbackup.host.destroying import AT_ONCE
 from pve_zfsbackup.host.lock import being_read
-from pve_zfsbackup.model import SOURCE, Dataset, Destroy, DestroyBookmark, Keep, Plan, Snapshot, Vmid, World
+from pve_zfsbackup.model import SOURCE, Bookmark, Dataset, Destroy, DestroyBookmark, Keep, Plan, Snapshot, Vmid, World
 from pve_zfsbackup.plan.prune import PrunePlan, PrunePolicy, plan_prune, survey
 from pve_zfsbackup.plan.takeover import takeovers
 
 STAGE = "prune"
 SHOWN = 2  # guests named where all have the same trouble
+FEW = 16  # snapshots that are not worth a group of their own
 SIDE_BY_SIDE = 4  # groups of guests: each waits for the pool, and they can wait for the same transaction group
 
 
@@ -38,6 +41,14 @@ class Pruning:
     def going(self) -> list[Destroy]:
         """The snapshots that are not kept, on any host."""
         return [step for step in self.plan.plan.steps if isinstance(step, Destroy)]
+
+    def going_on(self, host: str) -> list[Snapshot]:
+        return [step.snapshot for step in self.going if step.host == host]
+
+    @property
+    def stale(self) -> list[Bookmark]:
+        """The bookmarks here that nothing needs any more."""
+        return [step.bookmark for step in self.plan.plan.steps if isinstance(step, DestroyBookmark)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +106,23 @@ def decide(
 
 
 def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
-    """Carry it out, some guests at a time; who ends it early waits for those under way. While a restore is at work
-    nothing goes: the point that it reads for hours may be the next."""
-    threads, waiting = ThreadPoolExecutor(SIDE_BY_SIDE), False
+    """Carry it out, some guests at a time; who ends it early waits for the commands under way. While a restore is at
+    work nothing goes: the point that it reads for hours may be the next."""
+    ended, waiting = threading.Event(), False
+
+    def halted() -> bool:
+        return ended.is_set() or being_read(session.config.runtime_dir)
+
+    threads = ThreadPoolExecutor(SIDE_BY_SIDE)
     try:
-        able = (pruning for pruning in work.guests if pruning.fault is None)
-        for results in threads.map(lambda some: _unless_read(session, some), _groups(able)):
-            waiting = waiting or results is None
-            yield from results or ()
+        groups = _groups([pruning for pruning in work.guests if pruning.fault is None])
+        for whole, results in threads.map(lambda some: _together(session, some, halted), groups):
+            waiting = waiting or not whole
+            yield from results
+    except BaseException:
+        ended.set()
+        session.runner.cancel()  # leaving waits for the threads, and a pool that hangs would let them wait for minutes
+        raise
     finally:
         threads.shutdown(cancel_futures=True)
     if waiting:
@@ -114,18 +134,19 @@ def prune(session: Session, work: PruneWork) -> Generator[Result, None, None]:
         yield _waiting(ahead)
 
 
-def _groups(able: Iterable[Pruning]) -> Iterator[list[Pruning]]:
-    """Guests of which as many snapshots go as go together: every command waits for a transaction group of the pool, or
-    for the way to a target."""
+def _groups(able: Sequence[Pruning]) -> Iterator[list[Pruning]]:
+    """Guests of which as much goes as goes together: every command waits for a transaction group of the pool, or for
+    the way to a target. Where there is enough for all, as many groups as can be at work."""
+    sizes = [len(pruning.going) + len(pruning.stale) for pruning in able]
+    most = min(AT_ONCE, max(FEW, -(-sum(sizes) // SIDE_BY_SIDE)))
     some: list[Pruning] = []
     count = 0
-    for pruning in able:
-        own = len(pruning.going)
-        if some and count + own > AT_ONCE:
+    for pruning, size in zip(able, sizes, strict=True):
+        if some and count + size > most:
             yield some
             some, count = [], 0
         some.append(pruning)
-        count += own
+        count += size
     if some:
         yield some
 
@@ -136,10 +157,6 @@ def swept(session: Session, world: World, *, dry: bool = False) -> Iterator[Resu
         from pve_zfsbackup.app.leftovers import sweep  # noqa: PLC0415 - only for this, and takes time to load
 
         yield from sweep(session, world, STAGE, dry=dry)
-
-
-def _unless_read(session: Session, some: Sequence[Pruning]) -> list[Result] | None:
-    return None if being_read(session.config.runtime_dir) else list(_together(session, some))
 
 
 def _waiting(ahead: Sequence[Vmid]) -> Result:
@@ -155,51 +172,73 @@ def _waiting(ahead: Sequence[Vmid]) -> Result:
     )
 
 
-def _together(session: Session, some: Sequence[Pruning]) -> Iterator[Result]:
-    """Each host for itself: what one refuses the others do not wait for. Nor does one guest for another."""
+def _together(session: Session, some: Sequence[Pruning], halted: Callable[[], bool]) -> tuple[bool, list[Result]]:
+    """Each host for itself: what one refuses the others do not wait for. Nor does one guest for another. Whether all
+    was tried, and what came of it."""
     started = time.monotonic()
     trouble: dict[Vmid, list[Result]] = defaultdict(list)
-    for host in dict.fromkeys([SOURCE, *(step.host for pruning in some for step in pruning.going)]):
-        stay = _destroyed(session, host, some)
-        for pruning in some:
-            error = stay.get(pruning.item.guest.vmid) or (_forgotten(session, pruning) if host == SOURCE else None)
-            if error:
-                told = failed(STAGE, error, guest=pruning.item.guest, host="" if host == SOURCE else host)
-                trouble[pruning.item.guest.vmid].append(told)
+    hosts = list(dict.fromkeys([SOURCE, *(step.host for pruning in some for step in pruning.going)]))
+    done: set[str] = set()
+    for host in hosts:
+        if halted():
+            break
+        stay = _each([one for one in some if one.going_on(host)], partial(_destroyed, session, host))
+        if host == SOURCE:
+            marked = [one for one in some if one.stale and one.item.guest.vmid not in stay]
+            stay |= _each(marked, partial(_forgotten, session))
+        for vmid, error in stay.items():
+            (guest,) = (one.item.guest for one in some if one.item.guest.vmid == vmid)
+            trouble[vmid].append(failed(STAGE, error, guest=guest, host="" if host == SOURCE else host))
+        done.add(host)
     seconds = (time.monotonic() - started) / len(some)
-    for pruning in some:
-        yield from trouble.get(pruning.item.guest.vmid) or [_told(pruning, seconds)]
+    results = []
+    for one in some if done else ():
+        results += trouble.get(one.item.guest.vmid) or [_told(one, done, seconds)]
+    return len(done) == len(hosts), results
+
+
+def _each(
+    some: Sequence[Pruning], do: Callable[[Sequence[Pruning]], dict[Vmid, Exception]]
+) -> dict[Vmid, Exception]:
+    """Do it for all of them, and what goes wrong with all at once for each alone; why it is not done for whom. A host
+    that is away is not asked for every guest."""
+    if not some:
+        return {}
+    try:
+        return do(some)
+    except InterruptedRunError:
+        raise
+    except Exception as error:  # also a bug of ours is the one guest's alone that it is about
+        if len(some) == 1:
+            return {some[0].item.guest.vmid: error}
+    stay: dict[Vmid, Exception] = {}
+    away: Exception | None = None
+    for one in some:
+        alone = {one.item.guest.vmid: away} if away else _each([one], do)
+        away = next((error for error in alone.values() if isinstance(error, HostUnreachableError)), away)
+        stay |= alone
+    return stay
 
 
 def _destroyed(session: Session, host: str, some: Sequence[Pruning]) -> dict[Vmid, Exception]:
-    """Why snapshots of which guests stay on this host. What goes wrong with all at once is tried for each alone."""
-    going = {one.item.guest.vmid: [step.snapshot for step in one.going if step.host == host] for one in some}
-    owners = {snapshot.full_name: vmid for vmid, own in going.items() for snapshot in own}
-    if not owners:
-        return {}
-    try:
-        stay = session.executor.destroy(host, [snapshot for own in going.values() for snapshot in own])
-    except Exception as error:  # also a bug of ours is the one guest's alone whose snapshots it is about
-        if len(some) == 1 or isinstance(error, HostUnreachableError):
-            return dict.fromkeys(owners.values(), error)
-        return {vmid: told for one in some for vmid, told in _destroyed(session, host, [one]).items()}
+    """Destroy what goes of these guests on one host; why snapshots of whom stay. Raises as `destroying.destroy`."""
+    owners = {snapshot.full_name: one.item.guest.vmid for one in some for snapshot in one.going_on(host)}
     trouble: dict[Vmid, list[tuple[Snapshot, Exception]]] = defaultdict(list)
-    for snapshot, why in stay:
+    for snapshot, why in session.executor.destroy(host, [snapshot for one in some for snapshot in one.going_on(host)]):
         trouble[owners[snapshot.full_name]].append((snapshot, why))
     return {vmid: undestroyed(own) for vmid, own in trouble.items()}
 
 
-def _forgotten(session: Session, pruning: Pruning) -> Exception | None:
-    """Destroy the bookmarks nothing needs any more; returns why they stay."""
-    try:
-        session.executor.execute([step for step in pruning.plan.plan.steps if isinstance(step, DestroyBookmark)])
-    except Exception as error:  # the same
-        return error
-    return None
+def _forgotten(session: Session, some: Sequence[Pruning]) -> dict[Vmid, Exception]:
+    """Destroy the bookmarks of these guests that nothing needs any more; why one of whom stays."""
+    owners = {bookmark.full_name: one.item.guest.vmid for one in some for bookmark in one.stale}
+    left = session.executor.forget([bookmark for one in some for bookmark in one.stale])
+    return {owners[bookmark.full_name]: error for bookmark, error in left}
 
 
-def _told(pruning: Pruning, seconds: float) -> Result:
+def _told(pruning: Pruning, done: Container[str], seconds: float) -> Result:
     guest, plan = pruning.item.guest, pruning.plan
+    destroyed = sum(step.host in done for step in pruning.going)
     kept = Counter(verdict.host for verdict in plan.verdicts if verdict.keep)
     told = ", ".join(f"{count} on {host}" for host, count in kept.items()) or "none"
     return Result(
@@ -207,7 +246,7 @@ def _told(pruning: Pruning, seconds: float) -> Result:
         outcome=Outcome.OK if plan.plan.steps else Outcome.SKIPPED,
         vmid=guest.vmid,
         guest=guest.name,
-        message=f"{len(pruning.going)} snapshots destroyed, points kept: {told}",
+        message=f"{destroyed} snapshots destroyed, points kept: {told}",
         seconds=seconds,
         details=plan.plan.warnings,
     )

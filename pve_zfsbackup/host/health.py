@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from pve_zfsbackup.host.zfs_errors import classified
 from pve_zfsbackup.model import ONLINE, SUSPENDED, Dataset
 
 KSTAT: Final = Path("/proc/spl/kstat/zfs")
+_OBJSET: Final = re.compile(r"^dataset_name\s+\d+\s+(\S+)$", re.M)
 Version = tuple[int, int, int]
 
 
@@ -35,12 +35,15 @@ def local_states(datasets: Iterable[Dataset], kstat: Path) -> dict[str, str]:
 
 
 def opened(datasets: Iterable[Dataset], kstat: Path) -> int:
-    """How many file systems and volumes of the pools of these datasets are mounted or have a device here: at least as
-    many as these there are. Costs no program."""
-    count = 0
-    for pool in {pool_of(name) for name in datasets}:
-        with contextlib.suppress(OSError):  # the same
-            count += sum(name.startswith("objset-") for name in os.listdir(kstat / pool))
+    """How many file systems and volumes right below these datasets are mounted, or have a device, here: there are at
+    least as many. Costs no program."""
+    parents, count = set(datasets), 0
+    for pool in {pool_of(name) for name in parents}:
+        with contextlib.suppress(OSError):  # not imported, or not told; what is told is enough
+            for entry in (kstat / pool).glob("objset-*"):
+                with contextlib.suppress(OSError):  # it was just unmounted
+                    found = _OBJSET.search(entry.read_text("utf-8", "replace"))
+                    count += bool(found and found[1].rpartition("/")[0] in parents)
     return count
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -65,26 +66,37 @@ def list_source(host: Host, roots: Sequence[Dataset], *, kstat: Path = KSTAT) ->
 def _list_beside(host: Host, roots: Sequence[Dataset]) -> Listing:
     """What `list_host` tells to the depth of the disks, by some processes beside each other. Raises the same."""
     names = ("zfs", "list", "-H", "-d", str(DISK_DEPTH - 1), "-t", "filesystem,volume", "-o", "name", "--", *roots)
+    end = time.monotonic() + LIST_TIMEOUT  # of all together: a pool that hangs would hang each
     named = host.run(names, check=False, timeout=LIST_TIMEOUT)
     missing = _missing(named)
     disks = sorted(set(map(Dataset, named.stdout.splitlines())) - set(roots))
     size = min(SHARE_MOST, max(SHARE, -(-len(disks) // (2 * AT_ONCE))))
     shares = [roots, *(disks[start : start + size] for start in range(0, len(disks), size))]
+
+    def listed(share: Sequence[Dataset]) -> Completed:
+        return host.run(_argv(share, 1, SOURCE_COLUMNS), check=False, timeout=max(1.0, end - time.monotonic()))
+
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        argvs = (_argv(share, 1, SOURCE_COLUMNS) for share in shares)
-        ends = list(threads.map(lambda argv: host.run(argv, check=False, timeout=LIST_TIMEOUT), argvs))
+        try:
+            ends = list(threads.map(listed, shares))
+        except Exception:
+            raise
+        except BaseException:
+            host.runner.cancel()  # leaving the block waits for all of them
+            raise
     for done in ends:
         missing |= _missing(done)
     # Below the roots lie the disks once more, and one that went away meanwhile is here without its snapshots.
-    of_roots = (line for line in ends[0].stdout.splitlines() if _named(line) in roots)
+    of_roots = (line for line in ends[0].stdout.splitlines() if _named(line) in (None, *roots))
     with _readable(host):
         found = volumes((*of_roots, *(line for done in ends[1:] for line in done.stdout.splitlines())), SOURCE_COLUMNS)
     return Listing(host=host.name, volumes=found, roots=frozenset(r for r in roots if r not in missing))
 
 
-def _named(line: str) -> str:
-    """The dataset a row of `SOURCE_COLUMNS` is about."""
-    return re.split("[@#]", line.split("\t", SOURCE_COLUMNS.index("name") + 1)[SOURCE_COLUMNS.index("name")])[0]
+def _named(line: str) -> str | None:
+    """The dataset a row of `SOURCE_COLUMNS` is about; None for what is no such row, and is not passed over."""
+    cells = line.split("\t")
+    return re.split("[@#]", cells[SOURCE_COLUMNS.index("name")])[0] if len(cells) == len(SOURCE_COLUMNS) else None
 
 
 def list_target(host: Host, root: Dataset) -> Listing:

@@ -71,7 +71,7 @@ def verdicts_json(
     work: PruneWork, freed: Mapping[str, int | None], told: Sequence[Result] | None = None
 ) -> dict[str, Any]:
     """`told`, where all are looked at, has the interrupted receives that are to go, and what could not be asked."""
-    warned = [result.message for result in told or () if result.outcome is Outcome.WARNING]
+    warned = [f"{result.host}: {result.message}" for result in told or () if result.outcome is Outcome.WARNING]
     return {
         "format": FORMAT,
         "verdicts": [

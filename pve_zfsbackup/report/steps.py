@@ -52,7 +52,7 @@ def preview_json(shown: DryRun) -> dict[str, Any]:
             }
             for item in shown.previews
         ],
-        "partials": [result.message for result in shown.partials],
+        "partials": [f"{result.host}: {result.message}" for result in shown.partials],
         "unreachable": {host: error.message for host, error in shown.errors.items()},
     }
 

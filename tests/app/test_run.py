@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
@@ -110,6 +111,51 @@ def test_what_goes_of_many_guests_goes_together(world: World) -> None:
     assert here == ["list", "program", "program"], "one for each of the two pools"
     there = [argv[1] for argv in world.runner.zfs(TARGET)]
     assert there == ["list", "get", *["destroy"] * 4]
+
+
+def pruned_later(world: World) -> None:
+    """Four points of each guest on either side, of which three are to stay."""
+    for _ in range(4):
+        world.write()
+        world.run(Stage.SNAPSHOT, Stage.REPLICATE)
+    world.runner.ran.clear()
+
+
+def test_a_connection_that_breaks_in_the_midst_is_the_trouble_of_nobody_whose_snapshots_can_go(world: World) -> None:
+    pruned_later(world)
+    world.runner.faults.append(Fault(words=("destroy", REPLICAS[ZVOL]), answer=(255, "Connection reset by peer")))
+    report = world.run(Stage.PRUNE)
+    assert report.exit_code is ExitCode.OK, report.results
+    assert [len(world.complete(TARGET, vmid)) for vmid in (WEB, DB, CT)] == [3, 3, 3]
+
+
+def test_a_target_that_went_away_is_not_asked_for_every_guest(world: World) -> None:
+    pruned_later(world)
+    world.runner.faults.append(Fault(words=("zfs", "get"), host=TARGET, answer=(255, "No route"), again=True))
+    report = world.run(Stage.PRUNE)
+    failed = world.results(report, Outcome.FAILED)
+    assert [(result.vmid, result.host) for result in failed] == [(vmid, TARGET) for vmid in (WEB, DB, CT)]
+    asked = [argv for argv in world.runner.zfs(TARGET) if argv[1] == "get"]
+    assert len(asked) == 2, "once for all, and once for the first alone"
+    assert [len(world.complete(HERE, vmid)) for vmid in (WEB, DB, CT)] == [3, 3, 3]
+
+
+def test_a_restore_that_begins_while_it_is_pruned_finds_the_rest_in_place(world: World) -> None:
+    """The look is taken again before each host, not once for all that goes together."""
+    pruned_later(world)
+    stack = contextlib.ExitStack()
+
+    def begin(ran: Ran) -> None:
+        if ran.argv[1] == "program" and not world.runner.zfs(TARGET, "get"):
+            stack.enter_context(reading(world.place / "run"))
+
+    with stack:
+        world.runner.watchers.append(begin)
+        report = world.run(Stage.PRUNE)
+    assert [len(world.complete(HERE, vmid)) for vmid in (WEB, DB, CT)] == [3, 3, 3]
+    assert [len(world.complete(TARGET, vmid)) for vmid in (WEB, DB, CT)] == [4, 4, 4]
+    (left,) = [one for one in report.results if one.stage == "prune" and one.vmid is None]
+    assert left.message.startswith("the rest is left to the next run")
 
 
 def test_what_cannot_go_of_one_guest_is_no_other_guests_trouble(world: World) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -12,6 +15,7 @@ from pve_zfsbackup.errors import DatasetNotFoundError, ZfsError
 from pve_zfsbackup.host import listing
 from pve_zfsbackup.host.listing import list_host
 from pve_zfsbackup.host.rows import LATEST
+from pve_zfsbackup.host.runner import Completed
 from pve_zfsbackup.host.ssh import Host
 from pve_zfsbackup.model import Dataset, Guid
 from pve_zfsbackup.plan.points import points
@@ -157,7 +161,8 @@ def kstat(tmp_path: Path) -> Path:
     """Of a pool with many disks that are in use here."""
     for number in range(listing.MANY):
         (tmp_path / "kstat/rpool").mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"kstat/rpool/objset-{number:x}").write_text("")
+        text = f"47 1 0x01 12 3264 1 2\nname type data\ndataset_name 7    rpool/data/vm-{number}-disk-0\nwrites 4 0\n"
+        (tmp_path / f"kstat/rpool/objset-{number:x}").write_text(text)
     return tmp_path / "kstat"
 
 
@@ -177,8 +182,35 @@ def test_many_disks_are_listed_by_processes_beside_each_other_and_nothing_else_i
         one = listing.list_source(host, names, kstat=kstat / "none")
         before = len(runner.ran)
         assert listing.list_source(host, names, kstat=kstat) == one
-        assert len(runner.ran) - before == (2 + 5 if ROOT in roots else 2)
+        assert len(runner.ran) - before == (2 + 5 if ROOT in roots else 1)
     assert one.volumes == {}
+
+
+def test_what_else_of_the_pool_is_in_use_makes_no_further_process(
+    host: Host, pools: Pools, runner: FakeRunner, kstat: Path
+) -> None:
+    pools.add("rpool/vms")
+    assert listing.list_source(host, [Dataset("rpool/vms"), Dataset("rpool")], kstat=kstat).roots
+    assert len(runner.ran) == 1
+
+
+def test_a_row_that_is_none_is_not_passed_over(host: Host, runner: FakeRunner, kstat: Path) -> None:
+    def broken(argv: Sequence[str], **more: Any) -> Completed:
+        done = runner.run(argv, **more)
+        return replace(done, stdout=f"filesystem\n{done.stdout}") if argv[-1] == ROOT and "all" in argv else done
+
+    other = replace(host, runner=type("Broken", (), {"run": staticmethod(broken)})())
+    with pytest.raises(ZfsError, match="columns"):
+        listing.list_source(other, [ROOT], kstat=kstat)
+
+
+def test_who_interrupts_a_listing_does_not_wait_for_all_of_it(
+    host: Host, runner: FakeRunner, kstat: Path
+) -> None:
+    runner.faults.append(Fault(words=("list", "all"), error=KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        listing.list_source(host, [ROOT], kstat=kstat)
+    assert runner.cancelled
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3, 6])
