@@ -111,11 +111,11 @@ class Archived:
         """Where the text stands, in content or names below these places, or in the journal."""
         return host.script(_SEARCH, text, self.since[host.name], *places).lines
 
-    def archive(self) -> dict[str, Any]:
+    def archive(self, outcome: str = "ok") -> dict[str, Any]:
         """Take a point and archive it; the archive's result."""
         report = self.json("run", "--stage", "snapshot", "--stage", "archive")
         (result,) = [result for result in report["results"] if result["stage"] == "archive"]
-        assert result["outcome"] == "ok", report
+        assert result["outcome"] == outcome, report
         return dict(result)
 
     def note(self) -> None:
@@ -349,10 +349,11 @@ def test_a_disk_made_anew_comes_in_full_amid_a_chain_and_is_read_back_as_well(ar
     disk = f"rpool/data/{found[1]}"
     size = pve1.run(("zfs", "get", "-Hp", "-o", "value", "volsize", disk)).stdout.strip()
     pve1.script('zfs destroy -r "$2"; zfs create -s -V "$1" "$2"; udevadm settle', size, disk)
+    pve1.write(f"{PLACE}/identity", archived.identity + "\n", mode=0o600)
     archived.points.clear()
-    for _ in range(2):
+    for outcome in ("warning", "ok"):
         guests.write(pve1, disk, 2)
-        report = archived.archive()
+        report = archived.archive(outcome)
         assert report["message"].startswith("increment"), report
         archived.note()
     command = ("verify", "archive", "box1", "--level", "received", "--identity", f"{PLACE}/identity")
