@@ -120,7 +120,8 @@ class Archived:
 
     def note(self) -> None:
         """Remember the newest point and what it holds."""
-        (point,) = self.json("list", "--where", "source")["points"][-1:]
+        listed = self.json("list", "--where", "source")["points"]
+        point = [point for point in listed if point["point"].startswith(f"{VMID}/")][-1]  # other modules have guests
         snapshots = {disk["snapshot"]: disk["guid"] for disk in point["disks"]}
         found = hashes(self.product.pve1, list(snapshots))
         self.points.append(point["point"])
