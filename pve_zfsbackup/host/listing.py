@@ -53,7 +53,7 @@ def list_source(host: Host, roots: Sequence[Dataset], *, kstat: Path = KSTAT) ->
     """The disks of this node and the roots they lie below, with what a restore needs; a suspended pool is left out, for
     it would hang the rest.
 
-    For every snapshot the kernel gathers all that is known of it, whatever is asked for: a quarter of the time for the
+    For every snapshot the kernel gathers all that is known of it, whatever is asked for: a fifth of the time for the
     name, the guid and the createtxg alone (seen on OpenZFS 2.3.9). Many are shared by several processes.
     """
     states = local_states(roots, kstat)
