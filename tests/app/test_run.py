@@ -123,8 +123,10 @@ def pruned_later(world: World) -> None:
 
 def test_a_connection_that_breaks_in_the_midst_is_the_trouble_of_nobody_whose_snapshots_can_go(world: World) -> None:
     pruned_later(world)
-    world.runner.faults.append(Fault(words=("destroy", REPLICAS[ZVOL]), answer=(255, "Connection reset by peer")))
+    fault = Fault(words=("zfs", "destroy"), host=TARGET, nth=2, answer=(255, "Connection reset by peer"))
+    world.runner.faults.append(fault)
     report = world.run(Stage.PRUNE)
+    assert fault.seen > 2, "it broke, and more was destroyed after it"
     assert report.exit_code is ExitCode.OK, report.results
     assert [len(world.complete(TARGET, vmid)) for vmid in (WEB, DB, CT)] == [3, 3, 3]
 
